@@ -1,0 +1,124 @@
+"""Every configuration key, declared once: name, default, whether it changes results, meaning and unit.
+
+An experiment is a file beside this one whose get_config() starts from `get_config()` here and sets what differs; its
+docstring is the experiment's documentation. The defaults are ViT-B/16 at 224 px as in the paper, on 100,000 steps.
+"""
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """`changes_results` tells an experiment key from a runtime key, which may change between resumes of one run."""
+
+    name: str
+    default: Any
+    changes_results: bool
+    meaning: str
+
+
+def experiment(name: str, default: Any, meaning: str) -> Key:
+    return Key(name, default, True, meaning)
+
+
+def runtime(name: str, default: Any, meaning: str) -> Key:
+    return Key(name, default, False, meaning)
+
+
+KEYS = (
+    experiment("train.seed", 0, "seed of initialisation, data order, crops, captions and masks"),
+    experiment("train.steps", 100_000, "length of the run in steps; every schedule spans it"),
+    experiment("train.batch_size", 2048, "images a step, over all devices and hosts"),
+    runtime("train.log_every", 50, "steps between two lines of metrics.jsonl"),
+    runtime("train.checkpoint_every", 1000, "steps between two checkpoints; the last step always has one"),
+    runtime("train.keep_checkpoints", 2, "checkpoints kept, the newest ones"),
+    runtime("train.eval_every", 1000, "steps between two looks at held-out images (rank, text worth, regularisers)"),
+    experiment("data.path", "", "prepared dataset (launch.prepare_data); empty: scenes drawn on the fly"),
+    runtime("data.workers", 0, "processes that prepare batches; 0: threads of the main process"),
+    experiment("data.train_scenes", 1_000_000, "distinct training scenes (without data.path)"),
+    experiment("data.scenes_seed", 0, "seed of the scenes themselves, apart from train.seed"),
+    experiment("image.size", 224, "side of a crop in pixels"),
+    experiment("image.crop_scale", (0.3, 1.0), "area of a random crop, as a fraction of the image"),
+    experiment("image.crop_aspect", (3 / 4, 4 / 3), "width / height of a random crop before it is resized"),
+    experiment("image.flip", False, "mirror half the images; makes 'left of' in captions false"),
+    experiment("captions.per_image", 8, "captions sampled from an image's candidates, at most"),
+    experiment("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included"),
+    experiment("captions.vocabulary", "", "SentencePiece model; empty: the one stored with the data, or the scenes' own"),
+    experiment("masking.target_blocks", 4, "blocks to predict"),
+    experiment("masking.target_scale", (0.15, 0.2), "area of a target block, as a fraction of the grid"),
+    experiment("masking.target_aspect", (0.75, 1.5), "height / width of a target block"),
+    experiment("masking.context_scale", (0.85, 1.0), "area of the context block before targets are cut out of it"),
+    experiment("masking.context_aspect", (1.0, 1.0), "height / width of the context block"),
+    experiment("masking.context_tokens", 80, "context patches kept at most; a surplus is dropped uniformly at random"),
+    experiment("masking.min_context", 10, "context patches left at least"),
+    experiment("model.encoder", "base", "size of the ViT: nano, tiny, small, base, large, huge, giant"),
+    experiment("model.patch_size", 16, "side of a patch in pixels"),
+    experiment("model.predictor.width", 384, "channels of the predictor; its heads are as many as the encoder's"),
+    experiment("model.predictor.depth", 6, "blocks of the predictor"),
+    experiment("model.conditioner", "word_cross_attention", "how the predictor reads captions; none is I-JEPA"),
+    experiment("model.text", "embedding", "text encoder; embedding: word vectors learned along"),
+    experiment("model.text_width", 256, "channels of the learned word vectors"),
+    experiment("model.dtype", "bfloat16", "type of matrix products: float32 or bfloat16; parameters are float32"),
+    experiment("objective.prediction", "l2_norm", "form of the prediction loss: l2_norm, smooth_l1, mse"),
+    experiment("objective.sparsity", 0.1, "weight of the sparsity term, lambda"),
+    experiment("objective.consistency", 0.5, "weight of the consistency term, beta"),
+    experiment("objective.warmup_steps", 0, "steps over which both weights rise linearly from 0"),
+    experiment("optimizer.warmup_steps", 9_375, "steps of learning rate warm-up; the default is 15 epochs of ImageNet-1k"),
+    experiment("optimizer.start_learning_rate", 2e-4, "learning rate at the start of the warm-up"),
+    experiment("optimizer.peak_learning_rate", 1e-3, "learning rate at the end of the warm-up"),
+    experiment("optimizer.final_learning_rate", 1e-6, "learning rate at the end of the run"),
+    experiment("optimizer.start_weight_decay", 0.04, "weight decay at the start of the run"),
+    experiment("optimizer.final_weight_decay", 0.4, "weight decay at the end of the run, reached on a cosine"),
+    experiment("optimizer.beta1", 0.9, "AdamW's decay of the first moment"),
+    experiment("optimizer.beta2", 0.999, "AdamW's decay of the second moment"),
+    experiment("optimizer.epsilon", 1e-8, "AdamW's epsilon"),
+    experiment("target_encoder.start_momentum", 0.996, "EMA momentum of the target encoder at the start"),
+    experiment("target_encoder.final_momentum", 1.0, "EMA momentum at the end, reached linearly"),
+    runtime("mesh.data", -1, "devices along the axis that only splits the batch; -1: all that remain"),
+    runtime("mesh.fsdp", 1, "devices along the axis that splits the batch and the parameters"),
+    runtime("evaluation.tasks", "knn,linear_fast,rank", "what launch.evaluate runs by default"),
+    runtime("evaluation.train_examples", 4000, "examples that probes are fitted on, at most"),
+    runtime("evaluation.test_examples", 2000, "examples that probes are tested on, at most"),
+    runtime("evaluation.batch_size", 250, "images the frozen encoder reads at once, over all devices"),
+)
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """All defaults. Locked: setting an undeclared key raises."""
+    tree: dict[str, Any] = {}
+    for key in KEYS:
+        *groups, leaf = key.name.split(".")
+        node = tree
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = key.default
+    return ml_collections.ConfigDict(tree).lock()
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested groups -> {"train.seed": 0, ...}, with lists as tuples, so that JSON's reading equals the original."""
+    flat = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
+    return flat
+
+
+def experiment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Names of the keys that change results and differ, or that only one side has."""
+    runtime_names = {key.name for key in KEYS if not key.changes_results}
+    one, other = flatten(one), flatten(other)
+    names = sorted((one.keys() | other.keys()) - runtime_names)
+    return [name for name in names if name not in one or name not in other or one[name] != other[name]]
+
+
+def describe() -> str:
+    """One line a key, for --help."""
+    lines = (f"  {key.name}={key.default!r}{'' if key.changes_results else ' *'}: {key.meaning}" for key in KEYS)
+    return "\n".join(lines) + "\n"

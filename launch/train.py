@@ -1,0 +1,61 @@
+"""Train TC-JEPA, or resume it: the same command with the same workdir goes on from the newest checkpoint.
+
+  python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.train.steps=1000 ...]
+
+Writes WORKDIR/config.json, metrics.jsonl, tensorboard/ and checkpoints/. Batch sizes are global.
+Keys of the configuration, with defaults; those marked * change no result and may change between resumes:
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from configs import base
+from launch import common
+from tc_jepa.errors import UserError
+
+__doc__ += base.describe()
+
+CONFIG = config_flags.DEFINE_config_file(
+    common.CONFIG_FLAG, help_string="Configuration file; --config.KEY=VALUE overrides one of its keys."
+)
+WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: made if missing, resumed if there.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if CONFIG.value is None or WORKDIR.value is None:
+        raise UserError("give --config=FILE and --workdir=DIR, such as --config=configs/quickstart.py --workdir=runs/quickstart")
+    # Imported here: data workers import this module again, and need none of it.
+    from tc_jepa.train import train
+    from tc_jepa.validate import validate
+
+    logging.set_verbosity(logging.INFO)
+    workdir = Path(WORKDIR.value)
+    validate(CONFIG.value)
+    check_workdir(workdir, CONFIG.value)
+    train(CONFIG.value, workdir)
+
+
+def check_workdir(workdir: Path, config) -> None:
+    """Refuses a workdir of another experiment, naming the keys that differ."""
+    from tc_jepa.checkpoint import CONFIG_FILE, read_config, saved_steps
+
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; give a directory")
+    if not (workdir / CONFIG_FILE).exists():
+        if saved_steps(workdir):
+            raise UserError(f"{workdir} holds checkpoints but no {CONFIG_FILE}; restore that file or give another --workdir")
+        return
+    before = read_config(workdir)
+    names = base.experiment_differences(before, config)
+    if names:
+        was, now = base.flatten(before), base.flatten(config)
+        changes = ", ".join(f"{name} (there {was.get(name, 'absent')}, here {now.get(name, 'absent')})" for name in names)
+        raise UserError(f"{workdir} belongs to another experiment: {changes}; give another --workdir or the same keys")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,22 @@
+"""What one training step reads. A NamedTuple, so that it is a pytree for JAX and plain NumPy for the data pipeline."""
+
+from typing import Any, NamedTuple
+
+Array = Any  # numpy.ndarray in the pipeline, jax.Array in the step
+
+
+class Batch(NamedTuple):
+    """B images with their captions and masks (without the leading B: one example).
+
+    Padded entries of the index arrays hold 0 and are marked False in the mask beside them; they influence nothing.
+    A caption that is marked missing influences nothing either, whatever its ids are.
+    """
+
+    images: Array  # uint8 [B, height, width, 3], RGB
+    caption_ids: Array  # int32 [B, C, S], SentencePiece ids
+    word_valid: Array  # bool [B, C, S]
+    caption_valid: Array  # bool [B, C]; all False where the image has no caption
+    context_indices: Array  # int32 [B, K], row-major patch indices
+    context_valid: Array  # bool [B, K]
+    target_indices: Array  # int32 [B, M, T]
+    target_valid: Array  # bool [B, M, T]

@@ -1,0 +1,124 @@
+"""Checkpoints of a run: everything that a bit-exact resume or a later evaluation needs, in one directory a step.
+
+Items: `state` (step, trained parameters, optimizer), `target` (the target encoder's parameters, readable alone),
+`config` (resolved) and `fingerprints`. Orbax restores flipped bytes without a word, so each array's fingerprint is
+stored and compared. The position in the data needs no item: it is the step.
+"""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import orbax.checkpoint as ocp
+
+from tc_jepa.errors import UserError
+from tc_jepa.state import Params, TrainState
+
+CONFIG_FILE = "config.json"
+
+
+class Checkpoints:
+    """The checkpoints of one workdir. Saving is asynchronous; `close` waits for it and surfaces its errors."""
+
+    def __init__(self, workdir: Path, keep: int):
+        policy = ocp.checkpoint_managers.LatestN(keep)
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(_directory(workdir), options=options)
+
+    def latest(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, config: Mapping[str, Any]) -> None:
+        """Stores the state as step `state.step`. Waits for the save before it, and raises if that one failed."""
+        self._manager.wait_until_finished()
+        trained, target = _split(state)
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(trained),
+            target=ocp.args.StandardSave(target),
+            config=ocp.args.JsonSave(dict(config)),
+            fingerprints=ocp.args.JsonSave({"state": fingerprints(trained), "target": fingerprints(target)}),
+        )
+        self._manager.save(int(state.step), args=args, force=True)
+
+    def restore(self, step: int, abstract_state: TrainState) -> TrainState:
+        """The state as saved, laid out as `abstract_state` (ShapeDtypeStructs with shardings) says."""
+        trained, target = _split(abstract_state)
+        items = _restore(self._manager, step, {"state": trained, "target": target})
+        return TrainState(target_params=items["target"], **items["state"])
+
+    def wait(self) -> None:
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def restore_target_encoder(workdir: Path, step: int | None, abstract_params: Params) -> tuple[Params, int]:
+    """The target encoder's parameters at a step (None: the newest), and that step. Reads nothing else."""
+    steps = saved_steps(workdir)
+    if not steps:
+        raise UserError(f"{workdir} holds no checkpoint; train there first, or name another workdir")
+    step = steps[-1] if step is None else step
+    if step not in steps:
+        raise UserError(f"{workdir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+    with ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        return _restore(manager, step, {"target": abstract_params})["target"], step
+
+
+def saved_steps(workdir: Path) -> list[int]:
+    """Steps with a complete checkpoint, ascending."""
+    directory = _directory(workdir)
+    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()) if directory.is_dir() else []
+
+
+def read_config(workdir: Path) -> ml_collections.ConfigDict:
+    """The resolved configuration that a workdir was trained with."""
+    path = Path(workdir) / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{workdir} is no workdir: it holds no {CONFIG_FILE}; give the --workdir of a training run")
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); restore it from a checkpoint's config item") from error
+
+
+def fingerprints(tree: Any) -> dict[str, int]:
+    """For every array, the sum of its bits as 32-bit words, modulo 2**32: the same under any sharding."""
+    sums = jax.device_get(jax.jit(lambda t: jax.tree.map(_bit_sum, t))(tree))
+    return {jax.tree_util.keystr(path): int(value) for path, value in jax.tree_util.tree_leaves_with_path(sums)}
+
+
+def _bit_sum(x: jax.Array) -> jax.Array:
+    bits = jax.lax.bitcast_convert_type(x, {2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize])
+    return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
+
+
+def _split(state: TrainState) -> tuple[dict[str, Any], Params]:
+    trained = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    return trained, state.target_params
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
+    """Items by name, checked against their fingerprints. Any failure is a UserError: nothing starts over silently."""
+    arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    where = f"the checkpoint of step {step} in {manager.directory}"
+    try:
+        items = manager.restore(step, args=ocp.args.Composite(fingerprints=ocp.args.JsonRestore(), **arrays))
+    except Exception as error:  # Orbax raises bare Exception for damaged files; whatever it is, the run must not go on.
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{where} cannot be restored ({reason}); delete that directory to fall back on an older one") from error
+    for name in abstract:
+        found, stored = fingerprints(items[name]), items["fingerprints"][name]
+        damaged = sorted(key for key in found if found[key] != stored[key])
+        if damaged:
+            raise UserError(f"{where} is damaged in {name}{damaged[0]}; delete that directory to fall back on an older one")
+    return {name: items[name] for name in abstract}
+
+
+def _directory(workdir: Path) -> Path:
+    return Path(workdir).resolve() / "checkpoints"

@@ -1,0 +1,92 @@
+"""From a source to batches: shuffle, crop, choose captions, draw masks, in Grain, in an order that resumes exactly.
+
+Randomness is a function of (seed, position in the global stream), never of hosts or workers; the whole state of the
+stream is one integer, the step. The order of the operations matters: slicing before random_map would give every host
+the same random numbers, and batching after prefetch would make batches depend on the number of workers.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+
+from absl import flags
+import grain
+import numpy as np
+
+from tc_jepa.batch import Batch
+from tc_jepa.data import captions, transforms
+from tc_jepa.data.sources import Example, Source
+from tc_jepa.masking import BlockMasks
+
+# Batches held ready by each worker. Grain's own default, 500, counts batches here: gigabytes.
+PREFETCHED_BATCHES = 4
+READ_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """Side in pixels, area fraction, width / height, and whether half the images are mirrored."""
+
+    size: int
+    scale: tuple[float, float]
+    aspect: tuple[float, float]
+    flip: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Augment(grain.transforms.RandomMap):
+    """An example -> one row of a Batch. Draws in a fixed order: crop, flip, captions, masks."""
+
+    crop: Crop
+    tokenizer: captions.CaptionTokenizer
+    captions: int
+    masks: BlockMasks
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> Batch:
+        crop = self.crop
+        image = transforms.random_resized_crop(example.image, crop.size, crop.scale, crop.aspect, rng)
+        if crop.flip and rng.random() < 0.5:
+            image = image[:, ::-1]
+        words = captions.caption_arrays(example.captions, self.captions, self.tokenizer, rng)
+        masks = self.masks.draw(rng)
+        return Batch(images=np.ascontiguousarray(image), **words, **masks._asdict())
+
+
+def batches(
+    source: Source,
+    augment: Augment,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """This process's part of every global batch, by step, without end. `batch_size` is global.
+
+    The union over processes of part `i` is the single process's batch `i`, in another order.
+    """
+    if batch_size % process_count:
+        raise ValueError(f"a global batch of {batch_size} does not split over {process_count} processes")
+    shuffle_seed, augment_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
+    dataset = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None).random_map(augment, seed=augment_seed)
+    return dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
+
+
+def example(source: Source, augment: Augment) -> Batch:
+    """One row of a batch, for its shapes."""
+    return augment.random_map(source[0], np.random.default_rng(0))
+
+
+def iterate(dataset: grain.MapDataset, *, start: int, workers: int) -> Iterator[Batch]:
+    """The batches from step `start` on, read ahead by threads, in `workers` processes (0: in this one).
+
+    Close it when done. Resuming is a slice of the index, so it costs nothing however far the run is.
+    """
+    options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
+    iterator = dataset[start:].to_iter_dataset(options)
+    if workers:
+        # Grain reads an absl flag on its way and fails where none were parsed: in tests, notebooks, plain scripts
+        # (google/grain issue 1355).
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()
+        iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
+    return iter(iterator)

@@ -1,0 +1,49 @@
+"""Crops. Images stay uint8: they are normalised on the device."""
+
+import math
+
+import cv2
+import numpy as np
+
+TRIES = 10
+
+
+def random_resized_crop(
+    image: np.ndarray, size: int, scale: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
+) -> np.ndarray:
+    """A random part of the image as uint8 [size, size, 3].
+
+    As torchvision's RandomResizedCrop: an area fraction drawn uniformly from `scale` and a width / height drawn
+    log-uniformly from `aspect`; after ten draws that do not fit, the largest centred crop of an allowed aspect.
+    """
+    height, width = image.shape[:2]
+    for _ in range(TRIES):
+        area = height * width * rng.uniform(*scale)
+        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+            return resize(image[top : top + h, left : left + w], (size, size))
+    ratio = min(max(width / height, aspect[0]), aspect[1])
+    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+    return resize(centre(image, h, w), (size, size))
+
+
+def resize_and_centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """The image with its shorter side resized to `size`, then its centre: uint8 [size, size, 3]. For evaluation."""
+    height, width = image.shape[:2]
+    factor = size / min(height, width)
+    return centre(resize(image, (round(height * factor), round(width * factor))), size, size)
+
+
+def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return image[top : top + height, left : left + width]
+
+
+def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """To (height, width): by area where both sides shrink, so that nothing aliases, else bilinear."""
+    if image.shape[:2] == shape:
+        return image
+    shrinks = image.shape[0] >= shape[0] and image.shape[1] >= shape[1]
+    return cv2.resize(image, shape[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,0 +1,153 @@
+"""The one contract that every evaluation reads features through, whatever computes them.
+
+uint8 images -> patch features and their pooled mean. Parameters and images are laid over the devices of a mesh; the
+last batch is padded and the padding cut off again, so that any number of images gives the same features on any number
+of devices.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+import functools
+from typing import Any, NamedTuple
+
+import grain
+import jax
+from jax.sharding import Mesh
+import jax.numpy as jnp
+import numpy as np
+
+from tc_jepa import sharding
+from tc_jepa.data.sources import Source
+from tc_jepa.data.transforms import resize_and_centre_crop
+from tc_jepa.errors import UserError
+from tc_jepa.models import layers
+from tc_jepa.models.vit import VisionTransformer
+
+THUMBNAIL = 16  # side in pixels of what the pixel baseline keeps of an image
+READ_THREADS = 2  # each prepares one batch ahead while the devices are busy with another
+
+
+class Features(NamedTuple):
+    """What an encoder says of B images."""
+
+    patches: jax.Array  # float32 [B, N, D], row-major
+    pooled: jax.Array  # float32 [B, D]
+
+
+class FrozenEncoder:
+    """Images uint8 [B, image_size, image_size, 3] -> Features, for any B.
+
+    `forward` is a pure function (parameters, at most batch_size images) -> Features. `batch_size` images, rounded up to
+    a multiple of the devices, go through it at once, so that it is compiled once.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[Any, jax.Array], Features],
+        params: Any,
+        *,
+        width: int,
+        image_size: int,
+        patch_size: int,
+        batch_size: int,
+        mesh: Mesh,
+    ):
+        self.width, self.image_size, self.patch_size = width, image_size, patch_size
+        self.batch_size = -(-batch_size // mesh.size) * mesh.size
+        self._mesh = mesh
+        self._params = jax.device_put(params, sharding.parameter_sharding(mesh, params))
+        self._forward = jax.jit(forward, out_shardings=sharding.batch_sharding(mesh))
+
+    def __call__(self, images: np.ndarray) -> Features:
+        expected = (self.image_size, self.image_size, 3)
+        if images.dtype != np.uint8 or images.shape[1:] != expected or not len(images):
+            raise ValueError(f"expected uint8 [B >= 1, {expected}], not {images.dtype} {images.shape}")
+        starts = range(0, len(images), self.batch_size)
+        parts = [self._encode(images[start : start + self.batch_size]) for start in starts]
+        return Features(*(jnp.concatenate(x) for x in zip(*parts))) if len(parts) > 1 else parts[0]
+
+    def _encode(self, images: np.ndarray) -> Features:
+        padding = self.batch_size - len(images)
+        padded = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))
+        features = self._forward(self._params, jax.device_put(padded, sharding.batch_sharding(self._mesh)))
+        return Features(*(x[: len(images)] for x in features))
+
+
+def frozen_vit(
+    encoder: VisionTransformer, params: Any, *, image_size: int, batch_size: int, mesh: Mesh
+) -> FrozenEncoder:
+    """A vision transformer with the given parameters; its pooled features are the mean over patches."""
+    return FrozenEncoder(
+        functools.partial(_vit_features, encoder),
+        params,
+        width=encoder.size.width,
+        image_size=image_size,
+        patch_size=encoder.patch_size,
+        batch_size=batch_size,
+        mesh=mesh,
+    )
+
+
+def _vit_features(encoder: VisionTransformer, params: Any, images: jax.Array) -> Features:
+    patches = encoder.apply({"params": params}, layers.normalise_images(images)).astype(jnp.float32)
+    return Features(patches, patches.mean(axis=1))
+
+
+def frozen_pixels(*, image_size: int, patch_size: int, batch_size: int, mesh: Mesh) -> FrozenEncoder:
+    """The baseline without a network: an image, or one patch of it, resized by area to 16 x 16 and flattened."""
+    return FrozenEncoder(
+        functools.partial(_pixel_features, patch_size),
+        {},
+        width=3 * THUMBNAIL**2,
+        image_size=image_size,
+        patch_size=patch_size,
+        batch_size=batch_size,
+        mesh=mesh,
+    )
+
+
+def _pixel_features(patch_size: int, params: Any, images: jax.Array) -> Features:
+    del params  # it has none
+    images = layers.normalise_images(images)
+    patches = layers.patchify(images, patch_size)
+    patches = patches.reshape(*patches.shape[:2], patch_size, patch_size, 3)
+    return Features(_thumbnails(patches), _thumbnails(images))
+
+
+def _thumbnails(images: jax.Array) -> jax.Array:
+    """[..., S, S, 3] -> [..., 16 * 16 * 3]."""
+    weights = _area_weights(images.shape[-2])
+    small = jnp.einsum("yh,...hwc,xw->...yxc", weights, images, weights, precision="highest")
+    return small.reshape(*images.shape[:-3], -1)
+
+
+def _area_weights(size: int) -> np.ndarray:
+    """float32 [16, size]: how much of each cell of the thumbnail is covered by each pixel; rows sum to 1."""
+    edges = np.linspace(0, size, THUMBNAIL + 1)[:, None]
+    covered = np.clip(edges, np.arange(size), np.arange(size) + 1)
+    return (np.diff(covered, axis=0) * THUMBNAIL / size).astype(np.float32)
+
+
+def pooled_features(
+    encoders: Sequence[FrozenEncoder], source: Source, indices: Sequence[int]
+) -> list[np.ndarray]:
+    """Each encoder's pooled features, float32 [len(indices), D]; every image is read once for all of them.
+
+    The encoders share an image size. A UserError where a feature is not finite.
+    """
+    first = encoders[0]
+    batches = read_images(source, indices, first.image_size, first.batch_size)
+    parts = [[np.asarray(encoder(images).pooled) for encoder in encoders] for images in batches]
+    pooled = [np.concatenate(batches) for batches in zip(*parts)]
+    if not all(np.isfinite(features).all() for features in pooled):
+        raise UserError("the encoder's features are not finite: its training diverged; evaluate an earlier step")
+    return pooled
+
+
+def read_images(source: Source, indices: Sequence[int], image_size: int, batch_size: int) -> Iterator[np.ndarray]:
+    """Images resized and centre-cropped: batches uint8 [<= batch_size, image_size, image_size, 3], in order."""
+
+    def read(index: int) -> np.ndarray:
+        return resize_and_centre_crop(source[int(index)].image, image_size)
+
+    dataset = grain.MapDataset.source(indices).map(read).batch(batch_size)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_THREADS)))

@@ -1,0 +1,102 @@
+"""How good class scores are, and how sure that is: accuracy, average precision, bootstrap over the test examples.
+
+Every metric takes `counts`, float32 [N, R]: how often each of the N test examples occurs in each of R resamples. A
+column of ones is the test set itself, so that the value and its resamples come from one code path.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from tc_jepa.errors import UserError
+
+RESAMPLES = 1000
+SEED = 0
+CONFIDENCE = 0.95
+
+
+Kind = Literal["single", "multi"]
+
+
+class Truth(NamedTuple):
+    """The right answers to one task: one class an example (`single`) or any number of them (`multi`)."""
+
+    kind: Kind
+    classes: np.ndarray  # bool [N, C], one-hot or multi-hot
+
+
+class Measured(NamedTuple):
+    """A score in 0-1 (or a difference of two) and what it is on each resample of the test set."""
+
+    value: float
+    resampled: np.ndarray  # float [R]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The percentile bootstrap interval that holds `CONFIDENCE` of the resamples."""
+        tail = 50.0 * (1.0 - CONFIDENCE)
+        low, high = np.percentile(self.resampled, (tail, 100.0 - tail))
+        return float(low), float(high)
+
+
+def measure(truth: Truth, class_scores_NxC: np.ndarray, counts_NxR: np.ndarray) -> Measured:
+    """Accuracy for a `single` task, macro mAP for a `multi` one."""
+    metric = METRICS[truth.kind]
+    value = metric(class_scores_NxC, truth.classes, np.ones((len(truth.classes), 1), np.float32))
+    return Measured(float(value[0]), metric(class_scores_NxC, truth.classes, counts_NxR))
+
+
+def difference(first: Measured, second: Measured) -> Measured:
+    """first - second, paired: both must have been measured on the same test examples with the same `counts`."""
+    return Measured(first.value - second.value, first.resampled - second.resampled)
+
+
+def resample_counts(examples: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
+    """Draws of `examples` out of `examples` with replacement: counts float32 [examples, resamples]."""
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(examples, size=(resamples, examples))
+    return np.stack([np.bincount(draw, minlength=examples) for draw in draws], axis=1).astype(np.float32)
+
+
+def accuracy(class_scores_NxC: np.ndarray, truth_NxC: np.ndarray, counts_NxR: np.ndarray) -> np.ndarray:
+    """The share of examples whose highest score is the true class: [R]."""
+    correct = np.take_along_axis(truth_NxC, class_scores_NxC.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return correct.astype(np.float32) @ counts_NxR / counts_NxR.sum(axis=0)
+
+
+def mean_average_precision(class_scores_NxC: np.ndarray, truth_NxC: np.ndarray, counts_NxR: np.ndarray) -> np.ndarray:
+    """Macro mAP, [R]: the mean over classes, leaving out the classes without a positive in the (resampled) test set.
+
+    A UserError where no class has one.
+    """
+    present = truth_NxC.any(axis=0)
+    if not present.any():
+        raise UserError(f"no class has a positive among {len(truth_NxC)} examples to score on; give it more examples")
+    columns = [
+        average_precision(scores, truth, counts_NxR)
+        for scores, truth in zip(class_scores_NxC.T[present], truth_NxC.T[present])
+    ]
+    # Only a test set of a few positives can lose all of them in a resample; such a resample says nothing.
+    defined = np.isfinite(columns)
+    return np.where(defined, columns, 0.0).sum(axis=0) / np.maximum(defined.sum(axis=0), 1)
+
+
+def average_precision(scores_N: np.ndarray, truth_N: np.ndarray, counts_NxR: np.ndarray) -> np.ndarray:
+    """The mean over positives of the precision at their score, [R]; NaN where a resample has no positive.
+
+    Examples of equal score are retrieved together (kNN votes are full of ties): constant scores give the share of
+    positives, whatever the order of the examples.
+    """
+    order = np.argsort(-scores_N, kind="stable")
+    falling, truth = -scores_N[order], truth_N[order]
+    last_of_tie = np.searchsorted(falling, falling[truth], side="right") - 1
+    retrieved = np.cumsum(counts_NxR[order], axis=0)[last_of_tie]
+    weights = counts_NxR[order[truth]]
+    hits = np.cumsum(weights, axis=0)[np.cumsum(truth)[last_of_tie] - 1]
+    # Nothing is retrieved only where the positive itself is not in the resample: its weight is 0.
+    precision = hits / np.maximum(retrieved, 1.0)
+    positives = weights.sum(axis=0)
+    return np.where(positives > 0, (weights * precision).sum(axis=0) / np.maximum(positives, 1.0), np.nan)
+
+
+METRICS = {"single": accuracy, "multi": mean_average_precision}

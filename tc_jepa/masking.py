@@ -1,0 +1,139 @@
+"""Multi-block masks: which patches the context encoder sees and which blocks are to be predicted.
+
+I-JEPA's sampler with three repairs (V-JEPA 2 made the same): every patch can be reached, scale and aspect are drawn
+apart, and blocks are drawn for each image alone, so that neither batch size nor workers change the statistics.
+XLA wants fixed shapes: K context tokens and T tokens per target block, padded, with validity masks.
+"""
+
+from collections.abc import Iterator
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from tc_jepa.errors import UserError
+
+TRIES = 20
+Range = tuple[float, float]
+
+
+# The ranges of a sampler, and how large their values may be.
+RANGES = {"target_scale": 1.0, "target_aspect": math.inf, "context_scale": 1.0, "context_aspect": math.inf}
+
+
+class Masks(NamedTuple):
+    """Row-major patch indices, ascending, padded with 0, and which of them are real."""
+
+    context_indices: np.ndarray  # int32 [K]
+    context_valid: np.ndarray  # bool [K]
+    target_indices: np.ndarray  # int32 [M, T]
+    target_valid: np.ndarray  # bool [M, T]
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockMasks:
+    """A sampler of masks on a (rows, columns) grid; pickles, holds no state.
+
+    Scales are fractions of the grid's area, aspects height / width, both drawn uniformly from their range.
+    `context_tokens` is K: a longer context loses tokens uniformly at random. `min_context` is how many patches at least
+    stay visible. Raises UserError where the numbers cannot be met.
+    """
+
+    grid: tuple[int, int]
+    target_blocks: int
+    target_scale: Range
+    target_aspect: Range
+    context_scale: Range
+    context_aspect: Range
+    context_tokens: int
+    min_context: int
+
+    def __post_init__(self):
+        patches = math.prod(self.grid)
+        for name, limit in RANGES.items():
+            check_range(f"masking.{name}", getattr(self, name), limit)
+        if self.target_blocks < 1 or self.min_context < 1:
+            raise UserError(f"masking.target_blocks={self.target_blocks} and masking.min_context={self.min_context} must be at least 1")
+        if not self.min_context <= self.context_tokens <= patches:
+            raise UserError(
+                f"masking.context_tokens={self.context_tokens} must lie between masking.min_context={self.min_context} "
+                f"and the {patches} patches of the {self.grid[0]} x {self.grid[1]} grid"
+            )
+        if patches - self.target_tokens < self.min_context:
+            raise UserError(
+                f"a target block of {self.target_tokens} of the {patches} patches of the {self.grid[0]} x {self.grid[1]} grid "
+                f"leaves fewer than masking.min_context={self.min_context}; lower that, masking.target_scale or the patch size"
+            )
+
+    @property
+    def target_tokens(self) -> int:
+        """T, the patches of the largest target block that the settings can draw."""
+        return max(math.prod(self._block_shape(self.target_scale[1], aspect)) for aspect in self._turning_aspects())
+
+    def draw(self, rng: np.random.Generator) -> Masks:
+        """One image's masks. Never loops for ever: after TRIES draws a fallback that always fits is taken."""
+        hidden = np.zeros(self.grid, bool)
+        targets = []
+        for _ in range(self.target_blocks):
+            targets.append(self._draw_target(rng, hidden, targets))
+            hidden |= targets[-1]
+        context = np.flatnonzero(self._draw_context(rng, hidden))
+        if len(context) > self.context_tokens:
+            context = np.sort(rng.choice(context, self.context_tokens, replace=False))
+        T = self.target_tokens
+        padded = [_pad(np.flatnonzero(target), T) for target in targets]
+        return Masks(*_pad(context, self.context_tokens), np.stack([p[0] for p in padded]), np.stack([p[1] for p in padded]))
+
+    def _draw_target(self, rng, hidden: np.ndarray, earlier: list[np.ndarray]) -> np.ndarray:
+        """A block that leaves enough patches visible. The first always does; later ones may repeat the one before."""
+        for _ in range(TRIES):
+            block = self._draw_block(rng, self.target_scale, self.target_aspect)
+            if np.count_nonzero(~(hidden | block)) >= self.min_context:
+                return block
+        return earlier[-1]
+
+    def _draw_context(self, rng, hidden: np.ndarray) -> np.ndarray:
+        for _ in range(TRIES):
+            context = self._draw_block(rng, self.context_scale, self.context_aspect) & ~hidden
+            if np.count_nonzero(context) >= self.min_context:
+                return context
+        return ~hidden
+
+    def _draw_block(self, rng, scale: Range, aspect: Range) -> np.ndarray:
+        height, width = self._block_shape(rng.uniform(*scale), rng.uniform(*aspect))
+        top = rng.integers(self.grid[0] - height + 1)
+        left = rng.integers(self.grid[1] - width + 1)
+        block = np.zeros(self.grid, bool)
+        block[top : top + height, left : left + width] = True
+        return block
+
+    def _block_shape(self, scale: float, aspect: float) -> tuple[int, int]:
+        """Rows and columns of a block, at least 1 and at most the grid's."""
+        area = scale * math.prod(self.grid)
+        sides = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        return tuple(min(max(round(side), 1), limit) for side, limit in zip(sides, self.grid, strict=True))
+
+    def _turning_aspects(self) -> Iterator[float]:
+        """Aspects between which the largest block's shape does not change: the ends and, just beside, each rounding."""
+        low, high = self.target_aspect
+        yield from (low, high)
+        area = self.target_scale[1] * math.prod(self.grid)
+        for i in range(max(self.grid)):
+            for aspect in ((i + 0.5) ** 2 / area, area / (i + 0.5) ** 2):
+                for beside in (aspect * (1 - 1e-9), aspect, aspect * (1 + 1e-9)):
+                    if low <= beside <= high:
+                        yield beside
+
+
+def _pad(indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    padded = np.zeros(length, np.int32)
+    padded[: len(indices)] = indices
+    return padded, np.arange(length) < len(indices)
+
+
+def check_range(name: str, value: Range, limit: float) -> None:
+    """Raises UserError unless `value` is (low, high) with 0 < low <= high <= limit."""
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= limit:
+        bound = "" if math.isinf(limit) else f" <= {limit:g}"
+        raise UserError(f"{name}={tuple(value)} is no range (low, high) with 0 < low <= high{bound}")

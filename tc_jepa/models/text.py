@@ -1,0 +1,22 @@
+"""Text encoders. One contract: ids int [B, C, S] and word validity bool [B, C, S] -> word vectors [B, C, S, E]."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tc_jepa.models import layers
+
+
+class EmbeddingText(nn.Module):
+    """Learned word and position embeddings, trained by the prediction loss: for runs without a language model."""
+
+    vocabulary_size: int
+    width: int
+    words: int
+
+    @nn.compact
+    def __call__(self, ids_BxCxS: jax.Array, valid_BxCxS: jax.Array) -> jax.Array:
+        table = self.param("words", layers.kernel_init, (self.vocabulary_size, self.width))
+        positions = self.param("positions", layers.kernel_init, (self.words, self.width))
+        vectors = layers.layer_norm("norm")(table[ids_BxCxS] + positions)
+        return jnp.where(valid_BxCxS[..., None], vectors, 0.0)

@@ -1,0 +1,65 @@
+"""The vision encoder: a ViT without class token that can look at some patches only."""
+
+from collections.abc import Callable
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tc_jepa.models import layers
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Width and hidden are in channels, depth in blocks."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int
+
+
+# From tiny on as in ijepa src/models/vision_transformer.py:451-490; nano is ours, for two CPU cores.
+SIZES = {
+    "nano": Size(128, 6, 4, 512),
+    "tiny": Size(192, 12, 3, 768),
+    "small": Size(384, 12, 6, 1536),
+    "base": Size(768, 12, 12, 3072),
+    "large": Size(1024, 24, 16, 4096),
+    "huge": Size(1280, 32, 16, 5120),
+    "giant": Size(1408, 40, 16, 6144),
+}
+
+
+class VisionTransformer(nn.Module):
+    """Images, normalised float [B, H, W, 3] with H and W divisible by `patch_size` -> features float32 [B, N, D].
+
+    With `indices` int [B, K], only those patches enter and the result is [B, K, D]; positions are added before the
+    choice, and no pixel of another patch is read. `valid` bool [B, K] marks the indices that are no padding.
+    `constrain` is applied to the residual stream after every block, for a caller that lays activations over devices.
+    """
+
+    size: Size
+    patch_size: int
+    dtype: jnp.dtype = jnp.float32
+    constrain: Callable[[jax.Array], jax.Array] = lambda x: x
+
+    @nn.compact
+    def __call__(
+        self, images_BxHxWx3: jax.Array, indices_BxK: jax.Array | None = None, valid_BxK: jax.Array | None = None
+    ) -> jax.Array:
+        B, height, width, _ = images_BxHxWx3.shape
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(f"image size {height} x {width} is not divisible by the patch size {self.patch_size}")
+        grid = (height // self.patch_size, width // self.patch_size)
+        patches = layers.patchify(images_BxHxWx3, self.patch_size)
+        positions = jnp.asarray(layers.sincos_positions(grid, self.size.width))
+        if indices_BxK is not None:
+            patches = layers.gather_tokens(patches, indices_BxK)
+            positions = positions[indices_BxK]
+        x = layers.dense(self.size.width, self.dtype, "patch_embed")(patches) + positions
+        for i in range(self.size.depth):
+            block = layers.Block(self.size.heads, self.size.hidden, self.dtype, name=f"blocks_{i}")
+            x = self.constrain(block(self.constrain(x), valid_BxK))
+        return layers.layer_norm("norm")(x)

@@ -1,0 +1,150 @@
+"""The train loop: everything that is done around the pure step."""
+
+import contextlib
+import functools
+import json
+import os
+from pathlib import Path
+import signal
+import sys
+from typing import Any
+
+from absl import logging
+import grain
+import jax
+import ml_collections
+
+from tc_jepa import build, monitor, sharding
+from tc_jepa.checkpoint import CONFIG_FILE, Checkpoints
+from tc_jepa.data import pipeline
+from tc_jepa.data.sources import TRAIN, Source
+from tc_jepa.metrics import Progress
+from tc_jepa.optimizer import adamw
+from tc_jepa.state import TrainState, initial_state
+from tc_jepa.step import train_step
+
+HELD_OUT_SEED = 0  # the same held-out crops, captions and masks in every run
+
+
+def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Trains to config.train.steps, from the newest checkpoint in `workdir` where there is one.
+
+    Expects a validated configuration that the workdir agrees with. Raises UserError for bad data or devices before
+    anything is written, and for a loss that is no longer finite. After SIGTERM or Ctrl-C it finishes the step, saves,
+    and exits with 128 + the signal's number.
+    """
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
+    sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
+    source, tokenizer = build.source(config, TRAIN), build.tokenizer(config)
+    augment = build.augment(config, tokenizer)
+    networks = build.networks(config, tokenizer.vocabulary_size, sharding.constrain_to(mesh))
+    objective, schedules = build.objective(config), build.schedules(config)
+    optimizer = adamw(schedules, config.optimizer.beta1, config.optimizer.beta2, config.optimizer.epsilon)
+
+    example = pipeline.example(source, augment)
+    begin = functools.partial(initial_state, networks, example, optimizer, config.train.seed)
+    abstract = jax.eval_shape(begin)
+    layout = sharding.parameter_sharding(mesh, abstract)
+    step_function = jax.jit(
+        functools.partial(train_step, networks=networks, objective=objective, optimizer=optimizer, schedules=schedules),
+        in_shardings=(layout, sharding.batch_sharding(mesh)),
+        out_shardings=(layout, sharding.replicated(mesh)),
+        donate_argnums=0,
+    )
+    look_function = jax.jit(
+        functools.partial(monitor.look, networks=networks, objective=objective),
+        in_shardings=(layout.params, layout.target_params, sharding.batch_sharding(mesh)),
+        out_shardings=sharding.replicated(mesh),
+    )
+
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write_config(workdir, config)
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+    start = checkpoints.latest() or 0
+    if start:
+        state = checkpoints.restore(start, _placed(abstract, layout))
+        logging.info("resumed from the checkpoint of step %d in %s", start, workdir)
+    else:
+        state = jax.jit(begin, out_shardings=layout)()
+    if start >= config.train.steps:
+        logging.info("%s is already trained to step %d: nothing to do", workdir, start)
+        return
+
+    held_out = _held_out_batches(config, augment, mesh)
+
+    def look(state: TrainState) -> dict[str, float]:
+        looks = [look_function(state.params, state.target_params, sharding.put_batch(mesh, b)) for b in held_out()]
+        return monitor.summarise(looks)
+
+    dataset = _process_batches(source, augment, config.train.batch_size, config.train.seed)
+    steps, every = config.train.steps, config.train
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(_StopSignals())
+        stack.callback(checkpoints.close)
+        progress = stack.enter_context(Progress(workdir, start, steps, every.log_every, every.batch_size))
+        batches = pipeline.iterate(dataset, start=start, workers=config.data.workers)
+        stack.callback(batches.close)
+        if not start:
+            progress.write(0, look(state))
+        for step in range(start + 1, steps + 1):
+            state, metrics = step_function(state, sharding.put_batch(mesh, next(batches)))
+            progress.dispatched(step, metrics)
+            stopping = stop.signal is not None
+            if step % every.eval_every == 0 or step == steps:
+                progress.flush(functools.partial(look, state))
+            if step % every.checkpoint_every == 0 or step == steps or stopping:
+                progress.flush()  # raises before a state whose loss is not finite could be saved
+                checkpoints.save(state, config.to_dict())
+            if stopping:
+                break
+    if stop.signal is not None:
+        logging.warning("stopped by %s after step %d, which is saved; the same command resumes", stop.signal.name, step)
+        sys.exit(128 + stop.signal)
+
+
+def _process_batches(source: Source, augment: pipeline.Augment, batch_size: int, seed: int) -> grain.MapDataset:
+    """This process's part of the batches of `batch_size` images over all processes."""
+    process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    return pipeline.batches(source, augment, batch_size=batch_size, seed=seed, **process)
+
+
+def _held_out_batches(config: ml_collections.ConfigDict, augment: pipeline.Augment, mesh: jax.sharding.Mesh):
+    """A function that yields the monitor's batches, read anew at each look: they may be too large to keep."""
+    source = build.held_out_source(config)
+    width = build.encoder(config).size.width
+    batch_size, count = monitor.held_out_size(width, config.train.batch_size, len(source), mesh.size)
+    if batch_size * count < 2 * width:
+        logging.warning("only %d held-out images: RankMe of %d channels wants %d", len(source), width, 2 * width)
+    dataset = _process_batches(source, augment, batch_size, HELD_OUT_SEED)
+    return lambda: (dataset[i] for i in range(count))
+
+
+def _placed(abstract: Any, layout: Any) -> Any:
+    """Shapes and dtypes with the shardings to restore them in."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
+
+
+def _write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    beside = workdir / f"{CONFIG_FILE}.tmp"
+    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    os.replace(beside, workdir / CONFIG_FILE)
+
+
+class _StopSignals:
+    """While open, SIGTERM and SIGINT only leave a note, which the loop reads after each step."""
+
+    def __init__(self):
+        self.signal: signal.Signals | None = None
+
+    def __enter__(self):
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, frame):
+        self.signal = signal.Signals(number)
+
+
