@@ -20,7 +20,7 @@ from absl import flags
 from launch import common
 from tc_jepa.errors import UserError
 
-SOURCE = flags.DEFINE_enum("source", None, ["folder", "scenes"], "What to prepare: a folder of images, or drawn scenes.")
+SOURCE = flags.DEFINE_enum("source", None, ["folder", "scenes"], "What to prepare: images, or drawn scenes.")
 IMAGES = flags.DEFINE_string("images", None, "folder: the directory that files and masks are relative to.")
 CAPTIONS = flags.DEFINE_string("captions", None, "folder: the captions.jsonl.")
 SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "folder: name, leave out and count images that do not decode.")
@@ -35,7 +35,7 @@ VOCABULARY = flags.DEFINE_string(
 )
 
 NEEDED = {"folder": ("images", "captions", "output"), "scenes": ("count", "output")}
-ONLY_FOR = {"images": "folder", "captions": "folder", "skip_bad": "folder", "count": "scenes", "seed": "scenes", "size": "scenes"}
+UNUSED = {"folder": ("count", "seed", "size"), "scenes": ("images", "captions", "skip_bad")}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,9 +61,9 @@ def check_flags() -> None:
     for name in NEEDED[SOURCE.value]:
         if flags.FLAGS[name].value in (None, ""):
             raise UserError(f"--source={SOURCE.value} needs --{name}; see --help")
-    for name, source in ONLY_FOR.items():
-        if flags.FLAGS[name].present and SOURCE.value != source:
-            raise UserError(f"--{name} goes with --source={source}; leave it out")
+    for name in UNUSED[SOURCE.value]:
+        if flags.FLAGS[name].present:
+            raise UserError(f"--source={SOURCE.value} has no use for --{name}; leave it out")
 
 
 if __name__ == "__main__":

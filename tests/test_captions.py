@@ -53,6 +53,7 @@ def test_blank_captions_count_as_missing(tokenizer):
     np.testing.assert_array_equal(arrays["caption_valid"], [True, False, False])
     assert tokenizer.decode(arrays["caption_ids"][0]) == "a star"
     assert not arrays["caption_ids"][1:].any() and not arrays["word_valid"][1:].any()
+    assert not tokenizer.encode([" \n"])[1].any()
 
 
 def test_an_image_without_captions_has_none_that_is_valid(tokenizer):
@@ -105,7 +106,10 @@ def test_training_a_vocabulary_is_reproducible():
 def test_ids_other_than_those_of_t5_are_refused(tmp_path):
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a red star", "a blue ring"]), model_writer=model, vocab_size=30, hard_vocab_limit=False,
+        sentence_iterator=iter(["a red star", "a blue ring"]),
+        model_writer=model,
+        vocab_size=30,
+        hard_vocab_limit=False,
         minloglevel=2,
     )  # SentencePiece's own ids: unk 0, bos 1, eos 2, no pad
     path = tmp_path / "other.model"

@@ -42,8 +42,8 @@ def test_a_scene_depends_on_seed_split_and_index_alone(source):
     again = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(source[5].image, again[5].image)
     assert source[5].captions == again[5].captions
-    others = [SceneSource(4, "train", 300, 64)[5], SceneSource(3, "val", 300, 64)[5], SceneSource(3, "test", 300, 64)[5]]
-    images = [source[5].image, source[6].image, *(other.image for other in others)]
+    others = [SceneSource(seed, split, 300, 64) for seed, split in ((4, "train"), (3, "val"), (3, "test"))]
+    images = [source[5].image, source[6].image, *(other[5].image for other in others)]
     assert len({image.tobytes() for image in images}) == len(images)
 
 
@@ -96,6 +96,7 @@ def test_every_object_can_be_seen(source):
         for j, own in enumerate(areas):
             hidden = np.any([own & front for front in areas[j + 1 :]], axis=0)
             assert np.sum(own & ~hidden) >= 0.55 * own.sum()
+        assert (source.mask(i)[areas[-1]] == 1 + SHAPES.index(objects[-1].shape)).all()  # the last stands in front
         shapes = {1 + SHAPES.index(item.shape) for item in objects}
         assert set(np.unique(source.mask(i))) == shapes | {0}
 
@@ -136,7 +137,10 @@ def test_there_are_more_than_eight_different_sentences_of_all_three_kinds(source
         assert len(set(captions)) == len(captions) > 8
         kinds = {kind(caption) for caption in captions}
         assert kinds >= {"object", "scene"} and kinds <= {"object", "scene", "relation"}
-    assert len({caption for i in range(len(source)) for caption in source[i].captions}) > 1500
+    said = {caption for i in range(len(source)) for caption in source[i].captions}
+    assert len(said) > 1500
+    for words in ("left of", "is above", "in front of", "bigger than", "from left to right", "large and", "an orange"):
+        assert any(words in caption for caption in said), words
 
 
 def test_every_sentence_is_true(source):

@@ -56,7 +56,7 @@ class CaptionTokenizer:
 
     def decode(self, ids: np.ndarray) -> str:
         """The text of one row of ids [S], without eos and padding."""
-        return self._pieces.decode([int(i) for i in ids if i not in (PAD, EOS)])
+        return self._pieces.decode(np.asarray(ids).tolist())
 
 
 def sample_captions(candidates: Sequence[str], count: int, rng: np.random.Generator) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from tc_jepa.data.sources import VALIDATION, Example, Task
 from tc_jepa.errors import UserError
 
 VOCABULARY = "vocabulary.model"  # in the folder, beside TFDS's own files
+IMAGES = ("image", "mask")  # the features whose bytes this project decodes itself
 
 
 class PreparedSource:
@@ -34,15 +35,15 @@ class PreparedSource:
             if not shard.exists():
                 raise UserError(f"{shard} is missing; restore it or prepare the dataset anew")
         self._name = f"{path}, split {split}"
-        # TFDS's partial decoding fails on data sources: records come raw, and are parsed to what is asked for.
+        # TFDS's partial decoding fails on data sources. So records come raw, and only what is asked for is parsed.
         self._records = builder.as_data_source(
             infos[split].name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
         self.tasks: Mapping[str, Task] = _tasks(features)
-        self.has_masks = "mask" in features
+        self.has_masks = _is_image(features, "mask")
         self._example = _only(features, {"image", "captions"} & features.keys())
         self._labels = _only(features, self.tasks.keys())
-        self._mask = _only(features, {"mask"} & features.keys())
+        self._mask = _only(features, {"mask"} if self.has_masks else ())
 
     def __len__(self) -> int:
         return len(self._records)
@@ -53,7 +54,7 @@ class PreparedSource:
         try:
             image = decode_image(record["image"])
         except ValueError as error:
-            raise UserError(f"{self._name}: image {index} does not decode: {error}; prepare the dataset anew") from error
+            raise UserError(f"{self._name}: image {index} does not decode: {error}; prepare it anew") from error
         return Example(image, _texts(record["captions"]) if "captions" in record else ())
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
@@ -76,8 +77,8 @@ class PreparedSource:
     def _read(self, features: tfds.features.FeaturesDict, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._name} holds {len(self)} images, none of index {index}")
-        undecoded = {name: tfds.decode.SkipDecoding() for name in features if isinstance(features[name], tfds.features.Image)}
-        return features.deserialize_example_np(self._records[index], decoders=undecoded)
+        encoded = {name: tfds.decode.SkipDecoding() for name in IMAGES if name in features}
+        return features.deserialize_example_np(self._records[index], decoders=encoded)
 
 
 def splits(path: str) -> dict[str, int]:
@@ -102,8 +103,9 @@ def _open(path: str) -> tfds.core.DatasetBuilder:
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         form = builder.info.file_format.value
         raise UserError(f"{path} is in {form} form; prepare it again with TFDS's file_format='array_record'")
-    if not isinstance(builder.info.features.get("image"), tfds.features.Image):
-        raise UserError(f'{path} has no image feature "image" (it has {", ".join(builder.info.features)}); {mend}')
+    features = builder.info.features
+    if not _is_image(features, "image"):
+        raise UserError(f'{path} has no image feature "image" (it has {", ".join(features)}); {mend}')
     return builder
 
 
@@ -112,10 +114,14 @@ def _split_infos(builder: tfds.core.DatasetBuilder) -> dict[str, tfds.core.Split
     return {VALIDATION if name == "validation" else name: info for name, info in builder.info.splits.items()}
 
 
+def _is_image(features: tfds.features.FeaturesDict, name: str) -> bool:
+    return name in features and isinstance(features[name], tfds.features.Image)
+
+
 def _tasks(features: tfds.features.FeaturesDict) -> dict[str, Task]:
     tasks = {}
-    for name, feature in features.items():
-        kind = "single"
+    for name in sorted(features):
+        kind, feature = "single", features[name]
         if isinstance(feature, tfds.features.Sequence):
             kind, feature = "multi", feature.feature
         if isinstance(feature, tfds.features.ClassLabel):

@@ -79,7 +79,7 @@ SCENE_SENTENCES = 4
 
 
 def captions(scene: "Scene", rng: random.Random) -> tuple[str, ...]:
-    """Between 12 and about 24 different sentences."""
+    """Between 12 and 24 different sentences."""
     return tuple(
         dict.fromkeys([*_object_sentences(scene, rng), *_relation_sentences(scene, rng), *_scene_sentences(scene, rng)])
     )
@@ -106,14 +106,12 @@ def _relation_sentences(scene: "Scene", rng: random.Random) -> list[str]:
             held = relations(a, b, covered=(j, i) in scene.covers)
             if held:
                 relation, first, second = rng.choice(held)
-                names = (_name(item, named[item.colour, item.shape] == 1, rng) for item in (first, second))
-                sentences.append(_article(rng.choice(RELATION_TEMPLATES[relation]).format(**dict(zip("ab", names)))))
+                template = rng.choice(RELATION_TEMPLATES[relation])
+                sentences.append(_article(template.format(a=_name(first, named, rng), b=_name(second, named, rng))))
     return sentences
 
 
-def relations(
-    a: "SceneObject", b: "SceneObject", covered: bool
-) -> list[tuple[str, "SceneObject", "SceneObject"]]:
+def relations(a: "SceneObject", b: "SceneObject", covered: bool) -> list[tuple[str, "SceneObject", "SceneObject"]]:
     """What clearly holds between two objects, as (key of RELATION_TEMPLATES, its {a}, its {b}).
 
     `covered`: b hides some of a.
@@ -166,8 +164,9 @@ def _listed(parts: list[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def _name(item: "SceneObject", unique: bool, rng: random.Random) -> str:
-    return f"{'the' if unique else 'a'} {_word(item.colour, rng)} {_word(item.shape, rng)}"
+def _name(item: "SceneObject", named: Counter, rng: random.Random) -> str:
+    article = "the" if named[item.colour, item.shape] == 1 else "a"
+    return f"{article} {_word(item.colour, rng)} {_word(item.shape, rng)}"
 
 
 def _wording(item: "SceneObject", rng: random.Random) -> dict[str, str]:
@@ -185,5 +184,5 @@ def _word(word: str, rng: random.Random) -> str:
 
 
 def _article(sentence: str) -> str:
-    """ "an" before the one word of the scenes that starts with a vowel."""
+    """Puts "an" before the one word of the scenes that needs it."""
     return sentence.replace("a orange", "an orange")

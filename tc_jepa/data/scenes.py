@@ -43,7 +43,7 @@ CLEARLY_COVERED = 0.1  # of an object's own area, hidden by one other: "in front
 PLACES = 20  # places tried for an object before the scene does without it
 LAYOUT_SIZE = 64  # pixels at which visibility is judged, whatever the image size
 DARK_BAND, DARK_EDGE = 0.45, 0.6  # of the object's own colour
-STRIPE_PERIOD = 0.075  # of the image: on a small object two dark bands, each 2 pixels wide at 64 pixels
+STRIPE_PERIOD = 0.075  # of the image: at 64 pixels the bands are 2.4 pixels wide, and a small object has room for five
 SHIFT = 6  # fractional bits of the coordinates handed to OpenCV
 
 Colour = tuple[float, float, float]  # RGB, 0 to 255
@@ -223,9 +223,7 @@ def _moved(item: SceneObject, rng: random.Random) -> SceneObject:
 def _random_background(rng: random.Random) -> Background:
     hue, contrast = rng.uniform(0, 360), rng.uniform(0.14, 0.24)
     value = rng.uniform(0.35, 0.85 - contrast)
-    colours = [
-        _rgb(hue + rng.uniform(-30, 30), rng.uniform(0.05, 0.22), value + lift) for lift in (0, contrast)
-    ]
+    colours = [_rgb(hue + rng.uniform(-30, 30), rng.uniform(0.05, 0.22), value + lift) for lift in (0, contrast)]
     return Background(
         pattern=rng.choice(BACKGROUNDS),
         rgb=tuple(colours),

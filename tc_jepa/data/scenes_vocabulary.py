@@ -20,8 +20,6 @@ from tc_jepa.data.sources import TRAIN
 SCENES = 2000
 SIZE = 352  # enough for BPE to reach every word
 
-_OUTPUT = flags.DEFINE_string("output", None, "File to write the SentencePiece model to.", required=True)
-
 
 def captions(scenes: int) -> Iterator[str]:
     """All captions of the first training scenes of seed 0."""
@@ -54,8 +52,10 @@ def train(scenes: int = SCENES) -> bytes:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
-    Path(_OUTPUT.value).write_bytes(train())
+    Path(flags.FLAGS.output).write_bytes(train())
 
 
 if __name__ == "__main__":
+    # Not at import: other commands in the same process have an --output of their own.
+    flags.DEFINE_string("output", None, "File to write the SentencePiece model to.", required=True)
     app.run(main)

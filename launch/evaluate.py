@@ -1,0 +1,115 @@
+"""Judge the target encoder of a run beside the same encoder at initialisation and raw pixels, on frozen features.
+
+  python -m launch.evaluate --encoder=runs/quickstart [--data=scenes] [--tasks=knn,linear_fast,rank] [--step=600]
+
+Writes results.json (one flat object) and results.md into --output, and prints the table. How many examples are read,
+and how many at once, stands in the run's configuration under `evaluation`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+import shlex
+
+from absl import flags, logging
+
+from launch import common
+from tc_jepa.errors import UserError
+
+SCENES = "scenes"
+
+ENCODER = flags.DEFINE_string("encoder", None, "Workdir of a training run.")
+DATA = flags.DEFINE_string("data", None, f"{SCENES!r}, or a prepared folder; default: the run's own data.")
+TASKS = flags.DEFINE_list("tasks", None, "Any of knn, linear_fast, rank; default: the run's evaluation.tasks.")
+STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; default: the newest.")
+OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; default: ENCODER/eval/STEP.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if ENCODER.value is None:
+        raise UserError("give --encoder=WORKDIR, the --workdir of a training run")
+    if OUTPUT.value is not None and Path(OUTPUT.value).is_file():
+        raise UserError(f"--output={OUTPUT.value} is a file; give a directory")
+    # Imported here, so that --help and a mistyped flag answer at once.
+    from tc_jepa.checkpoint import read_config
+    from tc_jepa.evaluation import evaluate, results
+
+    workdir = Path(ENCODER.value)
+    config = read_config(workdir)
+    if DATA.value is not None:
+        config.data.path = "" if DATA.value == SCENES else DATA.value
+    train, test, test_split = open_data(config)
+    tasks = choose_tasks(config, labelled=bool(test.tasks))
+    encoders, step = open_encoders(config, workdir, STEP.value)
+
+    found = evaluate.evaluate(
+        encoders.pop("trained"), encoders, train, test, tasks,
+        train_examples=config.evaluation.train_examples, test_examples=config.evaluation.test_examples,
+    )
+    output = Path(OUTPUT.value or workdir / "eval" / str(step))
+    data = config.data.path or SCENES
+    command = ["python", "-m", "launch.evaluate", f"--encoder={workdir}", f"--step={step}", f"--data={data}"]
+    command += [f"--tasks={','.join(tasks)}", f"--output={output}"]
+    model = f"{config.model.encoder}, {config.image.size} px, patch {config.model.patch_size}, seed {config.train.seed}"
+    header = {
+        "encoder": f"{workdir}, step {step} ({model})",
+        "data": data,
+        "fitted on": f"{min(len(train), config.evaluation.train_examples)} examples of split train",
+        "tested on": f"{min(len(test), config.evaluation.test_examples)} examples of split {test_split}",
+        "command": f"`{shlex.join(command)}`",
+    }
+    report = results.render(found, test.tasks, header)
+    results.write_results(output, found, report)
+    print(report)
+    print(f"written to {output}")
+
+
+def open_data(config):
+    """The sources to fit and to test on, and the name of the split that is tested on."""
+    from tc_jepa import build
+    from tc_jepa.data.prepared import splits
+    from tc_jepa.data.sources import TEST, TRAIN, VALIDATION
+
+    held = splits(config.data.path) if config.data.path else (TRAIN, VALIDATION, TEST)
+    test_split = next((split for split in (TEST, VALIDATION) if split in held), None)
+    if test_split is None:
+        raise UserError(f"{config.data.path} has neither a split 'test' nor 'val' (it holds {', '.join(held)}); prepare one")
+    return build.source(config, TRAIN), build.source(config, test_split), test_split
+
+
+def choose_tasks(config, labelled: bool) -> list[str]:
+    """The tasks asked for, or the run's own as far as the data has labels for them."""
+    from tc_jepa.evaluation import evaluate
+
+    tasks = TASKS.value if TASKS.value is not None else config.evaluation.tasks.split(",")
+    evaluate.check_protocols(tasks)
+    if TASKS.value is None and not labelled and set(tasks) & set(evaluate.PROBES):
+        logging.warning("%s has no labels: only rank is computed", config.data.path)
+        return ["rank"]
+    return tasks
+
+
+def open_encoders(config, workdir: Path, step: int | None):
+    """The trained encoder, its baselines, and the step that it is from."""
+    import jax
+
+    from tc_jepa import build, sharding
+    from tc_jepa.checkpoint import restore_target_encoder
+    from tc_jepa.evaluation.encoder import frozen_pixels, frozen_vit
+    from tc_jepa.state import initial_encoder_params
+
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    size, patch_size, batch_size = config.image.size, config.model.patch_size, config.evaluation.batch_size
+    vit = build.encoder(config)
+    initial = jax.jit(lambda: initial_encoder_params(vit, (size, size, 3), config.train.seed))()
+    trained, step = restore_target_encoder(workdir, step, initial)
+    shared = {"image_size": size, "batch_size": batch_size, "mesh": mesh}
+    return {
+        "trained": frozen_vit(vit, trained, **shared),
+        "init": frozen_vit(vit, initial, **shared),
+        "pixels": frozen_pixels(patch_size=patch_size, **shared),
+    }, step
+
+
+if __name__ == "__main__":
+    common.run(main)

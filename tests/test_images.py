@@ -1,0 +1,117 @@
+"""Decoding: the odd files that the web holds come out as a person sees them, and broken ones are refused."""
+
+import io
+
+import cv2
+import numpy as np
+from PIL import Image
+import pytest
+
+from tc_jepa.data.images import decode_image, decode_mask
+
+
+def photo() -> Image.Image:
+    """Smooth, so that JPEG keeps it, and different under every flip and turn."""
+    y, x = np.mgrid[0:48, 0:80]
+    return Image.fromarray(np.stack([x * 3, y * 5, 90 + x - y], axis=-1).astype(np.uint8))
+
+
+def encode(image: Image.Image, form: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def sixteen_bits() -> bytes:
+    return cv2.imencode(".png", np.asarray(photo())[..., ::-1].astype(np.uint16) * 257)[1].tobytes()
+
+
+def with_alpha() -> Image.Image:
+    image = photo().convert("RGBA")
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    return image
+
+
+@pytest.mark.parametrize(
+    "data, tolerance",
+    [
+        (encode(photo(), "JPEG", quality=95), 6),
+        (encode(photo().convert("CMYK"), "JPEG", quality=95), 6),
+        (encode(photo().quantize(256), "PNG"), 16),
+        (encode(photo().quantize(256), "GIF"), 16),
+        (encode(with_alpha(), "PNG"), 0),  # alpha dropped, not composited
+        (sixteen_bits(), 0),
+    ],
+    ids=["jpeg", "cmyk", "palette", "gif", "alpha", "16 bits"],
+)
+def test_colours_come_out_right(data, tolerance):
+    decoded = decode_image(data)
+    assert decoded.dtype == np.uint8
+    np.testing.assert_allclose(decoded.astype(int), np.asarray(photo(), int), atol=tolerance)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_grey_is_repeated_over_three_channels(mode):
+    grey = np.asarray(photo().convert("L"))
+    np.testing.assert_array_equal(decode_image(encode(photo().convert(mode), "PNG")), np.stack([grey] * 3, axis=-1))
+
+
+# The turn that undoes each orientation, so that the file is upright once its EXIF is obeyed.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", STORED)
+def test_exif_orientation_is_applied(orientation, form):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(photo().transpose(STORED[orientation]), form, exif=exif.tobytes(), quality=95)
+    np.testing.assert_allclose(decode_image(data).astype(int), np.asarray(photo(), int), atol=10)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+@pytest.mark.parametrize("kept", [0.3, 0.9])
+def test_half_an_image_is_refused_not_padded(form, kept):
+    data = encode(photo(), form)
+    with pytest.raises(ValueError, match="no image"):
+        decode_image(data[: int(kept * len(data))])
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>"])
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(ValueError, match="no image"):
+        decode_image(data)
+    with pytest.raises(ValueError, match="no PNG"):
+        decode_mask(data)
+
+
+@pytest.mark.parametrize("classes", [2, 13, 256])  # stored with 1, 4 and 8 bits a pixel
+def test_a_palette_mask_gives_indices_not_colours(classes):
+    indices = np.random.default_rng(0).integers(0, classes, (21, 34)).astype(np.uint8)
+    mask = Image.fromarray(indices)
+    mask.putpalette([200 - index % 200 for index in range(3 * classes)])
+    decoded = decode_mask(encode(mask, "PNG"))
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, indices)
+
+
+def test_a_grey_mask_gives_its_values():
+    indices = np.array([[0, 1, 2], [80, 254, 255]], np.uint8)
+    np.testing.assert_array_equal(decode_mask(encode(Image.fromarray(indices), "PNG")), indices)
+
+
+def test_masks_that_hold_no_indices_are_refused():
+    with pytest.raises(ValueError, match="one channel"):
+        decode_mask(encode(photo(), "PNG"))
+    with pytest.raises(ValueError, match="at most 255"):
+        decode_mask(encode(Image.fromarray(np.full((4, 4), 300, np.uint16)), "PNG"))
+    with pytest.raises(ValueError, match="no PNG"):
+        decode_mask(encode(photo().convert("L"), "JPEG"))

@@ -1,0 +1,284 @@
+"""A folder of photographs, or scenes, to a prepared folder and back; and what is refused on the way."""
+
+import json
+from pathlib import Path
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow_datasets as tfds
+
+from tc_jepa.data import prepare
+from tc_jepa.data.captions import scenes_vocabulary_path
+from tc_jepa.data.images import decode_image, decode_mask
+from tc_jepa.data.prepared import PreparedSource, splits, vocabulary_path
+from tc_jepa.data.scenes import SceneSource
+from tc_jepa.errors import UserError
+
+PHOTOS = Path(__file__).parent / "fixtures" / "photos"
+GOOD = {"file": "a.png", "captions": ["a wall"]}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> str:
+    output = str(tmp_path_factory.mktemp("data") / "photos")
+    prepare.prepare_folder(str(PHOTOS), str(PHOTOS / "captions.jsonl"), output, vocabulary=scenes_vocabulary_path())
+    return output
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """An images folder with two small images and two masks, one of them turned; and an image beside the folder."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for path in (images / "a.png", images / "b.png", tmp_path / "outside.png"):
+        Image.new("RGB", (6, 4), "red").save(path)
+    Image.new("L", (6, 4)).save(images / "mask.png")
+    Image.new("L", (4, 6)).save(images / "turned.png")
+    Image.effect_noise((60, 60), 99).save(images / "half.png")
+    (images / "half.png").write_bytes((images / "half.png").read_bytes()[:2000])
+    (images / "link.png").symlink_to(tmp_path / "outside.png")
+    return images
+
+
+def write(folder: Path, lines: list) -> str:
+    listing = folder.parent / "captions.jsonl"
+    listing.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+    return str(listing)
+
+
+def prepare_lines(folder: Path, lines: list, **options) -> prepare.Summary:
+    return prepare.prepare_folder(str(folder), write(folder, lines), str(folder.parent / "out"), **options)
+
+
+def listing_of(split: str) -> list[dict]:
+    lines = map(json.loads, (PHOTOS / "captions.jsonl").read_text().splitlines())
+    return [line for line in lines if line["split"] == split]
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_photos_come_back_as_they_were_given(photos, split):
+    source, lines = PreparedSource(photos, split), listing_of(split)
+    assert len(source) == len(lines) == splits(photos)[split]
+    for index, line in enumerate(lines):
+        example = source[index]
+        np.testing.assert_array_equal(example.image, decode_image((PHOTOS / line["file"]).read_bytes()))
+        assert example.captions == tuple(line["captions"])
+        np.testing.assert_array_equal(source.mask(index), decode_mask((PHOTOS / line["mask"]).read_bytes()))
+        label = source.labels(index)["labels"]
+        assert label.dtype == bool
+        assert {name for name, present in zip(source.tasks["labels"].classes, label) if present} == set(line["labels"])
+
+
+def test_the_vocabulary_comes_with_the_data(photos):
+    assert Path(vocabulary_path(photos)).read_bytes() == Path(scenes_vocabulary_path()).read_bytes()
+
+
+def test_a_source_pickles(photos):
+    source = PreparedSource(photos, "val")
+    copy = pickle.loads(pickle.dumps(source))
+    np.testing.assert_array_equal(copy[1].image, source[1].image)
+    assert copy.tasks == source.tasks
+
+
+def test_scenes_come_back_pixel_for_pixel(tmp_path):
+    output = str(tmp_path / "scenes")
+    prepare.prepare_scenes(9, output, seed=3, size=32)
+    assert splits(output) == {"train": 9, "val": 1, "test": 1}
+    drawn, read = SceneSource(3, "train", 9, 32), PreparedSource(output, "train")
+    assert read.tasks == drawn.tasks and list(read.tasks) == sorted(drawn.tasks)
+    np.testing.assert_array_equal(read[7].image, drawn[7].image)
+    assert read[7].captions == drawn[7].captions
+    np.testing.assert_array_equal(read.mask(7), drawn.mask(7))
+    labels = read.labels(7)
+    for name, label in drawn.labels(7).items():
+        np.testing.assert_array_equal(labels[name], label)
+    assert vocabulary_path(output) is not None
+
+
+def test_a_folder_without_extras(folder):
+    lines = [{"file": "b.png", "captions": [], "unknown": 1}, "", GOOD | {"captions": ["one", "zwei é"]}]
+    summary = prepare_lines(folder, lines)
+    assert str(summary) == "images: 2 train; captions per image: min 0, mean 1.00, max 2; skipped: 0"
+    source = PreparedSource(str(folder.parent / "out"), "train")
+    assert [source[index].captions for index in range(2)] == [(), ("one", "zwei é")]
+    assert source.tasks == {} and source.labels(0) == {} and not source.has_masks
+    assert vocabulary_path(str(folder.parent / "out")) is None
+
+
+def test_one_label_an_image(folder):
+    prepare_lines(folder, [GOOD | {"label": "wall"}, {"file": "b.png", "captions": [], "label": "red door"}])
+    source = PreparedSource(str(folder.parent / "out"), "train")
+    assert source.tasks["label"].classes == ("red door", "wall") and source.tasks["label"].kind == "single"
+    assert [source.labels(index)["label"] for index in range(2)] == [1, 0]
+
+
+def test_more_images_than_one_write_or_shard_holds_keep_their_order(folder, monkeypatch):
+    monkeypatch.setattr(prepare, "IMAGES_PER_WRITE", 3)
+    monkeypatch.setattr(prepare, "IMAGES_PER_SHARD", 4)
+    lines = []
+    for index in range(11):
+        Image.new("RGB", (5, 5), (index, 0, 0)).save(folder / f"{index}.png")
+        lines.append({"file": f"{index}.png", "captions": [str(index)]})
+    prepare_lines(folder, lines)
+    source = PreparedSource(str(folder.parent / "out"), "train")
+    assert [(source[i].image[0, 0, 0], source[i].captions) for i in range(11)] == [(i, (str(i),)) for i in range(11)]
+
+
+def test_a_mask_is_held_to_the_upright_size(folder):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (4, 6)).save(folder / "turned.jpg", exif=exif.tobytes())
+    prepare_lines(folder, [{"file": "turned.jpg", "captions": [], "mask": "mask.png"}])
+    source = PreparedSource(str(folder.parent / "out"), "train")
+    assert source[0].image.shape[:2] == source.mask(0).shape == (4, 6)
+
+
+def test_skip_bad_names_counts_and_leaves_out(folder, capsys):
+    bad = {"file": "half.png", "captions": ["x", "y"], "split": "val"}
+    summary = prepare_lines(folder, [GOOD, bad], skip_bad=True)
+    assert summary.skipped == 1 and summary.images == {"train": 1} and summary.captions == {1: 1}
+    assert "captions.jsonl:2: half.png does not decode" in capsys.readouterr().err
+    assert splits(str(folder.parent / "out")) == {"train": 1}
+
+
+BAD_LINES = {
+    "not JSON": ("{'file': 'b.png'}", r"captions.jsonl:2 is not JSON"),
+    "not UTF-8 JSON": ('{"file": "b.png", "captions": ["\\ud800"]}', r":2: .*not Unicode"),
+    "no object": ("[]", r":2 is not a JSON object"),
+    "no file": ({"captions": []}, r':2 has no "file"'),
+    "no captions": ({"file": "b.png", "caption": "a"}, r':2 has no "captions"'),
+    "missing image": ({"file": "c.png", "captions": []}, r"""captions.jsonl:2: "file" 'c.png' is missing"""),
+    "broken image": ({"file": "half.png", "captions": []}, r"captions.jsonl:2: half.png does not decode.*--skip_bad"),
+    "captions a string": ({"file": "b.png", "captions": "a"}, r':2: "captions" is not a list of strings'),
+    "captions of numbers": ({"file": "b.png", "captions": [1]}, r':2: "captions" holds 1'),
+    "absolute path": ({"file": "{root}/b.png", "captions": []}, r":2: .*leaves the images folder"),
+    "path upwards": ({"file": "../outside.png", "captions": []}, r":2: .*leaves the images folder"),
+    "link outwards": ({"file": "link.png", "captions": []}, r":2: .*leaves the images folder"),
+    "null byte": ({"file": "a\0", "captions": []}, r":2: .*no usable path"),
+    "unknown split": ({"file": "b.png", "captions": [], "split": "dev"}, r":2: \"split\" is 'dev'.*train, val, test"),
+    "listed twice": ({"file": "./a.png", "captions": []}, r":2: ./a.png is already on line 1"),
+    "label on some lines": ({"file": "b.png", "captions": [], "label": "x"}, r':1 has no "label" but .*:2 has'),
+    "label a number": ({"file": "b.png", "captions": [], "label": 7}, r':2: "label" holds 7'),
+    "label of two lines": ({"file": "b.png", "captions": [], "label": "x\ny"}, r":2: .*no class name"),
+}
+
+
+@pytest.mark.parametrize("line, message", BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_line_is_named_and_nothing_is_left(folder, line, message):
+    if isinstance(line, dict) and "file" in line:
+        line = line | {"file": line["file"].replace("{root}", str(folder))}
+    before = sorted(folder.parent.rglob("*")) + [folder.parent / "captions.jsonl"]
+    with pytest.raises(UserError, match=message) as error:
+        prepare_lines(folder, [GOOD, line])
+    assert "\n" not in str(error.value)
+    assert sorted(folder.parent.rglob("*")) == sorted(before)
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        ("turned.png", "4 x 6 pixels and its upright image 6 x 4"),
+        ("a.png", "one channel"),
+        ("half.png", "does not decode"),
+        ("../outside.png", "leaves the images folder"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(folder, mask, message):
+    with pytest.raises(UserError, match=f":1: .*{message}"):
+        prepare_lines(folder, [GOOD | {"mask": mask}])
+    assert not (folder.parent / "out").exists()
+
+
+@pytest.mark.parametrize("lines", [[], [{"file": "half.png", "captions": []}]], ids=["no lines", "all skipped"])
+def test_an_empty_dataset_is_refused(folder, lines):
+    with pytest.raises(UserError, match="one image|would be empty"):
+        prepare_lines(folder, lines, skip_bad=True)
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["captions.jsonl", "images", "outside.png"]
+
+
+def test_an_existing_output_is_refused_and_kept(folder):
+    (folder.parent / "out").mkdir()
+    (folder.parent / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="exists already"):
+        prepare_lines(folder, [GOOD])
+    assert (folder.parent / "out" / "thesis.txt").read_text() == "mine"
+
+
+def test_missing_inputs_are_named(folder, tmp_path):
+    listing = write(folder, [GOOD])
+    with pytest.raises(UserError, match="--images=.*nowhere"):
+        prepare.prepare_folder(str(tmp_path / "nowhere"), listing, str(tmp_path / "out"))
+    with pytest.raises(UserError, match="--captions=.*nowhere"):
+        prepare.prepare_folder(str(folder), str(tmp_path / "nowhere"), str(tmp_path / "out"))
+    with pytest.raises(UserError, match="a.png.*SentencePiece"):
+        prepare.prepare_folder(str(folder), listing, str(tmp_path / "out"), vocabulary=str(folder / "a.png"))
+
+
+def test_an_interrupted_command_leaves_nothing(folder, monkeypatch):
+    def interrupt(data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "decode_image", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_lines(folder, [GOOD])
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["captions.jsonl", "images", "outside.png"]
+
+
+def test_what_is_no_prepared_folder_is_refused(photos, folder, tmp_path):
+    for path, message in ((tmp_path / "nowhere", "is no folder"), (folder, "holds no readable dataset")):
+        with pytest.raises(UserError, match=f"{path.name} {message}.*launch.prepare_data"):
+            PreparedSource(str(path), "train")
+        with pytest.raises(UserError, match=message):
+            splits(str(path))
+    with pytest.raises(UserError, match="no split 'test'; it holds train, val"):
+        PreparedSource(photos, "test")
+
+
+def test_a_missing_shard_is_named_when_the_data_is_opened(folder):
+    prepare_lines(folder, [GOOD])
+    (shard,) = (folder.parent / "out").glob("*array_record*")
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name} is missing"):
+        PreparedSource(str(folder.parent / "out"), "train")
+
+
+def test_tfds_folders_of_others_open_too(tmp_path):
+    """As coco_captions: dicts with text; a split called validation; unknown labels as -1."""
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
+            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+        }
+    )
+    identity = tfds.core.DatasetIdentity(name="x", version="1.0.0", data_dir=str(tmp_path), module_name="x")
+    info = tfds.core.DatasetInfo(builder=identity, features=features)
+    writer = tfds.core.SequentialWriter(info, 10, file_format="array_record")
+    writer.initialize_splits(["validation"])
+    image = (PHOTOS / listing_of("val")[0]["file"]).read_bytes()
+    example = {"image": image, "captions": [{"id": 4, "text": "a"}, {"id": 5, "text": "b"}], "label": "dog"}
+    writer.add_examples({"validation": [example, example | {"label": -1}]})
+    writer.close_all()
+    source = PreparedSource(str(tmp_path), "val")
+    assert source[0].captions == ("a", "b")
+    assert source.labels(0) == {"label": 1}
+    with pytest.raises(UserError, match="image 1 has no label"):
+        source.labels(1)
+
+
+def test_the_command_fails_in_one_line_and_succeeds_in_one(folder):
+    listing, out = write(folder, [GOOD, {"file": "half.png", "captions": []}]), folder.parent / "out"
+    command = [sys.executable, "-m", "launch.prepare_data", "--source=folder", f"--images={folder}"]
+    command += [f"--captions={listing}", f"--output={out}"]
+    root = Path(__file__).parents[1]
+    failed = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert failed.returncode == 2 and not out.exists()
+    (line,) = [line for line in failed.stderr.splitlines() if line and "images/s" not in line]
+    assert "half.png" in line
+    done = subprocess.run([*command, "--skip_bad"], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout == f"{out}: images: 1 train; captions per image: min 1, mean 1.00, max 1; skipped: 1\n"
