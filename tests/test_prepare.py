@@ -200,6 +200,11 @@ def test_an_empty_dataset_is_refused(folder, lines):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["captions.jsonl", "images", "outside.png"]
 
 
+def test_labels_that_name_no_class_are_refused(folder):
+    with pytest.raises(UserError, match='captions.jsonl: "labels" is empty on every line'):
+        prepare_lines(folder, [GOOD | {"labels": []}])
+
+
 def test_an_existing_output_is_refused_and_kept(folder):
     (folder.parent / "out").mkdir()
     (folder.parent / "out" / "thesis.txt").write_text("mine")
@@ -278,7 +283,7 @@ def test_the_command_fails_in_one_line_and_succeeds_in_one(folder):
     failed = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert failed.returncode == 2 and not out.exists()
     (line,) = [line for line in failed.stderr.splitlines() if line and "images/s" not in line]
-    assert "half.png" in line
+    assert "half.png" in line and "WARN" not in failed.stderr
     done = subprocess.run([*command, "--skip_bad"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout == f"{out}: images: 1 train; captions per image: min 1, mean 1.00, max 1; skipped: 1\n"

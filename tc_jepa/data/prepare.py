@@ -154,11 +154,9 @@ def _parse(raw: bytes, number: int, where: str, root: Path) -> Line:
     for key in ("file", "captions"):
         if key not in entry:
             raise UserError(f'{where} has no "{key}"; every line needs "file" and "captions", a list that may be empty')
-    captions, split = _strings(entry, "captions", where), TRAIN
-    if "split" in entry:
-        split = entry["split"]
-        if split not in SPLITS:
-            raise UserError(f'{where}: "split" is {split!r}; it must be one of {", ".join(SPLITS)}')
+    split = entry["split"] if "split" in entry else TRAIN
+    if split not in SPLITS:
+        raise UserError(f'{where}: "split" is {split!r}; it must be one of {", ".join(SPLITS)}')
     annotations: dict[str, Any] = {}
     if "label" in entry:
         annotations["label"] = _class_name(_string(entry["label"], "label", where), where)
@@ -167,7 +165,7 @@ def _parse(raw: bytes, number: int, where: str, root: Path) -> Line:
     if "mask" in entry:
         annotations["mask"] = _inside(root, entry["mask"], "mask", where)
     path = _inside(root, entry["file"], "file", where)
-    return Line(number, where, entry["file"], path, split, captions, annotations)
+    return Line(number, where, entry["file"], path, split, _strings(entry, "captions", where), annotations)
 
 
 def _string(value: Any, key: str, where: str) -> str:
@@ -230,6 +228,8 @@ def _survey(listing: Path, folder: Path) -> tuple[int, tfds.features.FeaturesDic
     if "label" in first.annotations:
         features["label"] = tfds.features.ClassLabel(names=sorted(classes["label"]))
     if "labels" in first.annotations:
+        if not classes["labels"]:
+            raise UserError(f'{listing}: "labels" is empty on every line; leave the key out, or name some')
         features["labels"] = tfds.features.Sequence(tfds.features.ClassLabel(names=sorted(classes["labels"])))
     return len(numbers), tfds.features.FeaturesDict(features)
 
@@ -241,7 +241,7 @@ def _read(path: Path, where: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"{where}: {path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{where}: {path} cannot be read ({error.strerror}); make it readable") from error
 
 
 def _read_mask(path: Path, shape: tuple[int, int], where: str) -> bytes:
@@ -303,8 +303,8 @@ def _features(*, mask: bool) -> dict[str, tfds.features.FeatureConnector]:
 class _Writer:
     """Appends examples to their splits' shards, and counts.
 
-    TFDS's sequential writer, not a GeneratorBasedBuilder: that one holds the first gigabyte in memory, writes the rest
-    twice, and without its shuffle reads a split back whole.
+    Through TFDS's sequential writer, which holds only what is being written. A GeneratorBasedBuilder holds a gigabyte,
+    past that writes everything twice, and when told to keep the order reads the whole split back into memory.
     """
 
     def __init__(self, folder: Path, features: tfds.features.FeaturesDict):

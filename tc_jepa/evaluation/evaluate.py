@@ -14,7 +14,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import knn, linear
 from tc_jepa.evaluation.encoder import FrozenEncoder, pooled_features
 from tc_jepa.evaluation.rank import feature_std, rankme
-from tc_jepa.evaluation.scores import Measured, Truth, difference, measure, resample_counts
+from tc_jepa.evaluation.scores import Measured, Truth, difference, measure, resample_counts, value_of
 
 PROBES = {"knn": knn.class_scores, "linear_fast": linear.class_scores}  # they need labels
 PROTOCOLS = (*PROBES, "rank")
@@ -96,7 +96,7 @@ def probe(
 def chance(train: Truth, test: Truth) -> float:
     """What the train set's label frequencies alone score: the most frequent class, or each class's share."""
     frequencies = np.broadcast_to(train.classes.mean(axis=0, dtype=np.float32), test.classes.shape)
-    return measure(test, frequencies, np.ones((len(test.classes), 1), np.float32)).value
+    return value_of(test, frequencies)
 
 
 def read_truth(source: Source, indices: Sequence[int]) -> dict[str, Truth]:

@@ -1,12 +1,12 @@
 """linear_fast: L2-regularised logistic regression on frozen features, fitted to the optimum on the whole train set.
 
-All classes of a task and all strengths of the grid are solved at once by accelerated gradient descent. The logistic
+All classes of a task are fitted at once by accelerated gradient descent, one strength of the grid after another. The logistic
 loss curves at most as much as a fixed quadratic (Boehning 1992); in the eigenbasis of the features' covariance that
 quadratic is diagonal, and dividing by it makes the problem well conditioned and every step safe without a line search.
 Nothing is random.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 from typing import NamedTuple
 
@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation.scores import Kind, Truth, measure
+from tc_jepa.evaluation.scores import Kind, Truth, value_of
 
 # The L2 strength on standardised features: mean loss + strength / 2 * |weights|^2; the bias is free.
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-TOLERANCE = 1e-5  # the largest gradient component at which a fit counts as converged
+STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+TOLERANCE = 1e-7  # of the mean loss: a fit has converged when a step is sure of no more
 MAX_ITERATIONS = 2000
 VALIDATION_STRIDE = 5  # every fifth train example chooses the strength
 CURVATURE = {"single": 0.5, "multi": 0.25}  # bounds on the second derivative of softmax and sigmoid losses
@@ -40,17 +40,12 @@ def class_scores(
     part, whole = make_basis(train_features[~held_out]), make_basis(train_features)
     scores = {}
     for task, (kind, classes) in train_truth.items():
-        trials = fit(part, Truth(kind, classes[~held_out]), STRENGTHS).logits(train_features[held_out])
-        strength = best_strength(Truth(kind, classes[held_out]), trials)
-        scores[task] = fit(whole, Truth(kind, classes), [strength]).logits(test_features)[0]
+        answers = Truth(kind, classes[held_out])
+        probes = fit(part, Truth(kind, classes[~held_out]), STRENGTHS)
+        values = [value_of(answers, probe.logits(train_features[held_out])) for probe in probes]
+        strength = STRENGTHS[int(np.argmax(values))]
+        scores[task] = next(fit(whole, Truth(kind, classes), [strength])).logits(test_features)
     return scores
-
-
-def best_strength(truth: Truth, logits_GxNxC: np.ndarray) -> float:
-    """The one of STRENGTHS whose logits score best."""
-    unsampled = np.ones((len(truth.classes), 1), np.float32)
-    values = [measure(truth, logits, unsampled).value for logits in logits_GxNxC]
-    return max(zip(values, STRENGTHS))[1]
 
 
 class Basis(NamedTuple):
@@ -63,14 +58,14 @@ class Basis(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """G linear classifiers, one for each strength."""
+    """A linear classifier."""
 
     mean: np.ndarray  # float32 [D]
-    weights: np.ndarray  # float32 [G, D, C]
-    bias: np.ndarray  # float32 [G, 1, C]
+    weights: np.ndarray  # float32 [D, C]
+    bias: np.ndarray  # float32 [C]
 
     def logits(self, features_NxD: np.ndarray) -> np.ndarray:
-        """float32 [G, N, C]."""
+        """float32 [N, C]."""
         return (features_NxD - self.mean) @ self.weights + self.bias
 
 
@@ -89,57 +84,56 @@ def make_basis(features_NxD: np.ndarray) -> Basis:
     )
 
 
-def fit(basis: Basis, truth: Truth, strengths: Sequence[float]) -> Probe:
-    """Softmax over the classes (`single`) or a sigmoid for each (`multi`), at the optimum of every strength."""
-    strengths_G = np.asarray(strengths, np.float32)
-    done = _minimise(basis.coordinates, truth.classes, basis.spectrum, strengths_G, truth.kind)
-    if done.largest_gradient > TOLERANCE:
-        logging.warning(
-            "linear_fast did not converge: after %d iterations the largest gradient is %.1e, above %.0e",
-            done.iteration, done.largest_gradient, TOLERANCE,
-        )
-    parameters = np.asarray(done.parameters).transpose(1, 0, 2)  # [G, D + 1, C], the bias last
-    weights = (basis.rotation @ parameters[:, :-1]).astype(np.float32)
-    return Probe(basis.mean, weights, parameters[:, -1:])
+def fit(basis: Basis, truth: Truth, strengths: Sequence[float]) -> Iterator[Probe]:
+    """Softmax over the classes (`single`) or a sigmoid for each (`multi`), at the optimum of one strength after another.
+
+    Each fit starts from the one before: give the strongest first.
+    """
+    parameters = np.zeros((basis.coordinates.shape[1] + 1, truth.classes.shape[1]), np.float32)
+    for strength in strengths:
+        done = _minimise(parameters, basis.coordinates, truth.classes, basis.spectrum, strength, truth.kind)
+        if done.decrease > TOLERANCE:
+            logging.warning("linear_fast: strength %g did not converge in %d steps", strength, MAX_ITERATIONS)
+        parameters = done.parameters
+        yield Probe(basis.mean, (basis.rotation @ parameters[:-1]).astype(np.float32), np.asarray(parameters[-1]))
 
 
 class _Descent(NamedTuple):
-    parameters: jax.Array  # float32 [D + 1, G, C], the bias last
+    parameters: jax.Array  # float32 [D + 1, C], the bias last
     ahead: jax.Array  # where momentum carries the parameters, and the gradient is taken
-    inertia: jax.Array  # Nesterov's t, of each problem that is solved
-    largest_gradient: jax.Array
+    inertia: jax.Array  # Nesterov's t, of each problem
+    decrease: jax.Array  # what the last step was sure to take off the worst problem's mean loss
     iteration: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="kind")
 def _minimise(
-    x_NxD: jax.Array, classes_NxC: jax.Array, spectrum_D: jax.Array, strengths_G: jax.Array, kind: Kind
+    start: jax.Array, x_NxD: jax.Array, classes_NxC: jax.Array, spectrum_D: jax.Array, strength: float, kind: Kind
 ) -> _Descent:
-    (N, D), G, C = x_NxD.shape, len(strengths_G), classes_NxC.shape[1]
+    N, D = x_NxD.shape
     x = jnp.concatenate([x_NxD, jnp.ones((N, 1))], axis=1)
-    penalty = jnp.append(jnp.ones(D), 0.0)[:, None, None] * strengths_G[:, None]
-    step_size = 1.0 / (CURVATURE[kind] * jnp.append(spectrum_D, 1.0)[:, None, None] + penalty)
+    penalty = strength * jnp.append(jnp.ones(D), 0.0)[:, None]
+    step_size = 1.0 / (CURVATURE[kind] * jnp.append(spectrum_D, 1.0)[:, None] + penalty)
     activation = jax.nn.softmax if kind == "single" else jax.nn.sigmoid
-    # A softmax is one problem, each sigmoid is a problem of its own.
-    problem_axes, problems = ((0, 2), (1, G, 1)) if kind == "single" else ((0,), (1, G, C))
+    problem_axes = (0, 1) if kind == "single" else 0  # a softmax is one problem, each sigmoid is one of its own
 
     def gradient_at(parameters):
-        logits = jnp.matmul(x, parameters.reshape(D + 1, G * C), precision="highest").reshape(N, G, C)
-        error = (activation(logits) - classes_NxC[:, None]).reshape(N, G * C)
-        return jnp.matmul(x.T, error, precision="highest").reshape(D + 1, G, C) / N + penalty * parameters
+        error = activation(jnp.matmul(x, parameters, precision="highest")) - classes_NxC
+        return jnp.matmul(x.T, error, precision="highest") / N + penalty * parameters
 
     def unfinished(carry):
-        return (carry.largest_gradient > TOLERANCE) & (carry.iteration < MAX_ITERATIONS)
+        return (carry.decrease > TOLERANCE) & (carry.iteration < MAX_ITERATIONS)
 
     def descend(carry):
         gradient = gradient_at(carry.ahead)
         parameters = carry.ahead - step_size * gradient
         moved = parameters - carry.parameters
         # Momentum is dropped where it runs uphill (O'Donoghue and Candes 2015).
-        uphill = jnp.sum(gradient * moved, axis=problem_axes, keepdims=True) > 0
+        uphill = jnp.sum(gradient * moved, axis=problem_axes) > 0
         inertia = jnp.where(uphill, 1.0, (1.0 + jnp.sqrt(1.0 + 4.0 * carry.inertia**2)) / 2.0)
         ahead = parameters + jnp.where(uphill, 0.0, (carry.inertia - 1.0) / inertia) * moved
-        return _Descent(parameters, ahead, inertia, jnp.abs(gradient).max(), carry.iteration + 1)
+        decrease = jnp.max(0.5 * jnp.sum(step_size * gradient**2, axis=problem_axes))
+        return _Descent(parameters, ahead, inertia, decrease, carry.iteration + 1)
 
-    start = jnp.zeros((D + 1, G, C))
-    return jax.lax.while_loop(unfinished, descend, _Descent(start, start, jnp.ones(problems), jnp.inf, 0))
+    inertia = jnp.ones(()) if kind == "single" else jnp.ones(classes_NxC.shape[1])
+    return jax.lax.while_loop(unfinished, descend, _Descent(start, start, inertia, jnp.inf, 0))

@@ -44,11 +44,15 @@ class Measured(NamedTuple):
         return float(low), float(high)
 
 
-def measure(truth: Truth, class_scores_NxC: np.ndarray, counts_NxR: np.ndarray) -> Measured:
+def value_of(truth: Truth, class_scores_NxC: np.ndarray) -> float:
     """Accuracy for a `single` task, macro mAP for a `multi` one."""
-    metric = METRICS[truth.kind]
-    value = metric(class_scores_NxC, truth.classes, np.ones((len(truth.classes), 1), np.float32))
-    return Measured(float(value[0]), metric(class_scores_NxC, truth.classes, counts_NxR))
+    whole = np.ones((len(truth.classes), 1), np.float32)
+    return float(METRICS[truth.kind](class_scores_NxC, truth.classes, whole)[0])
+
+
+def measure(truth: Truth, class_scores_NxC: np.ndarray, counts_NxR: np.ndarray) -> Measured:
+    """The value, and what it is on each resample."""
+    return Measured(value_of(truth, class_scores_NxC), METRICS[truth.kind](class_scores_NxC, truth.classes, counts_NxR))
 
 
 def difference(first: Measured, second: Measured) -> Measured:

@@ -1,0 +1,92 @@
+"""The objective, against the paper's formulas written out as loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from tc_jepa import objective
+from tc_jepa.models.conditioner import Reading, Words
+from tc_jepa.step import forward
+
+
+def test_prediction_forms():
+    predicted, target = jnp.array([[3.0, 0.0, 0.0, 4.0]]), jnp.array([[0.0, 0.0, 0.5, 0.0]])
+    error = {form: float(objective.prediction_error(predicted, target, form)[0]) for form in objective.PREDICTION_FORMS}
+    assert error["l2_norm"] == pytest.approx((9 + 0.25 + 16) ** 0.5)
+    assert error["mse"] == pytest.approx((9 + 0.25 + 16) / 4)
+    assert error["smooth_l1"] == pytest.approx((2.5 + 0.125 + 3.5) / 4)
+
+
+def test_l2_norm_has_a_gradient_where_the_prediction_is_perfect():
+    gradient = jax.grad(lambda x: objective.prediction_error(x, x * 0 + 1.0, "l2_norm").sum())(jnp.ones((1, 4)))
+    assert np.isfinite(gradient).all()
+
+
+def test_targets_are_normalised_as_torch_does():
+    x = np.random.default_rng(0).normal(3, 2, (2, 5, 8)).astype(np.float32)
+    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(objective.normalise_targets(x), expected, atol=1e-5)
+
+
+def test_regularisers_equal_the_papers_sums():
+    rng = np.random.default_rng(0)
+    Y, B, M, L, C, S = 3, 2, 2, 4, 2, 5
+    cosine = rng.uniform(-1, 1, (Y, B, M, L, C, S)).astype(np.float32)
+    words, tokens = rng.random((B, C, S)) < 0.7, rng.random((B, M, L)) < 0.7
+    sparsity, consistency = objective.regularisers(cosine, words, tokens)
+    for b in range(B):
+        for c in range(C):
+            sparse, consistent = [], []
+            for m, i in zip(*np.nonzero(tokens[b]), strict=True):
+                O = np.maximum(cosine[:, b, m, i, c][:, words[b, c]], 0)
+                sparse.append(np.mean([np.abs(O[y]).sum() for y in range(Y)]))
+                consistent.append(np.mean([np.abs(O[y] - O.mean(axis=0)).sum() for y in range(Y)]))
+            assert float(sparsity[b, c]) == pytest.approx(np.mean(sparse), rel=1e-5)
+            assert float(consistency[b, c]) == pytest.approx(np.mean(consistent), rel=1e-5)
+
+
+def test_terms_leave_out_padded_tokens_and_missing_captions():
+    B, M, T, L, C, S, D = 2, 1, 3, 4, 2, 3, 4
+    rng = np.random.default_rng(1)
+    predicted, targets = rng.normal(size=(2, B, M, T, D)).astype(np.float32)
+    target_valid, token_valid = np.ones((B, M, T), bool), np.ones((B, M, L), bool)
+    target_valid[0, 0, 2] = token_valid[0, 0, 3] = False
+    caption_valid = np.array([[True, False], [False, False]])
+    words = Words(None, np.ones((B, C, S), bool), caption_valid)
+    cosine = rng.uniform(0.1, 1, (B, M, L, C, S)).astype(np.float32)
+
+    def terms(predicted, cosine):
+        readings = [Reading(jnp.asarray(cosine), None), Reading(jnp.asarray(cosine) * 0.5, None)]
+        return objective.loss_terms(predicted, targets, target_valid, token_valid, readings, words, "l2_norm")
+
+    before = terms(predicted, cosine)
+    # The regularisers' mean runs over the batch, of which the second image has no caption.
+    assert float(before["sparsity"]) == pytest.approx(cosine[0, 0, :3, 0].sum(-1).mean() * 0.75 / 2, rel=1e-5)
+    noisy, loud = predicted.copy(), cosine.copy()
+    noisy[0, 0, 2] += 100.0
+    loud[0, 0, 3] = loud[:, :, :, 1] = loud[1] = 1.0
+    after = terms(noisy, loud)
+    for name in before:
+        assert float(before[name]) == pytest.approx(float(after[name]), rel=1e-6)
+
+
+def test_warmup_reaches_the_weights_linearly():
+    terms = {"prediction": jnp.array(1.0), "sparsity": jnp.array(10.0), "consistency": jnp.array(100.0)}
+    weights = objective.Objective("mse", sparsity=0.1, consistency=0.5, warmup_steps=4)
+    totals = [float(weights.total(terms, jnp.array(step))) for step in (0, 1, 4, 9)]
+    assert totals == pytest.approx([1.0, 1.0 + 51.0 / 4, 52.0, 52.0])
+    assert float(objective.Objective("mse", 0.1, 0.5, 0).total(terms, jnp.array(0))) == pytest.approx(52.0)
+
+
+def test_splitting_a_batch_changes_nothing():
+    nets = tiny.networks()
+    state, batch = tiny.state(nets), tiny.batch(6)
+    params = tiny.lively(state.params)
+    loss = jax.jit(lambda b: forward(params, state.target_params, b, nets, tiny.OBJECTIVE)[0])
+    whole = loss(batch)
+    parts = [loss(jax.tree.map(lambda x: x[i : i + 2], batch)) for i in (0, 2, 4)]
+    for name, value in whole.items():
+        assert float(value) == pytest.approx(np.mean([float(part[name]) for part in parts]), rel=1e-5)
+        assert float(value) > 0

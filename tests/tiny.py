@@ -1,0 +1,57 @@
+"""A model and a batch small enough for every test: 4 x 4 patches, 2 predictor layers, 3 captions of 5 words."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tc_jepa.batch import Batch
+from tc_jepa.masking import BlockMasks
+from tc_jepa.models import conditioner, text, vit
+from tc_jepa.models.predictor import Predictor
+from tc_jepa.objective import Objective
+from tc_jepa.optimizer import Schedules, adamw
+from tc_jepa.state import Networks, TrainState, initial_state
+
+IMAGE, PATCH, GRID, DEPTH, VOCABULARY, WORDS = 16, 4, (4, 4), 2, 20, 5
+MASKS = BlockMasks(GRID, 2, (0.1, 0.2), (0.75, 1.5), (0.85, 1.0), (1.0, 1.0), context_tokens=8, min_context=4)
+OBJECTIVE = Objective("l2_norm", sparsity=0.1, consistency=0.5, warmup_steps=0)
+SCHEDULES = Schedules(100, 5, 1e-3, 5e-3, 1e-6, 0.04, 0.4, 0.9, 1.0)
+OPTIMIZER = adamw(SCHEDULES, 0.9, 0.999, 1e-8)
+
+
+def networks(words: bool = True, dtype=jnp.float32, constrain=lambda x: x) -> Networks:
+    reader = conditioner.WordCrossAttention(DEPTH, dtype) if words else conditioner.Conditioner()
+    size = vit.Size(width=32, depth=2, heads=4, hidden=64)
+    return Networks(
+        vit.VisionTransformer(size, PATCH, dtype, constrain),
+        Predictor(GRID, 16, DEPTH, 4, reader, dtype, constrain),
+        text.EmbeddingText(VOCABULARY, 12, WORDS),
+    )
+
+
+def batch(size: int, seed: int = 0) -> Batch:
+    """Random images, captions of 2 to 5 words, and an image without any caption (the last one)."""
+    rng = np.random.default_rng(seed)
+    masks = [MASKS.draw(rng) for _ in range(size)]
+    lengths = rng.integers(2, WORDS + 1, (size, 3))
+    caption_valid = np.arange(3) < rng.integers(1, 4, (size, 1))
+    caption_valid[-1] = False
+    return Batch(
+        rng.integers(0, 256, (size, IMAGE, IMAGE, 3), dtype=np.uint8),
+        rng.integers(3, VOCABULARY, (size, 3, WORDS), dtype=np.int32),
+        np.arange(WORDS) < lengths[..., None],
+        caption_valid,
+        *(np.stack(rows) for rows in zip(*masks, strict=True)),
+    )
+
+
+def state(nets: Networks, seed: int = 0) -> TrainState:
+    example = jax.tree.map(lambda x: x[0], batch(1))
+    return jax.jit(lambda: initial_state(nets, example, OPTIMIZER, seed))()
+
+
+def lively(params, seed: int = 1):
+    """Parameters of ordinary size instead of the initial 0.02, so that every path carries signal."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return tree.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
