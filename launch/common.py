@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import difflib
+import re
 import sys
 
 from absl import app
@@ -32,7 +33,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except FileNotFoundError as error:
         raise UserError(f"--config: there is no file {error.filename}; give a path such as configs/quickstart.py") from error
     except (AttributeError, KeyError) as error:  # a config file that sets a key which configs/base.py does not declare
-        raise UserError(f"--config: {' '.join(str(error.args[0]).split())}; keys are declared in configs/base.py") from error
+        reason, _, _ = str(error.args[0]).partition(". Other fields present")
+        guess = re.search(r'Did you mean "(.+?)"', str(error.args[0]))
+        mend = f"; did you mean {guess[1]!r}?" if guess else ""
+        raise UserError(f"--config: {' '.join(reason.split())}; keys are declared in configs/base.py{mend}") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest

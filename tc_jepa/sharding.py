@@ -25,13 +25,13 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def parameter_sharding(mesh: Mesh, tree: Any) -> Any:
-    """A NamedSharding for every leaf: along fsdp, its largest axis that divides evenly, if the leaf is large."""
+def parameter_sharding(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED_SIZE) -> Any:
+    """A NamedSharding for every leaf: along fsdp, its largest axis that divides evenly, if it has `min_size` elements."""
 
     def rule(leaf) -> NamedSharding:
         spec = [None] * len(leaf.shape)
         candidates = [i for i, n in enumerate(leaf.shape) if n % mesh.shape["fsdp"] == 0]
-        if candidates and mesh.shape["fsdp"] > 1 and leaf.size >= MIN_SHARDED_SIZE:
+        if candidates and mesh.shape["fsdp"] > 1 and leaf.size >= min_size:
             spec[max(candidates, key=lambda i: leaf.shape[i])] = "fsdp"
         return NamedSharding(mesh, PartitionSpec(*spec))
 

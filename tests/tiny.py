@@ -13,7 +13,7 @@ from tc_jepa.optimizer import Schedules, adamw
 from tc_jepa.state import Networks, TrainState, initial_state
 
 IMAGE, PATCH, GRID, DEPTH, VOCABULARY, WORDS = 16, 4, (4, 4), 2, 20, 5
-MASKS = BlockMasks(GRID, 2, (0.1, 0.2), (0.75, 1.5), (0.85, 1.0), (1.0, 1.0), context_tokens=8, min_context=4)
+MASKS = BlockMasks(GRID, 2, (0.1, 0.2), (0.75, 1.5), (0.85, 1.0), (1.0, 1.0), context_tokens=12, min_context=4)
 OBJECTIVE = Objective("l2_norm", sparsity=0.1, consistency=0.5, warmup_steps=0)
 SCHEDULES = Schedules(100, 5, 1e-3, 5e-3, 1e-6, 0.04, 0.4, 0.9, 1.0)
 OPTIMIZER = adamw(SCHEDULES, 0.9, 0.999, 1e-8)

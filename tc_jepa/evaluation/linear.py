@@ -19,8 +19,8 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation.scores import Kind, Truth, value_of
 
 # The L2 strength on standardised features: mean loss + strength / 2 * |weights|^2; the bias is free.
-STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-TOLERANCE = 1e-7  # of the mean loss: a fit has converged when a step is sure of no more
+STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+TOLERANCE = 1e-8  # of the mean loss: a fit has converged when a step is sure of no more
 MAX_ITERATIONS = 2000
 VALIDATION_STRIDE = 5  # every fifth train example chooses the strength
 CURVATURE = {"single": 0.5, "multi": 0.25}  # bounds on the second derivative of softmax and sigmoid losses

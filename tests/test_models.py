@@ -1,0 +1,218 @@
+"""What may and what must influence what: no leakage, no padding, every real word at every layer."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from tc_jepa.models import conditioner, layers, vit
+from tc_jepa.models.conditioner import Words
+from tc_jepa.state import initial_encoder_params
+from tc_jepa.step import forward
+
+
+@pytest.fixture(scope="module")
+def nets():
+    return tiny.networks()
+
+
+@pytest.fixture(scope="module")
+def params(nets):
+    return tiny.lively(tiny.state(nets).params)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def predict(nets, params, batch, vectors=None):
+    """Predicted features and readings; `vectors` replaces the text encoder's."""
+    images = layers.normalise_images(batch.images)
+    context = nets.encoder.apply({"params": params["encoder"]}, images, batch.context_indices, batch.context_valid)
+    if vectors is None:
+        vectors = nets.text.apply({"params": params["text"]}, batch.caption_ids, batch.word_valid)
+    return nets.predictor.apply(
+        {"params": params["predictor"]},
+        context,
+        batch.context_indices,
+        batch.context_valid,
+        batch.target_indices,
+        batch.target_valid,
+        Words(vectors, batch.word_valid, batch.caption_valid),
+    )
+
+
+def test_context_features_do_not_depend_on_any_hidden_pixel(nets, params):
+    batch = tiny.batch(2)
+    images = jnp.asarray(batch.images, jnp.float32) / 255
+
+    def features(images):
+        x = nets.encoder.apply({"params": params["encoder"]}, images, batch.context_indices, batch.context_valid)
+        return jnp.where(batch.context_valid[..., None], x, 0.0).std(axis=-1).sum()
+
+    moved = layers.patchify(jnp.abs(jax.grad(lambda x: features(x) * 1e3)(images)), tiny.PATCH).sum(axis=-1)
+    for image in range(2):
+        visible = set(batch.context_indices[image][batch.context_valid[image]])
+        for patch in range(16):
+            assert (moved[image, patch] > 0) == (patch in visible)
+
+
+def test_encoder_with_all_indices_equals_encoder_without(nets, params):
+    images = layers.normalise_images(tiny.batch(2).images)
+    order = np.random.default_rng(0).permuted(np.tile(np.arange(16), (2, 1)), axis=1)
+    whole = nets.encoder.apply({"params": params["encoder"]}, images)
+    shuffled = nets.encoder.apply({"params": params["encoder"]}, images, order)
+    np.testing.assert_allclose(shuffled, layers.gather_tokens(whole, order), atol=2e-5)
+
+
+def test_padded_tokens_change_no_prediction(nets, params):
+    batch = tiny.batch(3)
+    assert not batch.context_valid.all() and not batch.target_valid.all()
+    before, _ = predict(nets, params, batch)
+    other = batch._replace(
+        context_indices=np.where(batch.context_valid, batch.context_indices, 7),
+        target_indices=np.where(batch.target_valid, batch.target_indices, 9),
+    )
+    after, _ = predict(nets, params, other)
+    valid = batch.target_valid
+    np.testing.assert_allclose(before[valid], after[valid], atol=1e-5)
+
+
+def test_target_blocks_do_not_see_each_other(nets, params):
+    batch = tiny.batch(2)
+    before, _ = predict(nets, params, batch)
+    moved = batch.target_indices.copy()
+    moved[:, 1] = (moved[:, 1] + 1) % 16
+    after, _ = predict(nets, params, batch._replace(target_indices=moved))
+    np.testing.assert_array_equal(before[:, 0], after[:, 0])
+    assert np.abs(before[:, 1] - after[:, 1]).max() > 1e-3
+
+
+def test_padded_words_and_missing_captions_influence_nothing(nets, params):
+    batch = tiny.batch(4)
+    real = batch.word_valid & batch.caption_valid[..., None]
+    assert not batch.word_valid.all() and not batch.caption_valid.all()
+    vectors = np.random.default_rng(0).normal(size=(*batch.caption_ids.shape, 12)).astype(np.float32)
+    before, readings = predict(nets, params, batch, vectors)
+    after, _ = predict(nets, params, batch, np.where(real[..., None], vectors, 50.0))
+    np.testing.assert_allclose(before, after, atol=1e-5)
+    for reading in readings:
+        attention = np.asarray(reading.attention_BxMxLxCxS).sum(axis=(1, 2))
+        assert not attention[~real].any() and attention[real].all()
+
+
+def test_every_real_word_influences_every_layer(nets, params):
+    batch = tiny.batch(3)
+    real = batch.word_valid & batch.caption_valid[..., None]
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(*batch.caption_ids.shape, 12)), jnp.float32)
+    for layer in range(tiny.DEPTH):
+        # Only this layer's keys and values see the perturbed words; the others see a copy without gradient.
+        def attended(vectors, layer=layer):
+            _, readings = predict(nets, params, batch, vectors)
+            return jnp.square(readings[layer].attention_BxMxLxCxS).sum()
+
+        moved = jnp.abs(jax.grad(attended)(vectors)).sum(axis=-1)
+        assert (np.asarray(moved)[real] > 0).all()
+    words = jnp.abs(jax.grad(lambda v: jnp.square(predict(nets, params, batch, v)[0]).std())(vectors)).sum(axis=-1)
+    assert (np.asarray(words)[~real] == 0).all() and (np.asarray(words)[real] > 0).mean() > 0.9
+
+
+def test_captions_in_another_order_change_nothing(nets, params):
+    batch = tiny.batch(3)
+    before, _ = predict(nets, params, batch)
+    turned = batch._replace(
+        caption_ids=batch.caption_ids[:, ::-1], word_valid=batch.word_valid[:, ::-1], caption_valid=batch.caption_valid[:, ::-1]
+    )
+    after, _ = predict(nets, params, turned)
+    # The last image has no caption: its null caption is the first one, with nothing to read either way.
+    np.testing.assert_allclose(before, after, atol=1e-5)
+
+
+def test_a_missing_caption_never_wins_the_max():
+    h = jnp.array([[[[[1.0, -9.0], [5.0, 7.0]]]]])
+    first = conditioner.max_over_captions(h, jnp.array([[True, False]]))
+    np.testing.assert_array_equal(first[0, 0, 0], [1.0, -9.0])
+    both = conditioner.max_over_captions(h, jnp.array([[True, True]]))
+    np.testing.assert_array_equal(both[0, 0, 0], [5.0, 7.0])
+
+
+def test_null_caption_adds_nothing_but_passes_mlp_and_norm(nets, params):
+    batch = tiny.batch(2)
+    assert not batch.caption_valid[1].any()
+    words = Words(jnp.ones((2, 3, 5, 12)), batch.word_valid, batch.caption_valid)
+    np.testing.assert_array_equal(words.fused_BxC[1], [True, False, False])
+    layer = conditioner.WordCrossAttentionLayer(jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (2, 1, 3, 16))
+    weights = params["predictor"]["conditioner"]["layers_0"]
+    fused, _ = layer.apply({"params": weights}, x, words)
+
+    def by_hand(bound, x):
+        mlp, norm = layers.Mlp(16, jnp.float32), layers.layer_norm("norm_output")
+        return norm.apply({"params": weights["norm_output"]}, x + mlp.apply({"params": weights["mlp"]}, x))
+
+    np.testing.assert_allclose(fused[1], by_hand(layer, x)[1], atol=1e-5)
+
+
+def test_cosines_are_cosines_of_query_and_key(nets, params):
+    batch = tiny.batch(2)
+    weights = params["predictor"]["conditioner"]["layers_1"]
+    x = jax.random.normal(jax.random.key(0), (2, 2, 6, 16))
+    vectors = jax.random.normal(jax.random.key(1), (2, 3, 5, 12))
+    words = Words(vectors, batch.word_valid, batch.caption_valid)
+    _, reading = conditioner.WordCrossAttentionLayer(jnp.float32).apply({"params": weights}, x, words)
+    normed = layers.layer_norm("n").apply({"params": weights["norm_query"]}, x)
+    query, key = np.asarray(normed @ weights["query"]["kernel"]), np.asarray(vectors @ weights["key"]["kernel"])
+    for b, m, i, c, s in [(0, 0, 0, 0, 0), (1, 1, 5, 2, 4), (0, 1, 3, 1, 2)]:
+        q, k = query[b, m, i], key[b, c, s]
+        expected = q @ k / np.linalg.norm(q) / np.linalg.norm(k)
+        assert float(reading.cosine_BxMxLxCxS[b, m, i, c, s]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_without_conditioner_captions_do_not_matter():
+    nets = tiny.networks(words=False)
+    params = tiny.lively(tiny.state(nets).params)
+    batch = tiny.batch(3)
+    before, readings = predict(nets, params, batch)
+    after, _ = predict(nets, params, batch._replace(caption_ids=np.full_like(batch.caption_ids, 4)))
+    np.testing.assert_array_equal(before, after)
+    assert readings == []
+
+
+def test_positions_are_the_official_ones():
+    # First half the column, second the row; sines then cosines; frequencies 10000 ** (-i / (width / 4)).
+    table = layers.sincos_positions((3, 5), 16).reshape(3, 5, 16)
+    np.testing.assert_allclose(table[2, 4, :4], np.sin(4 / 10000 ** (np.arange(4) / 4)), rtol=1e-6)
+    np.testing.assert_allclose(table[2, 4, 12:], np.cos(2 / 10000 ** (np.arange(4) / 4)), rtol=1e-6)
+
+
+def test_initial_kernels_are_normal_with_the_official_deviation():
+    encoder = vit.VisionTransformer(vit.SIZES["tiny"], 16)
+    params = jax.jit(lambda: initial_encoder_params(encoder, (32, 32, 3), 0))()
+    kernel = np.asarray(params["blocks_3"]["mlp"]["fc2"]["kernel"])
+    assert kernel.std() == pytest.approx(0.02, rel=0.02) and np.abs(kernel).max() > 0.06
+    assert not np.asarray(params["blocks_3"]["attn"]["qkv"]["bias"]).any()
+
+
+@pytest.mark.parametrize(("size", "millions"), [("base", 85.7), ("large", 303.1)])
+def test_parameter_counts_are_the_papers(size, millions):
+    encoder = vit.VisionTransformer(vit.SIZES[size], 16)
+    shapes = jax.eval_shape(lambda: initial_encoder_params(encoder, (224, 224, 3), 0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.1)
+
+
+def test_bfloat16_products_stay_close_to_float32():
+    exact, rough = tiny.networks(), tiny.networks(dtype=jnp.bfloat16)
+    state, batch = tiny.state(exact), tiny.batch(4)
+
+    def loss(nets):
+        def total(params):
+            terms, _ = forward(params, state.target_params, batch, nets, tiny.OBJECTIVE)
+            return tiny.OBJECTIVE.total(terms, jnp.array(0))
+
+        return jax.jit(jax.value_and_grad(total))(tiny.lively(state.params))
+
+    (exact_loss, exact_gradient), (rough_loss, rough_gradient) = loss(exact), loss(rough)
+    assert float(rough_loss) == pytest.approx(float(exact_loss), rel=0.02)
+    a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in (exact_gradient, rough_gradient))
+    assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rough_gradient))

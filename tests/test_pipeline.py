@@ -1,0 +1,108 @@
+"""Batches are a function of seed and step alone: not of workers, processes or where a run was resumed."""
+
+import contextlib
+import itertools
+
+import numpy as np
+import pytest
+import tiny
+
+from tc_jepa.batch import Batch
+from tc_jepa.data import captions, pipeline, transforms
+from tc_jepa.data.scenes import SceneSource
+
+TOKENIZER = captions.CaptionTokenizer(captions.scenes_vocabulary_path(), 12)
+AUGMENT = pipeline.Augment(pipeline.Crop(tiny.IMAGE, (0.3, 1.0), (3 / 4, 4 / 3), False), TOKENIZER, 3, tiny.MASKS)
+SOURCE = SceneSource(0, "train", 20, 32)
+
+
+def batches(start=0, count=4, workers=0, seed=0, **process):
+    dataset = pipeline.batches(SOURCE, AUGMENT, batch_size=6, seed=seed, **process)
+    with contextlib.closing(pipeline.iterate(dataset, start=start, workers=workers)) as iterator:
+        return [Batch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
+
+
+def assert_equal(one, other):
+    for a, b in zip(one, other, strict=True):
+        for name, x, y in zip(Batch._fields, a, b, strict=True):
+            np.testing.assert_array_equal(x, y, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def eight():
+    return batches(count=8)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(eight, workers):
+    assert_equal(batches(count=4, workers=workers), eight[:4])
+
+
+def test_a_resumed_stream_goes_on_where_it_stopped(eight):
+    assert_equal(batches(start=5, count=3), eight[5:])
+
+
+def test_processes_share_out_the_single_processs_batch(eight):
+    parts = [batches(count=4, process_index=i, process_count=2) for i in range(2)]
+    for whole, one, other in zip(eight, *parts, strict=False):
+        for name, x, a, b in zip(Batch._fields, whole, one, other, strict=True):
+            np.testing.assert_array_equal(x[0::2], a, err_msg=name)
+            np.testing.assert_array_equal(x[1::2], b, err_msg=name)
+
+
+def test_every_epoch_shows_every_image_once_but_cropped_anew():
+    dataset = pipeline.batches(SOURCE, AUGMENT, batch_size=20, seed=0)
+    first, second = dataset[0], dataset[1]
+    originals = {str(SOURCE[i].captions) for i in range(20)}
+    assert len(originals) == 20
+    # The captions of a row come from one image; which image, its sentences tell.
+    seen = []
+    for batch in (first, second):
+        found = set()
+        for ids in batch.caption_ids:
+            sentence = TOKENIZER.decode(ids[0])
+            found |= {i for i in range(20) if any(c.startswith(sentence) or sentence == c for c in SOURCE[i].captions)}
+        seen.append(found)
+    assert len(seen[0]) >= 19 and len(seen[1]) >= 19
+    assert not np.array_equal(first.images, second.images)
+
+
+def test_another_seed_is_another_stream(eight):
+    assert not np.array_equal(batches(count=1, seed=1)[0].images, eight[0].images)
+
+
+def test_rows_are_what_the_model_expects(eight):
+    batch = eight[0]
+    assert batch.images.shape == (6, tiny.IMAGE, tiny.IMAGE, 3) and batch.images.dtype == np.uint8
+    assert batch.images.std() > 10  # no black images
+    assert batch.caption_ids.shape == batch.word_valid.shape == (6, 3, 12)
+    assert batch.caption_valid.all()  # a scene has more than 8 candidates
+    assert batch.context_indices.shape == (6, 12) and batch.target_indices.shape[:2] == (6, 2)
+    assert all(len({tuple(ids) for ids in row}) == 3 for row in batch.caption_ids)  # without replacement
+
+
+def test_crop_is_part_of_the_image_and_full_scale_is_all_of_it():
+    ramp = np.repeat(np.arange(0, 120, dtype=np.uint8)[None, :, None], 120, axis=0).repeat(3, axis=2)
+    rng = np.random.default_rng(0)
+    spans = []
+    for _ in range(200):
+        crop = transforms.random_resized_crop(ramp, 30, (0.3, 0.4), (1.0, 1.0), rng)
+        assert crop.shape == (30, 30, 3)
+        spans.append((int(crop[0, -1, 0]) - int(crop[0, 0, 0])) / 120)
+    assert 0.3**0.5 - 0.1 < np.mean(spans) < 0.4**0.5 + 0.05
+    whole = transforms.random_resized_crop(ramp, 120, (1.0, 1.0), (1.0, 1.0), rng)
+    np.testing.assert_array_equal(whole, ramp)
+
+
+def test_a_crop_that_never_fits_is_centred():
+    thin = np.zeros((4, 100, 3), np.uint8)
+    thin[:, 49:51] = 255
+    crop = transforms.random_resized_crop(thin, 8, (1.0, 1.0), (1.0, 1.0), np.random.default_rng(0))
+    assert crop[:, 3:5].min() > 200 and crop[:, 0].max() == 0
+
+
+def test_evaluation_sees_the_centre_at_the_short_sides_scale():
+    image = np.zeros((40, 80, 3), np.uint8)
+    image[:, 20:60] = 200
+    out = transforms.resize_and_centre_crop(image, 20)
+    assert out.shape == (20, 20, 3) and out.min() == 200

@@ -1,0 +1,122 @@
+"""The step as a pure function: what it moves, by how much, and the same on any mesh."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from tc_jepa import sharding
+from tc_jepa.errors import UserError
+from tc_jepa.models import layers
+from tc_jepa.step import forward, target_features, train_step
+
+
+def step_function(nets, optimizer=tiny.OPTIMIZER):
+    return functools.partial(
+        train_step, networks=nets, objective=tiny.OBJECTIVE, optimizer=optimizer, schedules=tiny.SCHEDULES
+    )
+
+
+def test_step_moves_the_target_by_its_momentum_and_only_so():
+    nets = tiny.networks()
+    state, batch = tiny.state(nets), tiny.batch(4)
+    state = state.replace(step=jnp.array(10), target_params=tiny.lively(state.target_params))
+    after, metrics = jax.jit(step_function(nets))(state, batch)
+    momentum = 0.9 + 10 / 100 * 0.1
+    assert float(metrics["momentum"]) == pytest.approx(momentum)
+    expected = jax.tree.map(lambda t, p: momentum * t + (1 - momentum) * p, state.target_params, after.params["encoder"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.target_params, expected)
+    assert int(after.step) == 11
+    moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, after.params)
+    assert all(jax.tree.leaves({name: moved[name] for name in ("predictor", "text")}))
+
+
+def test_no_gradient_reaches_the_target_encoder():
+    nets = tiny.networks()
+    state, batch = tiny.state(nets), tiny.batch(2)
+
+    def loss(target_params):
+        return forward(state.params, target_params, batch, nets, tiny.OBJECTIVE)[0]["prediction"]
+
+    gradient = jax.jit(jax.grad(loss))(state.target_params)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_targets_are_the_target_encoders_normalised_features_at_their_places():
+    nets = tiny.networks()
+    params, batch = tiny.lively(tiny.state(nets).target_params), tiny.batch(2)
+    images = layers.normalise_images(batch.images)
+    targets = target_features(params, images, batch.target_indices, nets)
+    whole = np.asarray(nets.encoder.apply({"params": params}, images))
+    chosen = whole[1, batch.target_indices[1, 0, 2]]
+    np.testing.assert_allclose(targets[1, 0, 2], (chosen - chosen.mean()) / chosen.std(), atol=1e-4)
+
+
+@pytest.mark.parametrize("words", [True, False])
+def test_loss_falls_on_a_fixed_batch(words):
+    nets = tiny.networks(words)
+    state, batch = tiny.state(nets), tiny.batch(8)
+    step = jax.jit(step_function(nets))
+    losses = []
+    for _ in range(30):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss/prediction"]))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@functools.cache
+def run_on(data: int, fsdp: int, steps: int = 10):
+    """Losses of some steps, and the parameters after one step of plain SGD, on a mesh of some of the devices."""
+    mesh = jax.make_mesh(
+        (data, fsdp), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[: data * fsdp]
+    )
+    nets = tiny.networks(constrain=sharding.constrain_to(mesh))
+    state, batch = tiny.state(nets), sharding.put_batch(mesh, tiny.batch(8))
+
+    def jitted(state, optimizer):
+        layout = sharding.parameter_sharding(mesh, state, min_size=64)
+        step = jax.jit(
+            step_function(nets, optimizer),
+            in_shardings=(layout, sharding.batch_sharding(mesh)),
+            out_shardings=(layout, sharding.replicated(mesh)),
+        )
+        return step, jax.device_put(state, layout)
+
+    sgd = optax.sgd(1.0)
+    once, start = jitted(state.replace(opt_state=sgd.init(state.params)), sgd)
+    moved = once(start, batch)[0].params
+    gradient = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), state.params, moved)
+    step, state = jitted(state, tiny.OPTIMIZER)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    sharded = [leaf for leaf in jax.tree.leaves(state) if not leaf.is_fully_replicated]
+    return np.array(losses), gradient, len(sharded)
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+def test_eight_devices_compute_what_one_does(data, fsdp):
+    losses, gradient, sharded = run_on(data, fsdp)
+    expected_losses, expected_gradient, _ = run_on(1, 1)
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(expected_gradient)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(expected_gradient):
+        other = functools.reduce(lambda node, entry: node[entry.key], path, gradient)
+        assert np.linalg.norm(other - leaf) <= 1e-5 * norm, jax.tree_util.keystr(path)
+    assert (sharded > 0) == (fsdp > 1)
+
+
+def test_mesh_and_batch_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="mesh.data=3 x mesh.fsdp=1"):
+        sharding.make_mesh(3, 1)
+    with pytest.raises(UserError, match="mesh.data=-1, mesh.fsdp=-1"):
+        sharding.make_mesh(-1, -1)
+    mesh = sharding.make_mesh(-1, 2)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 2}
+    with pytest.raises(UserError, match="train.batch_size=12"):
+        sharding.check_batch(mesh, 12, "train.batch_size")

@@ -1,0 +1,160 @@
+"""The loop around the step: resuming equals never stopping, and nothing goes wrong silently."""
+
+import json
+import os
+from pathlib import Path
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from tc_jepa import metrics
+from tc_jepa.checkpoint import Checkpoints, restore_target_encoder, saved_steps
+from tc_jepa.errors import UserError
+from tc_jepa.train import train
+from tc_jepa.validate import validate
+
+
+def tiny_config(**changes):
+    config = base.get_config()
+    config.update_from_flattened_dict({
+        "train.steps": 6,
+        "train.batch_size": 8,
+        "train.log_every": 1,
+        "train.checkpoint_every": 3,
+        "train.eval_every": 3,
+        "train.keep_checkpoints": 5,
+        "data.train_scenes": 40,
+        "image.size": 32,
+        "captions.per_image": 2,
+        "captions.words": 10,
+        "masking.context_tokens": 8,
+        "masking.min_context": 4,
+        "masking.target_blocks": 2,
+        "model.encoder": "nano",
+        "model.patch_size": 8,
+        "model.predictor.width": 16,
+        "model.predictor.depth": 1,
+        "model.text_width": 8,
+        "model.dtype": "float32",
+        "optimizer.warmup_steps": 2,
+        "target_encoder.start_momentum": 0.9,
+    } | changes)
+    validate(config)
+    return config
+
+
+def lines(workdir: Path) -> list[dict]:
+    """metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (workdir / metrics.METRICS_FILE).read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in rows]
+
+
+def final_state(workdir: Path) -> dict[str, np.ndarray]:
+    manager = Checkpoints(workdir, 5)
+    try:
+        items = manager._manager.restore(6)
+    finally:
+        manager.close()
+    return {
+        name + jax.tree_util.keystr(path): np.asarray(leaf)
+        for name in ("state", "target")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(items[name])
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """A run of six steps that never stopped."""
+    workdir = tmp_path_factory.mktemp("straight")
+    train(tiny_config(), workdir)
+    return workdir
+
+
+def interrupt_after(monkeypatch, step, number=signal.SIGTERM):
+    """Sends this process a signal once `step` has been dispatched, as a scheduler would."""
+    dispatched = metrics.Progress.dispatched
+
+    def noticing(self, at, values):
+        dispatched(self, at, values)
+        if at == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(metrics.Progress, "dispatched", noticing)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_three_steps_and_three_resumed_equal_six(straight, tmp_path, monkeypatch, workers):
+    config = tiny_config(**{"data.workers": workers})
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(SystemExit) as stopped:
+            train(config, tmp_path)
+        assert stopped.value.code == 128 + signal.SIGTERM
+    assert saved_steps(tmp_path) == [3]
+    train(config, tmp_path)
+    assert lines(tmp_path) == lines(straight)
+    expected, found = final_state(straight), final_state(tmp_path)
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_metrics_beyond_the_restored_step_are_cut(straight, tmp_path, monkeypatch):
+    """Killed after step 5, with a checkpoint of step 3: steps 4 and 5 are done, and written, again."""
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(SystemExit):
+            train(tiny_config(), tmp_path)
+    with (tmp_path / metrics.METRICS_FILE).open("a") as file:
+        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    train(tiny_config(), tmp_path)
+    assert lines(tmp_path) == lines(straight)
+
+
+def test_every_line_names_what_the_run_did(straight):
+    rows = lines(straight)
+    assert [row["step"] for row in rows] == list(range(7))
+    for row in rows[1:]:
+        assert row["loss"] == pytest.approx(
+            row["loss/prediction"] + 0.1 * row["loss/sparsity"] + 0.5 * row["loss/consistency"], rel=1e-5
+        )
+    looks = [row for row in rows if "rank/rankme" in row]
+    assert [row["step"] for row in looks] == [0, 3, 6]
+    for name in ("text_worth/shuffled", "text_worth/absent", "layer_0/positive_cosines", "layer_0/attention_entropy"):
+        assert np.isfinite([row[name] for row in looks]).all()
+
+
+def test_a_finished_run_is_left_alone(straight):
+    before = (straight / metrics.METRICS_FILE).read_text()
+    train(tiny_config(), straight)
+    assert (straight / metrics.METRICS_FILE).read_text() == before
+
+
+def damage(workdir: Path, step: int, item: str) -> None:
+    """Flips bytes in the middle of the largest file of a checkpoint's item."""
+    largest = max((workdir / "checkpoints" / str(step) / item).rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    content = bytearray(largest.read_bytes())
+    middle = len(content) // 2
+    for i in range(middle, middle + 64):
+        content[i] ^= 0xFF
+    largest.write_bytes(content)
+
+
+def test_a_damaged_checkpoint_is_refused_not_restarted(straight, tmp_path):
+    train(tiny_config(**{"train.steps": 6}), tmp_path)
+    damage(tmp_path, 6, "target")
+    abstract = jax.eval_shape(lambda: None)
+    with pytest.raises(UserError, match="step 9; it has 3, 6"):
+        restore_target_encoder(tmp_path, 9, abstract)
+    with pytest.raises(UserError, match="delete that directory"):
+        train(tiny_config(**{"train.steps": 8}), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
+    config = tiny_config(**{"optimizer.start_learning_rate": 1e30, "optimizer.peak_learning_rate": 1e30})
+    with pytest.raises(UserError, match=r"at step \d"):
+        train(config, tmp_path)
+    assert 6 not in saved_steps(tmp_path)
