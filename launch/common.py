@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import difflib
+from pathlib import Path
 import re
 import sys
 
@@ -24,14 +25,15 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """Flags as absl reads them, with one line for what goes wrong. Words that are no flag are refused, not ignored."""
-    for argument in argv[1:]:
-        name, dot, key = argument.lstrip("-").partition("=")[0].partition(".")
-        if argument.startswith("-") and name == CONFIG_FLAG and dot:
-            _check_key(key)
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        path = value if equals else following
+        if argument.startswith("-") and flag == CONFIG_FLAG and not Path(path).is_file():
+            raise UserError(f"--config={path}: there is no such file; give a path such as --config=configs/quickstart.py")
+        if argument.startswith("-") and flag.startswith(f"{CONFIG_FLAG}."):
+            _check_key(flag.removeprefix(f"{CONFIG_FLAG}."))
     try:
         rest = app.parse_flags_with_usage(list(argv))
-    except FileNotFoundError as error:
-        raise UserError(f"--config: there is no file {error.filename}; give a path such as configs/quickstart.py") from error
     except (AttributeError, KeyError) as error:  # a config file that sets a key which configs/base.py does not declare
         reason, _, _ = str(error.args[0]).partition(". Other fields present")
         guess = re.search(r'Did you mean "(.+?)"', str(error.args[0]))

@@ -34,28 +34,28 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa.checkpoint import read_config
     from tc_jepa.evaluation import evaluate, results
 
+    logging.set_verbosity(logging.WARNING)
     workdir = Path(ENCODER.value)
     config = read_config(workdir)
     if DATA.value is not None:
         config.data.path = "" if DATA.value == SCENES else DATA.value
     train, test, test_split = open_data(config)
     tasks = choose_tasks(config, labelled=bool(test.tasks))
-    encoders, step = open_encoders(config, workdir, STEP.value)
+    judged, baselines, step = open_encoders(config, workdir, STEP.value)
 
-    found = evaluate.evaluate(
-        encoders.pop("trained"), encoders, train, test, tasks,
-        train_examples=config.evaluation.train_examples, test_examples=config.evaluation.test_examples,
-    )
+    sizes = {"train_examples": config.evaluation.train_examples, "test_examples": config.evaluation.test_examples}
+    found = evaluate.evaluate(judged, baselines, train, test, tasks, **sizes)
+
     output = Path(OUTPUT.value or workdir / "eval" / str(step))
     data = config.data.path or SCENES
     command = ["python", "-m", "launch.evaluate", f"--encoder={workdir}", f"--step={step}", f"--data={data}"]
     command += [f"--tasks={','.join(tasks)}", f"--output={output}"]
-    model = f"{config.model.encoder}, {config.image.size} px, patch {config.model.patch_size}, seed {config.train.seed}"
+    model = f"{config.model.encoder}, patch {config.model.patch_size}, {config.image.size} px, seed {config.train.seed}"
     header = {
         "encoder": f"{workdir}, step {step} ({model})",
         "data": data,
-        "fitted on": f"{min(len(train), config.evaluation.train_examples)} examples of split train",
-        "tested on": f"{min(len(test), config.evaluation.test_examples)} examples of split {test_split}",
+        "probes are fitted on": f"{min(len(train), sizes['train_examples'])} examples of split train",
+        "tested on": f"{min(len(test), sizes['test_examples'])} examples of split {test_split}",
         "command": f"`{shlex.join(command)}`",
     }
     report = results.render(found, test.tasks, header)
@@ -104,11 +104,8 @@ def open_encoders(config, workdir: Path, step: int | None):
     initial = jax.jit(lambda: initial_encoder_params(vit, (size, size, 3), config.train.seed))()
     trained, step = restore_target_encoder(workdir, step, initial)
     shared = {"image_size": size, "batch_size": batch_size, "mesh": mesh}
-    return {
-        "trained": frozen_vit(vit, trained, **shared),
-        "init": frozen_vit(vit, initial, **shared),
-        "pixels": frozen_pixels(patch_size=patch_size, **shared),
-    }, step
+    judged, untrained = (frozen_vit(vit, params, **shared) for params in (trained, initial))
+    return judged, {"init": untrained, "pixels": frozen_pixels(patch_size=patch_size, **shared)}, step
 
 
 if __name__ == "__main__":

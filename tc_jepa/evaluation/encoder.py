@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 import jax.numpy as jnp
 import numpy as np
+import tqdm
 
 from tc_jepa import sharding
 from tc_jepa.data.sources import Source
@@ -37,7 +38,7 @@ class FrozenEncoder:
     """Images uint8 [B, image_size, image_size, 3] -> Features, for any B.
 
     `forward` is a pure function (parameters, at most batch_size images) -> Features. `batch_size` images, rounded up to
-    a multiple of the devices, go through it at once, so that it is compiled once.
+    a multiple of the devices, go through it at once, so that it is compiled once. `mesh` is one of sharding.make_mesh.
     """
 
     def __init__(
@@ -127,16 +128,17 @@ def _area_weights(size: int) -> np.ndarray:
     return (np.diff(covered, axis=0) * THUMBNAIL / size).astype(np.float32)
 
 
-def pooled_features(
-    encoders: Sequence[FrozenEncoder], source: Source, indices: Sequence[int]
-) -> list[np.ndarray]:
+def pooled_features(encoders: Sequence[FrozenEncoder], source: Source, indices: Sequence[int]) -> list[np.ndarray]:
     """Each encoder's pooled features, float32 [len(indices), D]; every image is read once for all of them.
 
     The encoders share an image size. A UserError where a feature is not finite.
     """
-    first = encoders[0]
-    batches = read_images(source, indices, first.image_size, first.batch_size)
-    parts = [[np.asarray(encoder(images).pooled) for encoder in encoders] for images in batches]
+    image_size, batch_size = encoders[0].image_size, encoders[0].batch_size
+    parts = []
+    with tqdm.tqdm(total=len(indices), desc="frozen features", unit="image", disable=None) as bar:
+        for images in read_images(source, indices, image_size, batch_size):
+            parts.append([np.asarray(encoder(images).pooled) for encoder in encoders])
+            bar.update(len(images))
     pooled = [np.concatenate(batches) for batches in zip(*parts)]
     if not all(np.isfinite(features).all() for features in pooled):
         raise UserError("the encoder's features are not finite: its training diverged; evaluate an earlier step")

@@ -45,14 +45,14 @@ def evaluate(
     Probes are fitted on at most `train_examples` of `train`; everything is tested on at most `test_examples` of `test`.
     A UserError where a probe is asked for and the data has no labels, or too few examples.
     """
+    probes = [name for name in PROBES if name in protocols]
+    if probes and not train.tasks:
+        raise UserError(f"{', '.join(probes)} need labels, and the data has none; give --tasks=rank")
     encoders = {"": judged} | {f"{name}/": encoder for name, encoder in baselines.items()}
     chosen = choose(len(test), test_examples)
     test_features = _extract(encoders, test, chosen)
     results = {}
-    probes = [name for name in PROBES if name in protocols]
     if probes:
-        if not train.tasks:
-            raise UserError(f"{', '.join(probes)} need labels, and the data has none; give --tasks=rank")
         train_chosen = choose(len(train), train_examples)
         train_features, train_truth = _extract(encoders, train, train_chosen), read_truth(train, train_chosen)
         results |= probe(probes, train_features, train_truth, test_features, read_truth(test, chosen))

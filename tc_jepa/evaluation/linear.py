@@ -1,12 +1,11 @@
 """linear_fast: L2-regularised logistic regression on frozen features, fitted to the optimum on the whole train set.
 
-All classes of a task are fitted at once by accelerated gradient descent, one strength of the grid after another. The logistic
-loss curves at most as much as a fixed quadratic (Boehning 1992); in the eigenbasis of the features' covariance that
-quadratic is diagonal, and dividing by it makes the problem well conditioned and every step safe without a line search.
-Nothing is random.
+All classes of a task are fitted at once, by accelerated gradient descent. The logistic loss curves at most as much as
+a fixed quadratic (Boehning 1992); in the eigenbasis of the features' covariance that quadratic is diagonal, and dividing
+by it makes the problem well conditioned and every step safe without a line search. Nothing is random.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import functools
 from typing import NamedTuple
 
@@ -22,30 +21,9 @@ from tc_jepa.evaluation.scores import Kind, Truth, value_of
 STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 TOLERANCE = 1e-8  # of the mean loss: a fit has converged when a step is sure of no more
 MAX_ITERATIONS = 2000
+PATIENCE = 3  # strengths
 VALIDATION_STRIDE = 5  # every fifth train example chooses the strength
 CURVATURE = {"single": 0.5, "multi": 0.25}  # bounds on the second derivative of softmax and sigmoid losses
-
-
-def class_scores(
-    train_features: np.ndarray, train_truth: Mapping[str, Truth], test_features: np.ndarray
-) -> dict[str, np.ndarray]:
-    """For every task, logits float32 [test examples, C] of a probe fitted on all train examples.
-
-    Its strength is the one that scores best on every fifth train example when fitted on the others; of equals, the
-    strongest. A UserError where there are too few examples for that.
-    """
-    if len(train_features) <= VALIDATION_STRIDE:
-        raise UserError(f"linear_fast has only {len(train_features)} train examples; give it more than {VALIDATION_STRIDE}")
-    held_out = np.arange(len(train_features)) % VALIDATION_STRIDE == 0
-    part, whole = make_basis(train_features[~held_out]), make_basis(train_features)
-    scores = {}
-    for task, (kind, classes) in train_truth.items():
-        answers = Truth(kind, classes[held_out])
-        probes = fit(part, Truth(kind, classes[~held_out]), STRENGTHS)
-        values = [value_of(answers, probe.logits(train_features[held_out])) for probe in probes]
-        strength = STRENGTHS[int(np.argmax(values))]
-        scores[task] = next(fit(whole, Truth(kind, classes), [strength])).logits(test_features)
-    return scores
 
 
 class Basis(NamedTuple):
@@ -67,6 +45,39 @@ class Probe(NamedTuple):
     def logits(self, features_NxD: np.ndarray) -> np.ndarray:
         """float32 [N, C]."""
         return (features_NxD - self.mean) @ self.weights + self.bias
+
+
+def class_scores(
+    train_features: np.ndarray, train_truth: Mapping[str, Truth], test_features: np.ndarray
+) -> dict[str, np.ndarray]:
+    """For every task, logits float32 [test examples, C] of a probe fitted on all train examples.
+
+    Its strength is the one that scores best on every fifth train example when fitted on the others; of equals, the
+    strongest. A UserError where there are too few examples for that.
+    """
+    if len(train_features) <= VALIDATION_STRIDE:
+        raise UserError(f"linear_fast has only {len(train_features)} train examples; give it more than {VALIDATION_STRIDE}")
+    held_out = np.arange(len(train_features)) % VALIDATION_STRIDE == 0
+    part, whole = make_basis(train_features[~held_out]), make_basis(train_features)
+    scores = {}
+    for task, (kind, classes) in train_truth.items():
+        trials = fit(part, Truth(kind, classes[~held_out]), STRENGTHS)
+        strength = best_strength(trials, train_features[held_out], Truth(kind, classes[held_out]))
+        scores[task] = next(fit(whole, Truth(kind, classes), [strength])).logits(test_features)
+    return scores
+
+
+def best_strength(trials: Iterable[Probe], features_NxD: np.ndarray, truth: Truth) -> float:
+    """The strength whose trial scores best; of equals, the strongest. The trials come in the order of STRENGTHS.
+
+    Once PATIENCE of them in a row score lower than the best, the weaker ones, which take longest to fit, are not tried.
+    """
+    values = []
+    for probe in trials:
+        values.append(value_of(truth, probe.logits(features_NxD)))
+        if max(values[-PATIENCE:]) < max(values):
+            break
+    return STRENGTHS[int(np.argmax(values))]
 
 
 def make_basis(features_NxD: np.ndarray) -> Basis:
@@ -94,8 +105,8 @@ def fit(basis: Basis, truth: Truth, strengths: Sequence[float]) -> Iterator[Prob
         done = _minimise(parameters, basis.coordinates, truth.classes, basis.spectrum, strength, truth.kind)
         if done.decrease > TOLERANCE:
             logging.warning("linear_fast: strength %g did not converge in %d steps", strength, MAX_ITERATIONS)
-        parameters = done.parameters
-        yield Probe(basis.mean, (basis.rotation @ parameters[:-1]).astype(np.float32), np.asarray(parameters[-1]))
+        parameters = np.asarray(done.parameters)
+        yield Probe(basis.mean, (basis.rotation @ parameters[:-1]).astype(np.float32), parameters[-1])
 
 
 class _Descent(NamedTuple):

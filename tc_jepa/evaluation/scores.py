@@ -93,13 +93,16 @@ def mean_average_precision(class_scores_NxC: np.ndarray, truth_NxC: np.ndarray, 
 def average_precision(scores_N: np.ndarray, truth_N: np.ndarray, counts_NxR: np.ndarray) -> np.ndarray:
     """The mean over positives of the precision at their score, [R]; NaN where a resample has no positive.
 
-    Examples of equal score are retrieved together (kNN votes are full of ties): constant scores give the share of
+    There is at least one positive. Examples of equal score are retrieved together (kNN votes are full of ties): constant scores give the share of
     positives, whatever the order of the examples.
     """
     order = np.argsort(-scores_N, kind="stable")
     falling, truth = -scores_N[order], truth_N[order]
     last_of_tie = np.searchsorted(falling, falling[truth], side="right") - 1
-    retrieved = np.cumsum(counts_NxR[order], axis=0)[last_of_tie]
+    # Counts are summed between positives first: of a rare class, that leaves few rows to accumulate.
+    ends, tie = np.unique(last_of_tie, return_inverse=True)
+    between = np.add.reduceat(counts_NxR[order[: ends[-1] + 1]], np.append(0, ends[:-1] + 1), axis=0)
+    retrieved = np.cumsum(between, axis=0)[tie]
     weights = counts_NxR[order[truth]]
     hits = np.cumsum(weights, axis=0)[np.cumsum(truth)[last_of_tie] - 1]
     # Nothing is retrieved only where the positive itself is not in the resample: its weight is 0.
