@@ -63,6 +63,7 @@ KEYS = (
     experiment("model.text", "embedding", "text encoder; embedding: word vectors learned along"),
     experiment("model.text_width", 256, "channels of the learned word vectors"),
     experiment("model.dtype", "bfloat16", "type of matrix products: float32 or bfloat16; parameters are float32"),
+    experiment("model.init_std", 0.02, "deviation of initial kernels; 0.02 is the official one, for widths around 1,000"),
     experiment("objective.prediction", "l2_norm", "form of the prediction loss: l2_norm, smooth_l1, mse"),
     experiment("objective.sparsity", 0.1, "weight of the sparsity term, lambda"),
     experiment("objective.consistency", 0.5, "weight of the consistency term, beta"),

@@ -12,6 +12,7 @@ import shlex
 
 from absl import flags, logging
 
+from configs import base
 from launch import common
 from tc_jepa.errors import UserError
 
@@ -37,6 +38,9 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     workdir = Path(ENCODER.value)
     config = read_config(workdir)
+    absent = sorted(base.flatten(base.get_config()).keys() - base.flatten(config).keys())
+    if absent:
+        raise UserError(f"{workdir} is of another version: its config.json lacks {', '.join(absent)}; evaluate it with that")
     if DATA.value is not None:
         config.data.path = "" if DATA.value == SCENES else DATA.value
     train, test, test_split = open_data(config)
@@ -73,7 +77,7 @@ def open_data(config):
     held = splits(config.data.path) if config.data.path else (TRAIN, VALIDATION, TEST)
     test_split = next((split for split in (TEST, VALIDATION) if split in held), None)
     if test_split is None:
-        raise UserError(f"{config.data.path} has neither a split 'test' nor 'val' (it holds {', '.join(held)}); prepare one")
+        raise UserError(f"{config.data.path} holds only {', '.join(held)}; prepare it with a split test or val to judge on")
     return build.source(config, TRAIN), build.source(config, test_split), test_split
 
 

@@ -14,7 +14,7 @@ from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import TRAIN, VALIDATION, Source
 from tc_jepa.errors import UserError
 from tc_jepa.masking import RANGES, BlockMasks
-from tc_jepa.models import conditioner, text, vit
+from tc_jepa.models import conditioner, layers, text, vit
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.objective import Objective
 from tc_jepa.state import Networks
@@ -36,13 +36,14 @@ def grid(config: Config) -> tuple[int, int]:
 
 
 def encoder(config: Config, constrain: Constrain = unconstrained) -> vit.VisionTransformer:
-    return vit.VisionTransformer(
-        vit.SIZES[config.model.encoder], config.model.patch_size, DTYPES[config.model.dtype], constrain
-    )
+    return vit.VisionTransformer(vit.SIZES[config.model.encoder], config.model.patch_size, linear(config), constrain)
+
+
+def linear(config: Config) -> layers.Linear:
+    return layers.Linear(DTYPES[config.model.dtype], config.model.init_std)
 
 
 def networks(config: Config, vocabulary_size: int, constrain: Constrain = unconstrained) -> Networks:
-    dtype = DTYPES[config.model.dtype]
     return Networks(
         encoder=encoder(config, constrain),
         predictor=Predictor(
@@ -50,16 +51,16 @@ def networks(config: Config, vocabulary_size: int, constrain: Constrain = uncons
             width=config.model.predictor.width,
             depth=config.model.predictor.depth,
             heads=vit.SIZES[config.model.encoder].heads,
-            conditioner=CONDITIONERS[config.model.conditioner](config.model.predictor.depth, dtype),
-            dtype=dtype,
+            conditioner=CONDITIONERS[config.model.conditioner](config.model.predictor.depth, linear(config)),
+            linear=linear(config),
             constrain=constrain,
         ),
-        text=text.EmbeddingText(vocabulary_size, config.model.text_width, config.captions.words),
+        text=text.EmbeddingText(vocabulary_size, config.model.text_width, config.captions.words, config.model.init_std),
     )
 
 
 CONDITIONERS = {
-    "none": lambda depth, dtype: conditioner.Conditioner(),
+    "none": lambda depth, linear: conditioner.Conditioner(),
     "word_cross_attention": conditioner.WordCrossAttention,
 }
 TEXT_ENCODERS = ("embedding",)

@@ -37,6 +37,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _at_least(f"objective.{name}", config.objective[name], 0)
     _at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
     _at_least("data.workers", config.data.workers, 0)
+    if config.model.init_std <= 0:
+        raise UserError(f"model.init_std={config.model.init_std} must be positive")
     for name in ("start_momentum", "final_momentum"):
         if not 0 <= config.target_encoder[name] <= 1:
             raise UserError(f"target_encoder.{name}={config.target_encoder[name]} must lie between 0 and 1")

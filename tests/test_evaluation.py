@@ -26,7 +26,10 @@ from tc_jepa.models import layers, vit
 from tc_jepa.state import TrainState, initial_encoder_params
 from tests import tiny
 
-rng = np.random.default_rng(0)
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 def mesh_of(devices: int) -> Mesh:
@@ -38,6 +41,7 @@ def images(count: int, size: int = tiny.IMAGE) -> np.ndarray:
 
 
 def random_params(like):
+    rng = np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(rng.normal(scale=0.3, size=x.shape), jnp.float32), like)
 
 
@@ -131,7 +135,7 @@ def test_features_that_are_not_finite_are_refused():
 # Probes
 
 
-def test_knn_is_the_weighted_vote_of_the_most_similar():
+def test_knn_is_the_weighted_vote_of_the_most_similar(rng):
     train, test = rng.normal(size=(40, 6)).astype(np.float32), rng.normal(size=(7, 6)).astype(np.float32)
     classes = rng.random((40, 3)) < 0.4
     votes = knn.class_scores(train, {"task": Truth("multi", classes)}, 5 * test)["task"]  # cosine: length is nothing
@@ -148,7 +152,7 @@ def test_knn_with_too_few_examples_names_both_numbers():
 
 
 @pytest.mark.parametrize(("kind", "strength"), [("single", 1e-1), ("single", 1e-3), ("multi", 1e-3)])
-def test_linear_is_scikit_learns_logistic_regression(kind, strength):
+def test_linear_is_scikit_learns_logistic_regression(kind, strength, rng):
     """On correlated channels of very different scale, one of them constant."""
     mixing = rng.normal(size=(8, 8)) * np.logspace(0, -2, 8)[:, None]
     features = (rng.normal(size=(300, 8)) @ mixing + 5).astype(np.float32)
@@ -192,12 +196,16 @@ def test_the_strength_is_the_best_and_the_search_ends_when_it_has_passed(right, 
     assert len(list(trials)) == len(right) - tried
 
 
-def test_the_strength_is_chosen_on_every_fifth_train_example(monkeypatch):
-    """Labels are noise wherever the choice is made from, so that only the strongest regularisation is any good there."""
-    features = rng.normal(size=(200, 3)).astype(np.float32)
-    classes = (features[:, :1] > 0) ^ (np.arange(200) % 5 == 0)[:, None]
-    chosen = []
-    fit = linear.fit
+@pytest.mark.parametrize("strong", (True, False))
+def test_the_strength_is_chosen_on_every_fifth_train_example(strong, monkeypatch, rng):
+    """The class is the first channel's sign. A strong probe also weighs the second, which resembles the first."""
+    features = rng.normal(size=(400, 2)).astype(np.float32)
+    features[:, 1] += features[:, 0]
+    classes = features[:, :1] > 0
+    if strong:  # there, the answer is what the strongest probe says
+        features -= features.mean(axis=0)
+        classes[::5] = (features / features.std(axis=0) @ (features.T @ (classes - 0.5)) > 0)[::5]
+    chosen, fit = [], linear.fit
 
     def watched(basis, truth, strengths):
         chosen.append((len(truth.classes), strengths))
@@ -205,10 +213,12 @@ def test_the_strength_is_chosen_on_every_fifth_train_example(monkeypatch):
 
     monkeypatch.setattr(linear, "fit", watched)
     linear.class_scores(features, {"task": Truth("multi", classes)}, features[:1])
-    assert chosen == [(160, linear.STRENGTHS), (200, [linear.STRENGTHS[0]])]
+    (fitted_on, grid), (refitted_on, (strength,)) = chosen
+    assert (fitted_on, grid, refitted_on) == (320, linear.STRENGTHS, 400)
+    assert strength >= 1 if strong else strength < 0.1
 
 
-def test_rankme_counts_directions():
+def test_rankme_counts_directions(rng):
     orthogonal = np.linalg.qr(rng.normal(size=(50, 8)))[0]
     assert rank.rankme(orthogonal) == pytest.approx(8, rel=1e-4)
     assert rank.rankme(orthogonal[:, :1] * np.ones(8)) == pytest.approx(1, abs=1e-3)

@@ -141,13 +141,13 @@ def test_null_caption_adds_nothing_but_passes_mlp_and_norm(nets, params):
     assert not batch.caption_valid[1].any()
     words = Words(jnp.ones((2, 3, 5, 12)), batch.word_valid, batch.caption_valid)
     np.testing.assert_array_equal(words.fused_BxC[1], [True, False, False])
-    layer = conditioner.WordCrossAttentionLayer(jnp.float32)
+    layer = conditioner.WordCrossAttentionLayer(layers.Linear())
     x = jax.random.normal(jax.random.key(0), (2, 1, 3, 16))
     weights = params["predictor"]["conditioner"]["layers_0"]
     fused, _ = layer.apply({"params": weights}, x, words)
 
     def by_hand(bound, x):
-        mlp, norm = layers.Mlp(16, jnp.float32), layers.layer_norm("norm_output")
+        mlp, norm = layers.Mlp(16, layers.Linear()), layers.layer_norm("norm_output")
         return norm.apply({"params": weights["norm_output"]}, x + mlp.apply({"params": weights["mlp"]}, x))
 
     np.testing.assert_allclose(fused[1], by_hand(layer, x)[1], atol=1e-5)
@@ -159,7 +159,7 @@ def test_cosines_are_cosines_of_query_and_key(nets, params):
     x = jax.random.normal(jax.random.key(0), (2, 2, 6, 16))
     vectors = jax.random.normal(jax.random.key(1), (2, 3, 5, 12))
     words = Words(vectors, batch.word_valid, batch.caption_valid)
-    _, reading = conditioner.WordCrossAttentionLayer(jnp.float32).apply({"params": weights}, x, words)
+    _, reading = conditioner.WordCrossAttentionLayer(layers.Linear()).apply({"params": weights}, x, words)
     normed = layers.layer_norm("n").apply({"params": weights["norm_query"]}, x)
     query, key = np.asarray(normed @ weights["query"]["kernel"]), np.asarray(vectors @ weights["key"]["kernel"])
     for b, m, i, c, s in [(0, 0, 0, 0, 0), (1, 1, 5, 2, 4), (0, 1, 3, 1, 2)]:

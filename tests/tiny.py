@@ -6,7 +6,7 @@ import numpy as np
 
 from tc_jepa.batch import Batch
 from tc_jepa.masking import BlockMasks
-from tc_jepa.models import conditioner, text, vit
+from tc_jepa.models import conditioner, layers, text, vit
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.objective import Objective
 from tc_jepa.optimizer import Schedules, adamw
@@ -20,11 +20,12 @@ OPTIMIZER = adamw(SCHEDULES, 0.9, 0.999, 1e-8)
 
 
 def networks(words: bool = True, dtype=jnp.float32, constrain=lambda x: x) -> Networks:
-    reader = conditioner.WordCrossAttention(DEPTH, dtype) if words else conditioner.Conditioner()
+    linear = layers.Linear(dtype)
+    reader = conditioner.WordCrossAttention(DEPTH, linear) if words else conditioner.Conditioner()
     size = vit.Size(width=32, depth=2, heads=4, hidden=64)
     return Networks(
-        vit.VisionTransformer(size, PATCH, dtype, constrain),
-        Predictor(GRID, 16, DEPTH, 4, reader, dtype, constrain),
+        vit.VisionTransformer(size, PATCH, linear, constrain),
+        Predictor(GRID, 16, DEPTH, 4, reader, linear, constrain),
         text.EmbeddingText(VOCABULARY, 12, WORDS),
     )
 

@@ -24,10 +24,10 @@ Features = Mapping[str, np.ndarray]  # pooled features float32 [N, D], by encode
 
 
 def check_protocols(names: Sequence[str]) -> None:
-    """A UserError for a protocol that does not exist."""
-    unknown = [name for name in names if name not in PROTOCOLS]
-    if unknown or not names:
-        raise UserError(f"unknown task {', '.join(map(repr, unknown)) or repr('')}; the tasks are {', '.join(PROTOCOLS)}")
+    """A UserError for no protocol at all, or one that does not exist."""
+    for name in names or [""]:
+        if name not in PROTOCOLS:
+            raise UserError(f"unknown task {name!r}; the tasks are {', '.join(PROTOCOLS)}")
 
 
 def evaluate(
@@ -105,12 +105,14 @@ def read_truth(source: Source, indices: Sequence[int]) -> dict[str, Truth]:
     truth = {}
     for name, task in source.tasks.items():
         labels = np.array([row[name] for row in rows])
-        truth[name] = Truth(task.kind, np.eye(len(task.classes), dtype=bool)[labels] if task.kind == "single" else labels)
+        if task.kind == "single":
+            labels = np.eye(len(task.classes), dtype=bool)[labels]
+        truth[name] = Truth(task.kind, labels)
     return truth
 
 
 def choose(available: int, at_most: int) -> np.ndarray:
-    """A fixed random subset, ascending, so that data sorted by class is sampled evenly: int [min(available, at_most)]."""
+    """A fixed random subset, so that data sorted by class is sampled evenly: int [min(available, at_most)], ascending."""
     order = np.random.default_rng(SUBSET_SEED).permutation(available)
     return np.sort(order[:at_most])
 

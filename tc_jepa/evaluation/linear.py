@@ -1,8 +1,8 @@
 """linear_fast: L2-regularised logistic regression on frozen features, fitted to the optimum on the whole train set.
 
 All classes of a task are fitted at once, by accelerated gradient descent. The logistic loss curves at most as much as
-a fixed quadratic (Boehning 1992); in the eigenbasis of the features' covariance that quadratic is diagonal, and dividing
-by it makes the problem well conditioned and every step safe without a line search. Nothing is random.
+a fixed quadratic (Boehning 1992); in the eigenbasis of the features' covariance that quadratic is diagonal, and
+dividing by it makes the problem well conditioned and every step safe without a line search. Nothing is random.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -56,7 +56,8 @@ def class_scores(
     strongest. A UserError where there are too few examples for that.
     """
     if len(train_features) <= VALIDATION_STRIDE:
-        raise UserError(f"linear_fast has only {len(train_features)} train examples; give it more than {VALIDATION_STRIDE}")
+        count = len(train_features)
+        raise UserError(f"linear_fast has only {count} train examples; give it more than {VALIDATION_STRIDE}")
     held_out = np.arange(len(train_features)) % VALIDATION_STRIDE == 0
     part, whole = make_basis(train_features[~held_out]), make_basis(train_features)
     scores = {}
@@ -96,9 +97,9 @@ def make_basis(features_NxD: np.ndarray) -> Basis:
 
 
 def fit(basis: Basis, truth: Truth, strengths: Sequence[float]) -> Iterator[Probe]:
-    """Softmax over the classes (`single`) or a sigmoid for each (`multi`), at the optimum of one strength after another.
+    """Softmax over the classes (`single`) or a sigmoid for each (`multi`), for one strength after another.
 
-    Each fit starts from the one before: give the strongest first.
+    Each fit starts from the optimum of the one before: give the strongest first.
     """
     parameters = np.zeros((basis.coordinates.shape[1] + 1, truth.classes.shape[1]), np.float32)
     for strength in strengths:

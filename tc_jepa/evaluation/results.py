@@ -30,7 +30,7 @@ def render(results: Results, tasks: Mapping[str, Task], header: Mapping[str, obj
         if rows:
             gains = [f"over {name}" for name in BASELINES.values()]
             head = ["task", "metric", "trained", *BASELINES.values(), "chance", *gains]
-            lines += ["", f"## {protocol}", "", "Test scores in %, with 95 % bootstrap intervals over the test examples.", ""]
+            lines += ["", f"## {protocol}", "", "Test scores in %, with 95 % bootstrap intervals over test examples.", ""]
             lines += _table(head, rows)
     if "rank/rankme" in results:
         prefixes = ("", *(f"{name}/" for name in BASELINES))

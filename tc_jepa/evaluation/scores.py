@@ -93,8 +93,8 @@ def mean_average_precision(class_scores_NxC: np.ndarray, truth_NxC: np.ndarray, 
 def average_precision(scores_N: np.ndarray, truth_N: np.ndarray, counts_NxR: np.ndarray) -> np.ndarray:
     """The mean over positives of the precision at their score, [R]; NaN where a resample has no positive.
 
-    There is at least one positive. Examples of equal score are retrieved together (kNN votes are full of ties): constant scores give the share of
-    positives, whatever the order of the examples.
+    There is at least one positive. Examples of equal score are retrieved together (kNN votes are full of ties):
+    constant scores give the share of positives, whatever the order of the examples.
     """
     order = np.argsort(-scores_N, kind="stable")
     falling, truth = -scores_N[order], truth_N[order]

@@ -69,10 +69,10 @@ class WordCrossAttention(Conditioner):
     """TC-JEPA's fine-grained conditioner (paper Sec. 3.2, Eq. 2): after every block, tokens attend to words."""
 
     depth: int
-    dtype: jnp.dtype
+    linear: layers.Linear
 
     def setup(self):
-        self.layers = [WordCrossAttentionLayer(self.dtype) for _ in range(self.depth)]
+        self.layers = [WordCrossAttentionLayer(self.linear) for _ in range(self.depth)]
 
     def layer(self, index: int, block: Block, tokens: Tokens, words: Words) -> tuple[Tokens, Reading | None]:
         tokens = block(tokens)
@@ -87,21 +87,21 @@ class WordCrossAttentionLayer(nn.Module):
     Keys and values are computed once per image, whatever the number of target blocks.
     """
 
-    dtype: jnp.dtype
+    linear: layers.Linear
 
     @nn.compact
     def __call__(self, x_BxMxLxP: jax.Array, words: Words) -> tuple[jax.Array, Reading]:
         P = x_BxMxLxP.shape[-1]
-        query = layers.dense(P, self.dtype, "query", use_bias=False)(layers.layer_norm("norm_query")(x_BxMxLxP))
-        key = layers.dense(P, self.dtype, "key", use_bias=False)(words.vectors_BxCxSxE)
-        value = layers.dense(P, self.dtype, "value", use_bias=False)(words.vectors_BxCxSxE)
+        query = self.linear(P, "query", use_bias=False)(layers.layer_norm("norm_query")(x_BxMxLxP))
+        key = self.linear(P, "key", use_bias=False)(words.vectors_BxCxSxE)
+        value = self.linear(P, "value", use_bias=False)(words.vectors_BxCxSxE)
 
         products = jnp.einsum("bmlp,bcsp->bmlcs", query, key, preferred_element_type=jnp.float32)
         attention = masked_softmax(products / P**0.5, words.valid_BxCxS[:, None, None])
-        read = jnp.einsum("bmlcs,bcsp->bmlcp", attention.astype(self.dtype), value)
+        read = jnp.einsum("bmlcs,bcsp->bmlcp", attention.astype(self.linear.dtype), value)
 
         h_BxMxLxCxP = x_BxMxLxP[..., None, :] + read
-        h_BxMxLxCxP = h_BxMxLxCxP + layers.Mlp(P, self.dtype, name="mlp")(h_BxMxLxCxP)
+        h_BxMxLxCxP = h_BxMxLxCxP + layers.Mlp(P, self.linear, name="mlp")(h_BxMxLxCxP)
         fused = max_over_captions(layers.layer_norm("norm_output")(h_BxMxLxCxP), words.fused_BxC)
         lengths = inverse_norm(query)[..., None, None] * inverse_norm(key)[:, None, None]
         return fused, Reading(products * lengths, attention)

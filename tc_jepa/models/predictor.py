@@ -22,7 +22,7 @@ class Predictor(nn.Module):
     depth: int
     heads: int
     conditioner: Conditioner
-    dtype: jnp.dtype = jnp.float32
+    linear: layers.Linear = layers.Linear()
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
@@ -38,9 +38,9 @@ class Predictor(nn.Module):
         B, K, D = context_BxKxD.shape
         M, T = target_indices_BxMxT.shape[1:]
         positions = jnp.asarray(layers.sincos_positions(self.grid, self.width))
-        mask_token = self.param("mask_token", layers.kernel_init, (self.width,))
+        mask_token = self.param("mask_token", self.linear.init, (self.width,))
 
-        context = layers.dense(self.width, self.dtype, "predictor_embed")(context_BxKxD) + positions[context_indices_BxK]
+        context = self.linear(self.width, "predictor_embed")(context_BxKxD) + positions[context_indices_BxK]
         targets = mask_token + positions[target_indices_BxMxT]
         repeated = jnp.broadcast_to(context[:, None], (B, M, K, self.width))
         repeated_valid = jnp.broadcast_to(context_valid_BxK[:, None], (B, M, K))
@@ -52,12 +52,12 @@ class Predictor(nn.Module):
         tokens = self.conditioner.begin(tokens, words)
         readings = []
         for i in range(self.depth):
-            block = layers.Block(self.heads, 4 * self.width, self.dtype, name=f"blocks_{i}")
+            block = layers.Block(self.heads, 4 * self.width, self.linear, name=f"blocks_{i}")
             tokens, reading = self.conditioner.layer(i, self._over_sequences(block), tokens, words)
             if reading is not None:
                 readings.append(reading)
         x_BxMxTxP = layers.layer_norm("norm")(tokens.values_BxMxLxP[:, :, K : K + T])
-        return layers.dense(D, self.dtype, "proj")(x_BxMxTxP).astype(jnp.float32), readings
+        return self.linear(D, "proj")(x_BxMxTxP).astype(jnp.float32), readings
 
     def _over_sequences(self, block: layers.Block) -> Callable[[Tokens], Tokens]:
         """A transformer block as a function of all B x M sequences."""

@@ -13,10 +13,12 @@ class EmbeddingText(nn.Module):
     vocabulary_size: int
     width: int
     words: int
+    std: float = layers.OFFICIAL_STD
 
     @nn.compact
     def __call__(self, ids_BxCxS: jax.Array, valid_BxCxS: jax.Array) -> jax.Array:
-        table = self.param("words", layers.kernel_init, (self.vocabulary_size, self.width))
-        positions = self.param("positions", layers.kernel_init, (self.words, self.width))
+        init = nn.initializers.normal(self.std)
+        table = self.param("words", init, (self.vocabulary_size, self.width))
+        positions = self.param("positions", init, (self.words, self.width))
         vectors = layers.layer_norm("norm")(table[ids_BxCxS] + positions)
         return jnp.where(valid_BxCxS[..., None], vectors, 0.0)

@@ -42,7 +42,7 @@ class VisionTransformer(nn.Module):
 
     size: Size
     patch_size: int
-    dtype: jnp.dtype = jnp.float32
+    linear: layers.Linear = layers.Linear()
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
@@ -58,8 +58,8 @@ class VisionTransformer(nn.Module):
         if indices_BxK is not None:
             patches = layers.gather_tokens(patches, indices_BxK)
             positions = positions[indices_BxK]
-        x = layers.dense(self.size.width, self.dtype, "patch_embed")(patches) + positions
+        x = self.linear(self.size.width, "patch_embed")(patches) + positions
         for i in range(self.size.depth):
-            block = layers.Block(self.size.heads, self.size.hidden, self.dtype, name=f"blocks_{i}")
+            block = layers.Block(self.size.heads, self.size.hidden, self.linear, name=f"blocks_{i}")
             x = self.constrain(block(self.constrain(x), valid_BxK))
         return layers.layer_norm("norm")(x)
