@@ -47,7 +47,9 @@ KEYS = (
     experiment("image.flip", False, "mirror half the images; makes 'left of' in captions false"),
     experiment("captions.per_image", 8, "captions sampled from an image's candidates, at most"),
     experiment("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included"),
-    experiment("captions.vocabulary", "", "SentencePiece model; empty: the one stored with the data, or the scenes' own"),
+    experiment(
+        "captions.vocabulary", "", "SentencePiece model; empty: the one stored with the data, or the scenes' own"
+    ),
     experiment("masking.target_blocks", 4, "blocks to predict"),
     experiment("masking.target_scale", (0.15, 0.2), "area of a target block, as a fraction of the grid"),
     experiment("masking.target_aspect", (0.75, 1.5), "height / width of a target block"),
@@ -63,12 +65,16 @@ KEYS = (
     experiment("model.text", "embedding", "text encoder; embedding: word vectors learned along"),
     experiment("model.text_width", 256, "channels of the learned word vectors"),
     experiment("model.dtype", "bfloat16", "type of matrix products: float32 or bfloat16; parameters are float32"),
-    experiment("model.init_std", 0.02, "deviation of initial kernels; 0.02 is the official one, for widths around 1,000"),
+    experiment(
+        "model.init_std", 0.02, "deviation of initial kernels; 0.02 is the official one, for widths around 1,000"
+    ),
     experiment("objective.prediction", "l2_norm", "form of the prediction loss: l2_norm, smooth_l1, mse"),
     experiment("objective.sparsity", 0.1, "weight of the sparsity term, lambda"),
     experiment("objective.consistency", 0.5, "weight of the consistency term, beta"),
     experiment("objective.warmup_steps", 0, "steps over which both weights rise linearly from 0"),
-    experiment("optimizer.warmup_steps", 9_375, "steps of learning rate warm-up; the default is 15 epochs of ImageNet-1k"),
+    experiment(
+        "optimizer.warmup_steps", 9_375, "steps of learning rate warm-up; the default is 15 epochs of ImageNet-1k"
+    ),
     experiment("optimizer.start_learning_rate", 2e-4, "learning rate at the start of the warm-up"),
     experiment("optimizer.peak_learning_rate", 1e-3, "learning rate at the end of the warm-up"),
     experiment("optimizer.final_learning_rate", 1e-6, "learning rate at the end of the run"),

@@ -1,6 +1,7 @@
 """TC-JEPA on one's own captioned photographs with a small ViT, to see it work on a CPU or to start from on a GPU.
 
-  python -m launch.prepare_data --source=folder --images=DIR --captions=FILE.jsonl --vocabulary=spiece.model --output=DATA
+  python -m launch.prepare_data --source=folder --images=DIR --captions=FILE.jsonl \\
+    --vocabulary=spiece.model --output=DATA
   python -m launch.train --config=configs/photos_tiny.py --config.data.path=DATA --workdir=runs/photos
 
 Photographs of any size are cropped to 144 px: 9 x 9 patches.

@@ -29,7 +29,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         flag, equals, value = argument.lstrip("-").partition("=")
         path = value if equals else following
         if argument.startswith("-") and flag == CONFIG_FLAG and not Path(path).is_file():
-            raise UserError(f"--config={path}: there is no such file; give a path such as --config=configs/quickstart.py")
+            raise UserError(
+                f"--config={path}: there is no such file; give a path such as --config=configs/quickstart.py"
+            )
         if argument.startswith("-") and flag.startswith(f"{CONFIG_FLAG}."):
             _check_key(flag.removeprefix(f"{CONFIG_FLAG}."))
     try:

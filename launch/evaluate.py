@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     config = read_config(workdir)
     absent = sorted(base.flatten(base.get_config()).keys() - base.flatten(config).keys())
     if absent:
-        raise UserError(f"{workdir} is of another version: its config.json lacks {', '.join(absent)}; evaluate it with that")
+        raise UserError(f"{workdir} was trained by another version (no {', '.join(absent)}); evaluate it with that")
     if DATA.value is not None:
         config.data.path = "" if DATA.value == SCENES else DATA.value
     train, test, test_split = open_data(config)
@@ -77,7 +77,7 @@ def open_data(config):
     held = splits(config.data.path) if config.data.path else (TRAIN, VALIDATION, TEST)
     test_split = next((split for split in (TEST, VALIDATION) if split in held), None)
     if test_split is None:
-        raise UserError(f"{config.data.path} holds only {', '.join(held)}; prepare it with a split test or val to judge on")
+        raise UserError(f"{config.data.path} holds only {', '.join(held)}; prepare it with a split test or val")
     return build.source(config, TRAIN), build.source(config, test_split), test_split
 
 

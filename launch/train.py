@@ -27,12 +27,14 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: made if mi
 def main(argv: Sequence[str]) -> None:
     del argv
     if CONFIG.value is None or WORKDIR.value is None:
-        raise UserError("give --config=FILE and --workdir=DIR, such as --config=configs/quickstart.py --workdir=runs/quickstart")
+        raise UserError(
+            "give --config=FILE and --workdir=DIR, such as --config=configs/quickstart.py --workdir=runs/quickstart"
+        )
     # Imported here: data workers import this module again, and need none of it.
     from tc_jepa.train import train
     from tc_jepa.validate import validate
 
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)
     workdir = Path(WORKDIR.value)
     validate(CONFIG.value)
     check_workdir(workdir, CONFIG.value)
@@ -47,13 +49,17 @@ def check_workdir(workdir: Path, config) -> None:
         raise UserError(f"--workdir={workdir} is a file; give a directory")
     if not (workdir / CONFIG_FILE).exists():
         if saved_steps(workdir):
-            raise UserError(f"{workdir} holds checkpoints but no {CONFIG_FILE}; restore that file or give another --workdir")
+            raise UserError(
+                f"{workdir} holds checkpoints but no {CONFIG_FILE}; restore that file or give another --workdir"
+            )
         return
     before = read_config(workdir)
     names = base.experiment_differences(before, config)
     if names:
         was, now = base.flatten(before), base.flatten(config)
-        changes = ", ".join(f"{name} (there {was.get(name, 'absent')}, here {now.get(name, 'absent')})" for name in names)
+        changes = ", ".join(
+            f"{name} (there {was.get(name, 'absent')}, here {now.get(name, 'absent')})" for name in names
+        )
         raise UserError(f"{workdir} belongs to another experiment: {changes}; give another --workdir or the same keys")
 
 

@@ -11,9 +11,9 @@ from tc_jepa import optimizer
 from tc_jepa.data import captions, pipeline
 from tc_jepa.data.prepared import PreparedSource, splits, vocabulary_path
 from tc_jepa.data.scenes import SceneSource
-from tc_jepa.data.sources import TRAIN, VALIDATION, Source
+from tc_jepa.data.sources import Source, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
-from tc_jepa.masking import RANGES, BlockMasks
+from tc_jepa.masking import BlockMasks, RANGES
 from tc_jepa.models import conditioner, layers, text, vit
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.objective import Objective

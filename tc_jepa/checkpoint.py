@@ -50,9 +50,6 @@ class Checkpoints:
         items = _restore(self._manager, step, {"state": trained, "target": target})
         return TrainState(target_params=items["target"], **items["state"])
 
-    def wait(self) -> None:
-        self._manager.wait_until_finished()
-
     def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
@@ -66,14 +63,16 @@ def restore_target_encoder(workdir: Path, step: int | None, abstract_params: Par
     step = steps[-1] if step is None else step
     if step not in steps:
         raise UserError(f"{workdir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    with ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    with ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(create=False)) as manager:
         return _restore(manager, step, {"target": abstract_params})["target"], step
 
 
 def saved_steps(workdir: Path) -> list[int]:
     """Steps with a complete checkpoint, ascending."""
     directory = _directory(workdir)
-    return sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()) if directory.is_dir() else []
+    return (
+        sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()) if directory.is_dir() else []
+    )
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
@@ -111,12 +110,16 @@ def _restore(manager: ocp.CheckpointManager, step: int, abstract: Mapping[str, A
         items = manager.restore(step, args=ocp.args.Composite(fingerprints=ocp.args.JsonRestore(), **arrays))
     except Exception as error:  # Orbax raises bare Exception for damaged files; whatever it is, the run must not go on.
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{where} cannot be restored ({reason}); delete that directory to fall back on an older one") from error
+        raise UserError(
+            f"{where} cannot be restored ({reason}); delete that directory to fall back on an older one"
+        ) from error
     for name in abstract:
         found, stored = fingerprints(items[name]), items["fingerprints"][name]
         damaged = sorted(key for key in found if found[key] != stored[key])
         if damaged:
-            raise UserError(f"{where} is damaged in {name}{damaged[0]}; delete that directory to fall back on an older one")
+            raise UserError(
+                f"{where} is damaged in {name}{damaged[0]}; delete that directory to fall back on an older one"
+            )
     return {name: items[name] for name in abstract}
 
 

@@ -54,7 +54,10 @@ class BlockMasks:
         for name, limit in RANGES.items():
             check_range(f"masking.{name}", getattr(self, name), limit)
         if self.target_blocks < 1 or self.min_context < 1:
-            raise UserError(f"masking.target_blocks={self.target_blocks} and masking.min_context={self.min_context} must be at least 1")
+            raise UserError(
+                f"masking.target_blocks={self.target_blocks} and masking.min_context={self.min_context} "
+                "must be at least 1"
+            )
         if not self.min_context <= self.context_tokens <= patches:
             raise UserError(
                 f"masking.context_tokens={self.context_tokens} must lie between masking.min_context={self.min_context} "
@@ -62,8 +65,9 @@ class BlockMasks:
             )
         if patches - self.target_tokens < self.min_context:
             raise UserError(
-                f"a target block of {self.target_tokens} of the {patches} patches of the {self.grid[0]} x {self.grid[1]} grid "
-                f"leaves fewer than masking.min_context={self.min_context}; lower that, masking.target_scale or the patch size"
+                f"a target block of {self.target_tokens} of the {patches} patches of the {self.grid[0]} x "
+                f"{self.grid[1]} grid leaves fewer than masking.min_context={self.min_context}; lower that, "
+                "masking.target_scale or model.patch_size"
             )
 
     @property
@@ -83,7 +87,9 @@ class BlockMasks:
             context = np.sort(rng.choice(context, self.context_tokens, replace=False))
         T = self.target_tokens
         padded = [_pad(np.flatnonzero(target), T) for target in targets]
-        return Masks(*_pad(context, self.context_tokens), np.stack([p[0] for p in padded]), np.stack([p[1] for p in padded]))
+        return Masks(
+            *_pad(context, self.context_tokens), np.stack([p[0] for p in padded]), np.stack([p[1] for p in padded])
+        )
 
     def _draw_target(self, rng, hidden: np.ndarray, earlier: list[np.ndarray]) -> np.ndarray:
         """A block that leaves enough patches visible. The first always does; later ones may repeat the one before."""

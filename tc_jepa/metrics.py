@@ -7,13 +7,10 @@ import os
 from pathlib import Path
 import sys
 import time
-from typing import Any
 
 import jax
 import tensorboardX
 import tqdm
-
-from tc_jepa.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -53,7 +50,7 @@ class Progress:
     def flush(self, more: Callable[[], Mapping[str, float]] | None = None) -> None:
         """Reports the pending step, with what `more` returns in the same line.
 
-        Raises UserError where the loss or the gradient is not finite.
+        Raises FloatingPointError where the loss or the gradient is not finite.
         """
         if self._pending is None:
             return
@@ -61,11 +58,7 @@ class Progress:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(values[name]):
-                raise UserError(
-                    f"{name} is {values[name]} at step {step}: the run stops before saving it; resume from the last "
-                    "checkpoint with another train.seed's data order is not possible, so lower "
-                    "optimizer.peak_learning_rate and start anew"
-                )
+                raise FloatingPointError(f"{name} is {values[name]} at step {step}")
         self._bar.update(step - self._bar.n)
         since_step, since = self._clock
         rate = self._batch_size * (step - since_step) / (time.perf_counter() - since)

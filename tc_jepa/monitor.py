@@ -4,7 +4,7 @@ A JEPA's loss judges nothing: it may rise while features improve and fall as the
 the target encoder's features, what the regularisers still touch, and what the captions are worth to the prediction.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from tc_jepa.batch import Batch
 from tc_jepa.evaluation.rank import feature_std, rankme
 from tc_jepa.models import layers
 from tc_jepa.models.conditioner import Reading
-from tc_jepa.objective import Objective, masked_mean
+from tc_jepa.objective import masked_mean, Objective
 from tc_jepa.state import Networks, Params
 from tc_jepa.step import forward
 
@@ -57,7 +57,9 @@ def reading_metrics(readings: Sequence[Reading], batch: Batch) -> dict[str, jax.
     metrics = {}
     for i, reading in enumerate(readings):
         cosine, attention = reading.cosine_BxMxLxCxS, reading.attention_BxMxLxCxS
-        entropy = -jax.scipy.special.xlogy(attention, attention).sum(axis=-1) / jnp.log(jnp.maximum(counts, 2))[:, None, None]
+        entropy = (
+            -jax.scipy.special.xlogy(attention, attention).sum(axis=-1) / jnp.log(jnp.maximum(counts, 2))[:, None, None]
+        )
         metrics[f"layer_{i}/positive_cosines"] = masked_mean((cosine > 0).astype(jnp.float32), pair_valid, everything)
         metrics[f"layer_{i}/rectified_cosine"] = masked_mean(jnp.maximum(cosine, 0.0), pair_valid, everything)
         metrics[f"layer_{i}/attention_entropy"] = masked_mean(entropy, row_valid, everything[:-1])
@@ -79,6 +81,3 @@ def held_out_size(width: int, batch_size: int, available: int, devices: int) -> 
     batch = max(min(batch_size, available) // devices * devices, devices)
     wanted = -(-2 * width // batch)
     return batch, max(1, min(wanted, available // batch))
-
-
-Monitor = Callable[[Params, Params], dict[str, float]]

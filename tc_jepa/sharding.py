@@ -1,4 +1,4 @@
-"""How arrays lie over devices: a mesh with axes data and fsdp, one shape rule for parameters, batches over both axes."""
+"""How arrays lie over devices: a mesh with axes data and fsdp, a shape rule for parameters, batches over both."""
 
 from typing import Any
 
@@ -21,12 +21,14 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
     if -1 in shape:
         shape[shape.index(-1)] = devices // max(1, -int(np.prod(shape)))
     if int(np.prod(shape)) != devices:
-        raise UserError(f"mesh.data={data} x mesh.fsdp={fsdp} does not use the {devices} devices here; make them multiply to it")
+        raise UserError(
+            f"mesh.data={data} x mesh.fsdp={fsdp} does not use the {devices} devices here; multiply to that"
+        )
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def parameter_sharding(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED_SIZE) -> Any:
-    """A NamedSharding for every leaf: along fsdp, its largest axis that divides evenly, if it has `min_size` elements."""
+    """A NamedSharding for every leaf: along fsdp, its largest axis that divides, if it has `min_size` elements."""
 
     def rule(leaf) -> NamedSharding:
         spec = [None] * len(leaf.shape)
@@ -57,7 +59,9 @@ def constrain_to(mesh: Mesh):
 
 def check_batch(mesh: Mesh, batch_size: int, name: str) -> None:
     if batch_size % mesh.size:
-        raise UserError(f"{name}={batch_size} is not divisible by the {mesh.size} devices of the mesh; make it a multiple")
+        raise UserError(
+            f"{name}={batch_size} is not divisible by the {mesh.size} devices of the mesh; make it a multiple"
+        )
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:

@@ -7,7 +7,7 @@ import optax
 from tc_jepa.batch import Batch
 from tc_jepa.models import layers
 from tc_jepa.models.conditioner import Reading, Words
-from tc_jepa.objective import Objective, loss_terms, normalise_targets
+from tc_jepa.objective import loss_terms, normalise_targets, Objective
 from tc_jepa.optimizer import Schedules
 from tc_jepa.state import Networks, Params, TrainState
 
@@ -88,4 +88,6 @@ def target_features(
 
 def update_target(target_params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
     """theta_bar <- m theta_bar + (1 - m) theta."""
-    return jax.tree.map(lambda target, online: momentum * target + (1.0 - momentum) * online, target_params, encoder_params)
+    return jax.tree.map(
+        lambda target, online: momentum * target + (1.0 - momentum) * online, target_params, encoder_params
+    )

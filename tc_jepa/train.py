@@ -15,12 +15,13 @@ import jax
 import ml_collections
 
 from tc_jepa import build, monitor, sharding
-from tc_jepa.checkpoint import CONFIG_FILE, Checkpoints
+from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
 from tc_jepa.data import pipeline
-from tc_jepa.data.sources import TRAIN, Source
+from tc_jepa.data.sources import Source, TRAIN
+from tc_jepa.errors import UserError
 from tc_jepa.metrics import Progress
 from tc_jepa.optimizer import adamw
-from tc_jepa.state import TrainState, initial_state
+from tc_jepa.state import initial_state, TrainState
 from tc_jepa.step import train_step
 
 HELD_OUT_SEED = 0  # the same held-out crops, captions and masks in every run
@@ -61,14 +62,16 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     _write_config(workdir, config)
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     start = checkpoints.latest() or 0
-    if start:
-        state = checkpoints.restore(start, _placed(abstract, layout))
-        logging.info("resumed from the checkpoint of step %d in %s", start, workdir)
-    else:
-        state = jax.jit(begin, out_shardings=layout)()
     if start >= config.train.steps:
-        logging.info("%s is already trained to step %d: nothing to do", workdir, start)
+        checkpoints.close()
+        print(f"{workdir} is trained to step {start} already: nothing to do")
         return
+    state = checkpoints.restore(start, _placed(abstract, layout)) if start else jax.jit(begin, out_shardings=layout)()
+    print(
+        f"{'resuming' if start else 'training'} in {workdir} from step {start} of {config.train.steps} "
+        f"on {mesh.size} {jax.devices()[0].platform} device(s): {_parameter_counts(abstract)}; {len(source)} images",
+        flush=True,
+    )
 
     held_out = _held_out_batches(config, augment, mesh)
 
@@ -79,6 +82,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     dataset = _process_batches(source, augment, config.train.batch_size, config.train.seed)
     steps, every = config.train.steps, config.train
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_last_checkpoint_named(checkpoints))
         stop = stack.enter_context(_StopSignals())
         stack.callback(checkpoints.close)
         progress = stack.enter_context(Progress(workdir, start, steps, every.log_every, every.batch_size))
@@ -97,8 +101,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 checkpoints.save(state, config.to_dict())
             if stopping:
                 break
-    if stop.signal is not None:
-        logging.warning("stopped by %s after step %d, which is saved; the same command resumes", stop.signal.name, step)
+    if stop.signal is not None and step < steps:
+        print(f"stopped by {stop.signal.name} after step {step}, which is saved; the same command resumes", flush=True)
         sys.exit(128 + stop.signal)
 
 
@@ -117,6 +121,23 @@ def _held_out_batches(config: ml_collections.ConfigDict, augment: pipeline.Augme
         logging.warning("only %d held-out images: RankMe of %d channels wants %d", len(source), width, 2 * width)
     dataset = _process_batches(source, augment, batch_size, HELD_OUT_SEED)
     return lambda: (dataset[i] for i in range(count))
+
+
+def _parameter_counts(state: TrainState) -> str:
+    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(params)) for name, params in state.params.items()}
+    return ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items()) + " parameters"
+
+
+@contextlib.contextmanager
+def _last_checkpoint_named(checkpoints: Checkpoints):
+    """Tells of a loss that is no longer finite what can still be used."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise UserError(
+            f"{error}; the last good checkpoint is of step {checkpoints.latest()}. A resume would meet the same batch: "
+            "start a new workdir with a lower optimizer.peak_learning_rate or model.dtype=float32"
+        ) from error
 
 
 def _placed(abstract: Any, layout: Any) -> Any:
@@ -146,5 +167,3 @@ class _StopSignals:
 
     def _note(self, number, frame):
         self.signal = signal.Signals(number)
-
-

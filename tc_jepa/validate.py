@@ -54,7 +54,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     width, heads = config.model.predictor.width, vit.SIZES[config.model.encoder].heads
     if width % heads or width % 4:
         raise UserError(
-            f"model.predictor.width={width} must be divisible by 4 and by the {heads} heads of model.encoder={config.model.encoder}"
+            f"model.predictor.width={width} must be divisible by 4 and by the {heads} heads of "
+            f"model.encoder={config.model.encoder}"
         )
     build.masks(config)  # refuses impossible masks by itself
     if config.image.flip and config.model.conditioner != "none":

@@ -9,7 +9,7 @@ import sentencepiece
 
 from tc_jepa.data import captions as captions_lib
 from tc_jepa.data import scenes_vocabulary
-from tc_jepa.data.captions import CaptionTokenizer, caption_arrays, sample_captions
+from tc_jepa.data.captions import caption_arrays, CaptionTokenizer, sample_captions
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.errors import UserError
 

@@ -25,8 +25,14 @@ def launch(*arguments: str) -> subprocess.CompletedProcess:
     ("arguments", "said"),
     [
         (["--config=configs/nope.py", "--workdir=x"], "--config=configs/nope.py: there is no such file"),
-        (["--config=configs/quickstart.py", "--workdir=x", "--config.train.stpes=3"], "did you mean --config.train.steps?"),
-        (["--config=configs/quickstart.py", "--workdir=x", "--config.trian.steps=3"], "did you mean --config.train.steps?"),
+        (
+            ["--config=configs/quickstart.py", "--workdir=x", "--config.train.stpes=3"],
+            "did you mean --config.train.steps?",
+        ),
+        (
+            ["--config=configs/quickstart.py", "--workdir=x", "--config.trian.steps=3"],
+            "did you mean --config.train.steps?",
+        ),
         (["--config=configs/quickstart.py", "--workdir=x", "steps=3"], "unexpected argument 'steps=3'"),
         (["--config=configs/quickstart.py"], "--workdir=DIR"),
     ],
@@ -39,7 +45,9 @@ def test_a_wrong_command_line_is_answered_in_one_line(arguments, said):
 
 def test_a_config_file_that_sets_an_unknown_key_is_told_the_nearest(tmp_path):
     path = tmp_path / "mine.py"
-    path.write_text("from configs import base\ndef get_config():\n  c = base.get_config()\n  c.train.stpes = 3\n  return c\n")
+    path.write_text(
+        "from configs import base\ndef get_config():\n  c = base.get_config()\n  c.train.stpes = 3\n  return c\n"
+    )
     done = launch(f"--config={path}", "--workdir=x")
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert "did you mean 'steps'?" in done.stderr
@@ -54,7 +62,10 @@ def test_help_explains_every_key():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"image.size": 225}, "image.size=225 is not divisible by model.patch_size=16; the nearest sizes that are: 224 and 240"),
+        (
+            {"image.size": 225},
+            "image.size=225 is not divisible by model.patch_size=16; the nearest sizes that are: 224 and 240",
+        ),
         ({"model.encoder": "bse"}, "model.encoder='bse' is unknown; one of nano, tiny"),
         ({"model.conditioner": "words"}, "model.conditioner='words'"),
         ({"objective.prediction": "l1"}, "objective.prediction='l1'"),
@@ -65,7 +76,10 @@ def test_help_explains_every_key():
         ({"image.crop_scale": (0.5,)}, "image.crop_scale=(0.5,)"),
         ({"target_encoder.start_momentum": 1.5}, "target_encoder.start_momentum=1.5"),
         ({"image.size": 64, "masking.context_tokens": 10, "masking.min_context": 14}, "masking.context_tokens=10"),
-        ({"image.size": 48, "masking.context_tokens": 9, "masking.min_context": 8}, "leaves fewer than masking.min_context=8"),
+        (
+            {"image.size": 48, "masking.context_tokens": 9, "masking.min_context": 8},
+            "leaves fewer than masking.min_context=8",
+        ),
     ],
 )
 def test_keys_that_cannot_go_together_are_named(changes, said):

@@ -7,8 +7,8 @@ from absl import flags
 from absl.testing import flagsaver
 import cv2
 import jax
-from jax.sharding import Mesh
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
@@ -16,14 +16,14 @@ from sklearn.linear_model import LogisticRegression
 from configs import base
 from launch import evaluate as launch_evaluate
 from tc_jepa import build, sharding
-from tc_jepa.checkpoint import CONFIG_FILE, Checkpoints
+from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
 from tc_jepa.data.sources import Example, Task
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, knn, linear, rank, results
 from tc_jepa.evaluation.evaluate import choose, evaluate
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.models import layers, vit
-from tc_jepa.state import TrainState, initial_encoder_params
+from tc_jepa.state import initial_encoder_params, TrainState
 from tests import tiny
 
 
@@ -267,16 +267,18 @@ def workdir(tmp_path_factory):
     """A run that saved steps 0, where the target encoder is still the initial one, and 3, of a model made smaller."""
     path = tmp_path_factory.mktemp("run")
     config = base.get_config()
-    config.update_from_flattened_dict({
-        "image.size": 16,
-        "model.encoder": "nano",
-        "model.patch_size": 4,
-        "model.dtype": "float32",
-        "evaluation.tasks": "knn,rank",
-        "evaluation.train_examples": 48,
-        "evaluation.test_examples": 33,
-        "evaluation.batch_size": 16,
-    })
+    config.update_from_flattened_dict(
+        {
+            "image.size": 16,
+            "model.encoder": "nano",
+            "model.patch_size": 4,
+            "model.dtype": "float32",
+            "evaluation.tasks": "knn,rank",
+            "evaluation.train_examples": 48,
+            "evaluation.test_examples": 33,
+            "evaluation.batch_size": 16,
+        }
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vit.SIZES, "nano", vit.Size(width=16, depth=1, heads=2, hidden=32))
         (path / CONFIG_FILE).write_text(json.dumps(config.to_dict()))

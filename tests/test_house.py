@@ -11,8 +11,8 @@ import pytest
 
 from configs import base
 from tc_jepa import build
-from tc_jepa.optimizer import WEIGHT_DECAY_RULES, adamw, match_rules
 from tc_jepa.data import pipeline
+from tc_jepa.optimizer import adamw, match_rules, WEIGHT_DECAY_RULES
 from tc_jepa.state import initial_state
 from tc_jepa.validate import validate
 
@@ -43,7 +43,14 @@ def files(*patterns: str) -> list[Path]:
         (("data/*.py", "masking.py", "batch.py", "errors.py"), ("jax", "flax", "optax", "orbax")),
         (
             ("models/*.py", "objective.py", "step.py", "state.py"),
-            ("tc_jepa.data", "tc_jepa.checkpoint", "tc_jepa.sharding", "tc_jepa.build", "tc_jepa.train", "ml_collections"),
+            (
+                "tc_jepa.data",
+                "tc_jepa.checkpoint",
+                "tc_jepa.sharding",
+                "tc_jepa.build",
+                "tc_jepa.train",
+                "ml_collections",
+            ),
         ),
         (("evaluation/*.py",), ("tc_jepa.train", "tc_jepa.monitor")),
         (("**/*.py",), ("configs", "launch", "tests", "pickle", "tensorflow", "torch")),
@@ -57,7 +64,10 @@ def test_imports_flow_one_way(patterns, forbidden):
 
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, tc_jepa; tc_jepa.UserError; print(sorted({'jax', 'grain', 'cv2'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
 def test_every_export_exists():
@@ -65,7 +75,7 @@ def test_every_export_exists():
     for name in package.__all__:
         assert getattr(package, name)
     with pytest.raises(AttributeError):
-        package.nothing
+        _ = package.nothing
 
 
 def test_no_file_has_grown_too_long():

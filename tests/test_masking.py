@@ -32,7 +32,10 @@ def chosen(indices, valid):
 
 def test_context_and_targets_are_disjoint_and_padding_is_marked():
     for mask in draws(sampler((14, 14)), 200):
-        (context,), targets = chosen(mask.context_indices, mask.context_valid), chosen(mask.target_indices, mask.target_valid)
+        (context,), targets = (
+            chosen(mask.context_indices, mask.context_valid),
+            chosen(mask.target_indices, mask.target_valid),
+        )
         assert all(not context & target for target in targets)
         assert len(context) == mask.context_valid.sum() >= 10
         assert not mask.context_indices[~mask.context_valid].any()

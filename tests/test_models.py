@@ -121,7 +121,9 @@ def test_captions_in_another_order_change_nothing(nets, params):
     batch = tiny.batch(3)
     before, _ = predict(nets, params, batch)
     turned = batch._replace(
-        caption_ids=batch.caption_ids[:, ::-1], word_valid=batch.word_valid[:, ::-1], caption_valid=batch.caption_valid[:, ::-1]
+        caption_ids=batch.caption_ids[:, ::-1],
+        word_valid=batch.word_valid[:, ::-1],
+        caption_valid=batch.caption_valid[:, ::-1],
     )
     after, _ = predict(nets, params, turned)
     # The last image has no caption: its null caption is the first one, with nothing to read either way.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from tc_jepa.optimizer import WEIGHT_DECAY_RULES, Schedules, adamw, match_rules
+from tc_jepa.optimizer import adamw, match_rules, Schedules, WEIGHT_DECAY_RULES
 
 # The released H/14 recipe at a tenth of its steps (ijepa configs/in1k_vith14_ep300.yaml).
 OFFICIAL = Schedules(18_750, 2_500, 2e-4, 1e-3, 1e-6, 0.04, 0.4, 0.996, 1.0)
@@ -32,7 +32,9 @@ def test_learning_rate_follows_the_official_warmup_and_cosine(update, learning_r
 
 def test_weight_decay_is_a_cosine_and_momentum_a_line():
     assert float(OFFICIAL.weight_decay(jnp.array(0))) == pytest.approx(0.04)
-    assert float(OFFICIAL.weight_decay(jnp.array(1))) == pytest.approx(0.4 - 0.36 * 0.5 * (1 + math.cos(math.pi / 18_750)))
+    assert float(OFFICIAL.weight_decay(jnp.array(1))) == pytest.approx(
+        0.4 - 0.36 * 0.5 * (1 + math.cos(math.pi / 18_750))
+    )
     assert float(OFFICIAL.weight_decay(jnp.array(18_750))) == pytest.approx(0.4)
     assert float(OFFICIAL.momentum(jnp.array(0))) == pytest.approx(0.996)
     assert float(OFFICIAL.momentum(jnp.array(2_500))) == pytest.approx(0.996 + 0.004 * 2_500 / 18_750)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tc_jepa.data import scene_captions, scenes
-from tc_jepa.data.scenes import BACKGROUNDS, COLOURS, SHAPES, SceneSource
+from tc_jepa.data.scenes import BACKGROUNDS, COLOURS, SceneSource, SHAPES
 from tc_jepa.errors import UserError
 
 BASE_WORD = {synonym: word for word, synonyms in scene_captions.SYNONYMS.items() for synonym in synonyms}
@@ -79,9 +79,7 @@ def test_labels_are_those_of_the_objects(source):
     for i in range(len(source)):
         objects, labels = source.scene(i).objects, source.labels(i)
         classes = {name: task.classes for name, task in source.tasks.items()}
-        picked = {
-            name: {c for c, on in zip(classes[name], labels[name]) if on} for name in ("shape", "colour", "pair")
-        }
+        picked = {name: {c for c, on in zip(classes[name], labels[name]) if on} for name in ("shape", "colour", "pair")}
         assert picked["shape"] == {item.shape for item in objects}
         assert picked["colour"] == {item.colour for item in objects}
         assert picked["pair"] == {f"{item.colour} {item.shape}" for item in objects}

@@ -46,6 +46,12 @@ def test_a_resample_that_lost_a_class_averages_the_others():
     assert scores.mean_average_precision(class_scores, truth, without_the_first) == 1.0
 
 
+def test_resamples_without_a_positive_do_not_widen_the_interval():
+    truth = np.arange(4)[:, None] == 0  # about a third of the resamples miss the one positive
+    measured = scores.measure(Truth("multi", truth), truth.astype(np.float32), scores.resample_counts(4))
+    assert measured.interval == (1.0, 1.0)
+
+
 def test_accuracy_of_a_resample_counts_repeats():
     class_scores, truth = problem(classes=4)
     truth = np.eye(4, dtype=bool)[truth.argmax(axis=1)]
@@ -70,7 +76,8 @@ def test_the_interval_of_rare_classes_holds_the_value():
     measured = scores.measure(Truth("multi", truth), class_scores, scores.resample_counts(500))
     low, high = measured.interval
     assert low < measured.value < high
-    assert np.percentile(measured.resampled, 2.5) > measured.value  # what the shift mends
+    unshifted = scores.mean_average_precision(class_scores, truth, scores.resample_counts(500))
+    assert np.percentile(unshifted, 2.5) > measured.value  # what the shift mends
 
 
 def test_a_paired_difference_is_surer_than_its_parts():

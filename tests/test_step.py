@@ -28,7 +28,9 @@ def test_step_moves_the_target_by_its_momentum_and_only_so():
     after, metrics = jax.jit(step_function(nets))(state, batch)
     momentum = 0.9 + 10 / 100 * 0.1
     assert float(metrics["momentum"]) == pytest.approx(momentum)
-    expected = jax.tree.map(lambda t, p: momentum * t + (1 - momentum) * p, state.target_params, after.params["encoder"])
+    expected = jax.tree.map(
+        lambda t, p: momentum * t + (1 - momentum) * p, state.target_params, after.params["encoder"]
+    )
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.target_params, expected)
     assert int(after.step) == 11
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, after.params)

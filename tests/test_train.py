@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+import shutil
 import signal
 
 import jax
@@ -13,35 +14,47 @@ from configs import base
 from tc_jepa import metrics
 from tc_jepa.checkpoint import Checkpoints, restore_target_encoder, saved_steps
 from tc_jepa.errors import UserError
+from tc_jepa.models import vit
 from tc_jepa.train import train
 from tc_jepa.validate import validate
 
 
+@pytest.fixture(scope="module", autouse=True)
+def mite():
+    """An encoder that compiles in a moment."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(vit.SIZES, "mite", vit.Size(width=32, depth=1, heads=4, hidden=64))
+        yield
+
+
 def tiny_config(**changes):
     config = base.get_config()
-    config.update_from_flattened_dict({
-        "train.steps": 6,
-        "train.batch_size": 8,
-        "train.log_every": 1,
-        "train.checkpoint_every": 3,
-        "train.eval_every": 3,
-        "train.keep_checkpoints": 5,
-        "data.train_scenes": 40,
-        "image.size": 32,
-        "captions.per_image": 2,
-        "captions.words": 10,
-        "masking.context_tokens": 8,
-        "masking.min_context": 4,
-        "masking.target_blocks": 2,
-        "model.encoder": "nano",
-        "model.patch_size": 8,
-        "model.predictor.width": 16,
-        "model.predictor.depth": 1,
-        "model.text_width": 8,
-        "model.dtype": "float32",
-        "optimizer.warmup_steps": 2,
-        "target_encoder.start_momentum": 0.9,
-    } | changes)
+    config.update_from_flattened_dict(
+        {
+            "train.steps": 6,
+            "train.batch_size": 8,
+            "train.log_every": 1,
+            "train.checkpoint_every": 3,
+            "train.eval_every": 3,
+            "train.keep_checkpoints": 5,
+            "data.train_scenes": 40,
+            "image.size": 32,
+            "captions.per_image": 2,
+            "captions.words": 10,
+            "masking.context_tokens": 8,
+            "masking.min_context": 4,
+            "masking.target_blocks": 2,
+            "model.encoder": "mite",
+            "model.patch_size": 8,
+            "model.predictor.width": 16,
+            "model.predictor.depth": 1,
+            "model.text_width": 8,
+            "model.dtype": "float32",
+            "optimizer.warmup_steps": 2,
+            "target_encoder.start_momentum": 0.9,
+        }
+        | changes
+    )
     validate(config)
     return config
 
@@ -134,17 +147,18 @@ def test_a_finished_run_is_left_alone(straight):
 
 
 def damage(workdir: Path, step: int, item: str) -> None:
-    """Flips bytes in the middle of the largest file of a checkpoint's item."""
-    largest = max((workdir / "checkpoints" / str(step) / item).rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
-    content = bytearray(largest.read_bytes())
-    middle = len(content) // 2
-    for i in range(middle, middle + 64):
-        content[i] ^= 0xFF
-    largest.write_bytes(content)
+    """Flips bits in the middle of every file that holds an item's arrays."""
+    folder = workdir / "checkpoints" / str(step) / item
+    data = [path for path in folder.rglob("*") if path.is_file() and path.parent.name == "d"]
+    assert data
+    for path in data:
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 0x55
+        path.write_bytes(content)
 
 
 def test_a_damaged_checkpoint_is_refused_not_restarted(straight, tmp_path):
-    train(tiny_config(**{"train.steps": 6}), tmp_path)
+    shutil.copytree(straight, tmp_path, dirs_exist_ok=True)
     damage(tmp_path, 6, "target")
     abstract = jax.eval_shape(lambda: None)
     with pytest.raises(UserError, match="step 9; it has 3, 6"):

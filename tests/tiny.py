@@ -9,8 +9,8 @@ from tc_jepa.masking import BlockMasks
 from tc_jepa.models import conditioner, layers, text, vit
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.objective import Objective
-from tc_jepa.optimizer import Schedules, adamw
-from tc_jepa.state import Networks, TrainState, initial_state
+from tc_jepa.optimizer import adamw, Schedules
+from tc_jepa.state import initial_state, Networks, TrainState
 
 IMAGE, PATCH, GRID, DEPTH, VOCABULARY, WORDS = 16, 4, (4, 4), 2, 20, 5
 MASKS = BlockMasks(GRID, 2, (0.1, 0.2), (0.75, 1.5), (0.85, 1.0), (1.0, 1.0), context_tokens=12, min_context=4)

@@ -67,7 +67,9 @@ def batches(
     if batch_size % process_count:
         raise ValueError(f"a global batch of {batch_size} does not split over {process_count} processes")
     shuffle_seed, augment_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
-    dataset = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None).random_map(augment, seed=augment_seed)
+    dataset = (
+        grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None).random_map(augment, seed=augment_seed)
+    )
     return dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
 
 

@@ -25,7 +25,7 @@ from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.data.images import decode_image, decode_mask
 from tc_jepa.data.prepared import VOCABULARY
 from tc_jepa.data.scenes import SceneSource
-from tc_jepa.data.sources import SPLITS, TEST, TRAIN, VALIDATION, Source
+from tc_jepa.data.sources import Source, SPLITS, TEST, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
 
 IMAGES_PER_SHARD = 10_000

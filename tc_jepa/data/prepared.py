@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tc_jepa.data.images import decode_image, decode_mask
-from tc_jepa.data.sources import VALIDATION, Example, Task
+from tc_jepa.data.sources import Example, Task, VALIDATION
 from tc_jepa.errors import UserError
 
 VOCABULARY = "vocabulary.model"  # in the folder, beside TFDS's own files

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from tc_jepa.data import scene_captions
-from tc_jepa.data.sources import SPLITS, Example, Task
+from tc_jepa.data.sources import Example, SPLITS, Task
 from tc_jepa.errors import UserError
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "crescent")
@@ -178,7 +178,7 @@ class SceneSource:
         return random_scene(self._rng(index, "scene"))
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
-        """"shape", "colour", "pair": bool [classes]; "count", "background": int, the class's index."""
+        """ "shape", "colour", "pair": bool [classes]; "count", "background": int, the class's index."""
         return labels(self.scene(index))
 
     def mask(self, index: int) -> np.ndarray:

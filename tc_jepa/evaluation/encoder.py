@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import grain
 import jax
-from jax.sharding import Mesh
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 import tqdm
 

@@ -14,7 +14,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import knn, linear
 from tc_jepa.evaluation.encoder import FrozenEncoder, pooled_features
 from tc_jepa.evaluation.rank import feature_std, rankme
-from tc_jepa.evaluation.scores import Measured, Truth, difference, measure, resample_counts, value_of
+from tc_jepa.evaluation.scores import difference, measure, Measured, resample_counts, Truth, value_of
 
 PROBES = {"knn": knn.class_scores, "linear_fast": linear.class_scores}  # they need labels
 PROTOCOLS = (*PROBES, "rank")
@@ -112,7 +112,7 @@ def read_truth(source: Source, indices: Sequence[int]) -> dict[str, Truth]:
 
 
 def choose(available: int, at_most: int) -> np.ndarray:
-    """A fixed random subset, so that data sorted by class is sampled evenly: int [min(available, at_most)], ascending."""
+    """A fixed random subset, so that data sorted by class is sampled evenly: int [<= at_most], ascending."""
     order = np.random.default_rng(SUBSET_SEED).permutation(available)
     return np.sort(order[:at_most])
 

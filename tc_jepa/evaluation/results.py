@@ -30,13 +30,13 @@ def render(results: Results, tasks: Mapping[str, Task], header: Mapping[str, obj
         if rows:
             gains = [f"over {name}" for name in BASELINES.values()]
             head = ["task", "metric", "trained", *BASELINES.values(), "chance", *gains]
-            lines += ["", f"## {protocol}", "", "Test scores in %, with 95 % bootstrap intervals over test examples.", ""]
-            lines += _table(head, rows)
+            about = "Test scores in %, with 95 % bootstrap intervals over the test examples."
+            lines += ["", f"## {protocol}", "", about, "", *_table(head, rows)]
     if "rank/rankme" in results:
         prefixes = ("", *(f"{name}/" for name in BASELINES))
         rows = [[key, *(f"{results[f'{prefix}rank/{key}']:.3g}" for prefix in prefixes)] for key in ("rankme", "std")]
-        lines += ["", "## rank", "", "Of the pooled test features: RankMe, and their deviation over images.", ""]
-        lines += _table(["measure", "trained", *BASELINES.values()], rows)
+        about = "Of the pooled test features: RankMe, and their deviation over images."
+        lines += ["", "## rank", "", about, "", *_table(["measure", "trained", *BASELINES.values()], rows)]
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,6 @@ RESAMPLES = 1000
 SEED = 0
 CONFIDENCE = 0.95
 
-
 Kind = Literal["single", "multi"]
 
 
@@ -29,18 +28,13 @@ class Measured(NamedTuple):
     """A score in 0-1 (or a difference of two) and what it is on each resample of the test set."""
 
     value: float
-    resampled: np.ndarray  # float [R]
+    resampled: np.ndarray  # float [R], NaN where a resample says nothing
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The percentile bootstrap interval that holds `CONFIDENCE` of the resamples, shifted onto the value.
-
-        The shift matters for average precision alone: a positive drawn twice counts as two hits at one place, which
-        lifts the score of rare classes in every resample, so much that the interval could miss the value.
-        """
+        """The percentile bootstrap interval that holds `CONFIDENCE` of the resamples."""
         tail = 50.0 * (1.0 - CONFIDENCE)
-        bias = self.resampled.mean() - self.value
-        low, high = np.percentile(self.resampled, (tail, 100.0 - tail)) - bias
+        low, high = np.nanpercentile(self.resampled, (tail, 100.0 - tail))
         return float(low), float(high)
 
 
@@ -51,8 +45,16 @@ def value_of(truth: Truth, class_scores_NxC: np.ndarray) -> float:
 
 
 def measure(truth: Truth, class_scores_NxC: np.ndarray, counts_NxR: np.ndarray) -> Measured:
-    """The value, and what it is on each resample."""
-    return Measured(value_of(truth, class_scores_NxC), METRICS[truth.kind](class_scores_NxC, truth.classes, counts_NxR))
+    """The value, and what it is on each resample.
+
+    Resamples of mAP are shifted onto the value: a positive drawn twice is two hits at one place, which lifts the
+    average precision of rare classes in every resample, so much that the interval could miss the value.
+    """
+    value = value_of(truth, class_scores_NxC)
+    resampled = METRICS[truth.kind](class_scores_NxC, truth.classes, counts_NxR)
+    if truth.kind == "multi":
+        resampled = resampled - (np.nanmean(resampled) - value)
+    return Measured(value, resampled)
 
 
 def difference(first: Measured, second: Measured) -> Measured:
@@ -76,7 +78,7 @@ def accuracy(class_scores_NxC: np.ndarray, truth_NxC: np.ndarray, counts_NxR: np
 def mean_average_precision(class_scores_NxC: np.ndarray, truth_NxC: np.ndarray, counts_NxR: np.ndarray) -> np.ndarray:
     """Macro mAP, [R]: the mean over classes, leaving out the classes without a positive in the (resampled) test set.
 
-    A UserError where no class has one.
+    NaN for a resample without any positive; a UserError where the test set itself has none.
     """
     present = truth_NxC.any(axis=0)
     if not present.any():
@@ -85,9 +87,9 @@ def mean_average_precision(class_scores_NxC: np.ndarray, truth_NxC: np.ndarray, 
         average_precision(scores, truth, counts_NxR)
         for scores, truth in zip(class_scores_NxC.T[present], truth_NxC.T[present])
     ]
-    # Only a test set of a few positives can lose all of them in a resample; such a resample says nothing.
     defined = np.isfinite(columns)
-    return np.where(defined, columns, 0.0).sum(axis=0) / np.maximum(defined.sum(axis=0), 1)
+    classes = defined.sum(axis=0)
+    return np.where(classes > 0, np.where(defined, columns, 0.0).sum(axis=0) / np.maximum(classes, 1), np.nan)
 
 
 def average_precision(scores_N: np.ndarray, truth_N: np.ndarray, counts_NxR: np.ndarray) -> np.ndarray:

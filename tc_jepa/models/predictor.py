@@ -1,4 +1,4 @@
-"""The predictor: a narrow ViT that guesses the target encoder's features of hidden blocks, reading captions on the way."""
+"""The predictor: a narrow ViT that guesses the target encoder's features of hidden blocks, reading captions."""
 
 from collections.abc import Callable
 
