@@ -125,7 +125,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. Padded tokens (valid False) are never attended; what comes out there means nothing."""
+    """Pre-norm transformer block. Padded tokens (valid False) are never attended; their output means nothing."""
 
     heads: int
     hidden: int
