@@ -13,9 +13,9 @@ from configs import base
 def get_config():
     config = base.get_config()
     config.train.steps = 3000
-    config.train.batch_size = 64
+    config.train.batch_size = 32
     config.train.log_every = 10
-    config.train.checkpoint_every = 100
+    config.train.checkpoint_every = 50
     config.train.eval_every = 100
     config.image.size = 144
     config.captions.per_image = 4
@@ -26,6 +26,8 @@ def get_config():
     config.model.predictor.depth = 3
     config.model.text_width = 96
     config.model.dtype = "float32"
-    config.optimizer.warmup_steps = 100
+    config.model.init_std = 0.04
+    config.objective.warmup_steps = 100
+    config.optimizer.warmup_steps = 50
     config.target_encoder.start_momentum = 0.99
     return config

@@ -1,25 +1,38 @@
-"""TC-JEPA on the embedded captioned scenes, for two CPU cores."""
+"""TC-JEPA on the embedded captioned scenes, for two CPU cores: the README's first command.
+
+  python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+6 x 6 patches, an encoder of 0.9 M parameters, 96,000 images. What differs from the paper's recipe, and why: the run is
+short, so the target encoder follows faster (momentum 0.99), and crops keep more of a scene (0.8 to 1), whose objects
+span one or two patches; the networks are narrow, so kernels begin wider (see layers.Linear); and the regularisers come
+in over the first third, because at full weight from the start they turn every cosine negative within 50 steps, where
+they and their gradients are zero.
+"""
 
 from configs import base
 
 
 def get_config():
     config = base.get_config()
-    config.train.steps = 600
-    config.train.batch_size = 128
-    config.train.log_every = 20
-    config.train.checkpoint_every = 200
-    config.train.eval_every = 150
-    config.image.size = 64
-    config.captions.per_image = 4
+    config.train.steps = 3000
+    config.train.batch_size = 32
+    config.train.log_every = 50
+    config.train.checkpoint_every = 500
+    config.train.eval_every = 750
+    config.image.size = 60
+    config.image.crop_scale = (0.8, 1.0)
+    config.captions.per_image = 2
     config.captions.words = 20
-    config.masking.context_tokens = 24
+    config.masking.context_tokens = 12
+    config.masking.min_context = 6
     config.model.encoder = "nano"
-    config.model.patch_size = 8
+    config.model.patch_size = 10
     config.model.dtype = "float32"
+    config.model.init_std = 0.05
     config.model.predictor.width = 64
-    config.model.predictor.depth = 3
+    config.model.predictor.depth = 2
     config.model.text_width = 64
-    config.optimizer.warmup_steps = 60
-    config.target_encoder.start_momentum = 0.98
+    config.objective.warmup_steps = 1000
+    config.optimizer.warmup_steps = 300
+    config.target_encoder.start_momentum = 0.99
     return config

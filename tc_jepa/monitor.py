@@ -4,7 +4,7 @@ A JEPA's loss judges nothing: it may rise while features improve and fall as the
 the target encoder's features, what the regularisers still touch, and what the captions are worth to the prediction.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,28 +18,46 @@ from tc_jepa.objective import masked_mean, Objective
 from tc_jepa.state import Networks, Params
 from tc_jepa.step import forward
 
-Look = tuple[dict[str, jax.Array], jax.Array]
+VARIANTS = {"true": (0, True), "shuffled": (1, True), "absent": (0, False)}  # (shift of the captions, whether kept)
 
 
-def look(params: Params, target_params: Params, batch: Batch, networks: Networks, objective: Objective) -> Look:
-    """One held-out batch -> (scalar metrics, pooled features [B, D] of the target encoder)."""
-    shuffled = batch._replace(
-        caption_ids=jnp.roll(batch.caption_ids, 1, axis=0),
-        word_valid=jnp.roll(batch.word_valid, 1, axis=0),
-        caption_valid=jnp.roll(batch.caption_valid, 1, axis=0),
+def look(
+    params: Params,
+    target_params: Params,
+    batch: Batch,
+    shift: jax.Array,
+    keep: jax.Array,
+    *,
+    networks: Networks,
+    objective: Objective,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """One held-out batch -> (scalar metrics, pooled features [B, D] of the target encoder).
+
+    Image i gets the captions of image i - shift, or none where not `keep`. Both are traced, so that true, shuffled and
+    absent captions share one compiled program.
+    """
+    batch = batch._replace(
+        caption_ids=jnp.roll(batch.caption_ids, shift, axis=0),
+        word_valid=jnp.roll(batch.word_valid, shift, axis=0),
+        caption_valid=jnp.roll(batch.caption_valid, shift, axis=0) & keep,
     )
-    absent = batch._replace(caption_valid=jnp.zeros_like(batch.caption_valid))
     terms, readings = forward(params, target_params, batch, networks, objective)
-    metrics = {"heldout/prediction": terms["prediction"]}
-    if readings:
-        for name, captioned in (("shuffled", shuffled), ("absent", absent)):
-            worse = forward(params, target_params, captioned, networks, objective)[0]["prediction"]
-            metrics[f"heldout/prediction_{name}"] = worse
-            metrics[f"text_worth/{name}"] = worse / terms["prediction"] - 1.0
-        metrics |= reading_metrics(readings, batch)
     images = layers.normalise_images(batch.images)
     pooled_BxD = networks.encoder.apply({"params": target_params}, images).mean(axis=1)
-    return metrics, pooled_BxD
+    return {"heldout/prediction": terms["prediction"]} | reading_metrics(readings, batch), pooled_BxD
+
+
+def summarise(looks: Sequence[Mapping[str, tuple[Mapping[str, jax.Array], jax.Array]]]) -> dict[str, float]:
+    """Each batch's look at every variant -> metrics with true captions, the worth of text, the spread of features."""
+    looks = jax.device_get(looks)
+    true = [batch["true"] for batch in looks]
+    metrics = {name: float(np.mean([values[name] for values, _ in true])) for name in true[0][0]}
+    for variant in ("shuffled", "absent"):
+        worse = float(np.mean([batch[variant][0]["heldout/prediction"] for batch in looks]))
+        metrics[f"heldout/prediction_{variant}"] = worse
+        metrics[f"text_worth/{variant}"] = worse / metrics["heldout/prediction"] - 1.0
+    features = np.concatenate([pooled for _, pooled in true])
+    return metrics | {"rank/rankme": rankme(features), "rank/feature_std": feature_std(features)}
 
 
 def reading_metrics(readings: Sequence[Reading], batch: Batch) -> dict[str, jax.Array]:
@@ -64,13 +82,6 @@ def reading_metrics(readings: Sequence[Reading], batch: Batch) -> dict[str, jax.
         metrics[f"layer_{i}/rectified_cosine"] = masked_mean(jnp.maximum(cosine, 0.0), pair_valid, everything)
         metrics[f"layer_{i}/attention_entropy"] = masked_mean(entropy, row_valid, everything[:-1])
     return metrics
-
-
-def summarise(looks: Sequence[Look]) -> dict[str, float]:
-    """The mean of the batches' metrics, and the spread of all their features together."""
-    metrics = {name: float(np.mean([look[0][name] for look in looks])) for name in looks[0][0]}
-    features = np.concatenate([np.asarray(look[1]) for look in looks])
-    return metrics | {"rank/rankme": rankme(features), "rank/feature_std": feature_std(features)}
 
 
 def held_out_size(width: int, batch_size: int, available: int, devices: int) -> tuple[int, int]:

@@ -54,7 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
     look_function = jax.jit(
         functools.partial(monitor.look, networks=networks, objective=objective),
-        in_shardings=(layout.params, layout.target_params, sharding.batch_sharding(mesh)),
+        in_shardings=(layout.params, layout.target_params, sharding.batch_sharding(mesh), None, None),
         out_shardings=sharding.replicated(mesh),
     )
 
@@ -76,7 +76,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     held_out = _held_out_batches(config, augment, mesh)
 
     def look(state: TrainState) -> dict[str, float]:
-        looks = [look_function(state.params, state.target_params, sharding.put_batch(mesh, b)) for b in held_out()]
+        looks = []
+        for batch in held_out():
+            batch = sharding.put_batch(mesh, batch)
+            see = functools.partial(look_function, state.params, state.target_params, batch)
+            looks.append({name: see(*variant) for name, variant in monitor.VARIANTS.items()})
         return monitor.summarise(looks)
 
     dataset = _process_batches(source, augment, config.train.batch_size, config.train.seed)

@@ -22,7 +22,7 @@ class Size:
 
 # From tiny on as in ijepa src/models/vision_transformer.py:451-490; nano is ours, for two CPU cores.
 SIZES = {
-    "nano": Size(128, 6, 4, 512),
+    "nano": Size(128, 4, 4, 512),
     "tiny": Size(192, 12, 3, 768),
     "small": Size(384, 12, 6, 1536),
     "base": Size(768, 12, 12, 3072),
