@@ -1,0 +1,70 @@
+"""The monitor says what is there: dead cosines, uniform attention, captions that do or do not matter."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from tc_jepa import monitor
+from tc_jepa.metrics import cut_back
+from tc_jepa.models.conditioner import Reading
+from tc_jepa.step import forward
+
+
+def test_reading_metrics_count_valid_tokens_and_words_only():
+    batch = tiny.batch(3)
+    tokens = np.concatenate([np.repeat(batch.context_valid[:, None], 2, axis=1), batch.target_valid], axis=2)
+    words = batch.word_valid & batch.caption_valid[..., None]
+    pairs = tokens[..., None, None] & words[:, None, None]
+    rng = np.random.default_rng(0)
+    cosine = np.where(pairs, rng.uniform(-1, 1, pairs.shape), 1.0).astype(np.float32)
+    uniform = np.where(pairs, 1 / np.maximum(words.sum(-1), 1)[:, None, None, :, None], 0.0).astype(np.float32)
+    peaked = np.where(np.arange(pairs.shape[-1]) == 0, 1.0, 0.0) * pairs
+    metrics = monitor.reading_metrics([Reading(cosine, uniform), Reading(-cosine, peaked)], batch)
+    share = (cosine[pairs] > 0).mean()
+    assert float(metrics["layer_0/positive_cosines"]) == pytest.approx(share, rel=1e-4)
+    assert float(metrics["layer_1/positive_cosines"]) == pytest.approx(1 - share, rel=1e-4)
+    assert float(metrics["layer_0/rectified_cosine"]) == pytest.approx(np.maximum(cosine[pairs], 0).mean(), rel=1e-4)
+    assert float(metrics["layer_0/attention_entropy"]) == pytest.approx(1.0, abs=1e-5)
+    assert float(metrics["layer_1/attention_entropy"]) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_look_tells_true_from_shuffled_and_absent_captions():
+    nets = tiny.networks()
+    state, batch = tiny.state(nets), tiny.batch(4)
+    params = tiny.lively(state.params)
+    look = jax.jit(functools.partial(monitor.look, networks=nets, objective=tiny.OBJECTIVE))
+    looks = {name: look(params, state.target_params, batch, *variant) for name, variant in monitor.VARIANTS.items()}
+    metrics = monitor.summarise([looks])
+
+    loss = jax.jit(lambda b: forward(params, state.target_params, b, nets, tiny.OBJECTIVE)[0]["prediction"])
+    turned = {name: np.roll(getattr(batch, name), 1, axis=0) for name in ("caption_ids", "word_valid", "caption_valid")}
+    true, shuffled = float(loss(batch)), float(loss(batch._replace(**turned)))
+    absent = float(loss(batch._replace(caption_valid=np.zeros_like(batch.caption_valid))))
+    assert metrics["heldout/prediction"] == pytest.approx(true, rel=1e-5)
+    assert metrics["text_worth/shuffled"] == pytest.approx(shuffled / true - 1, abs=1e-5)
+    assert metrics["text_worth/absent"] == pytest.approx(absent / true - 1, abs=1e-5)
+    assert len({round(true, 4), round(shuffled, 4), round(absent, 4)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("width", "batch_size", "available", "devices", "expected"),
+    [
+        (128, 32, 10_000, 1, (32, 8)),  # 2 x width images
+        (128, 100, 10_000, 8, (96, 3)),  # a multiple of the devices, rounded up to enough batches
+        (128, 32, 70, 1, (32, 2)),  # what there is, without repeating an image
+        (128, 64, 20, 8, (16, 1)),
+        (128, 64, 3, 8, (8, 1)),  # fewer images than devices: repeated
+    ],
+)
+def test_held_out_size(width, batch_size, available, devices, expected):
+    assert monitor.held_out_size(width, batch_size, available, devices) == expected
+
+
+def test_cutting_back_keeps_whole_lines_up_to_the_step(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0, "a": 1}\n{"step": 2, "a": 2}\n{"step": 4, "a": 3}\n{"step": 6, "lo')
+    cut_back(path, 3)
+    assert path.read_text() == '{"step": 0, "a": 1}\n{"step": 2, "a": 2}\n'
