@@ -2,11 +2,11 @@
 
   python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
-6 x 6 patches, an encoder of 0.9 M parameters, 96,000 images. What differs from the paper's recipe, and why: the run is
+6 x 6 patches, an encoder of 0.83 M parameters, 96,000 images. What differs from the paper's recipe, and why: the run is
 short, so the target encoder follows faster (momentum 0.99), and crops keep more of a scene (0.8 to 1), whose objects
-span one or two patches; the networks are narrow, so kernels begin wider (see layers.Linear); and the regularisers come
-in over the first third, because at full weight from the start they turn every cosine negative within 50 steps, where
-they and their gradients are zero.
+span one or two patches; the networks are narrow, so kernels begin wider (models/layers.py, Linear); and the
+regularisers come in over the first third: from the start at full weight they push nearly every cosine below zero,
+where they and their gradients vanish, before attention has formed.
 """
 
 from configs import base
