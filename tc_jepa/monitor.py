@@ -16,7 +16,7 @@ from tc_jepa.models import layers
 from tc_jepa.models.conditioner import Reading
 from tc_jepa.objective import masked_mean, Objective
 from tc_jepa.state import Networks, Params
-from tc_jepa.step import forward
+from tc_jepa.step import forward, token_validity
 
 VARIANTS = {"true": (0, True), "shuffled": (1, True), "absent": (0, False)}  # (shift of the captions, whether kept)
 
@@ -64,9 +64,7 @@ def reading_metrics(readings: Sequence[Reading], batch: Batch) -> dict[str, jax.
     """For each predictor layer, over valid tokens and words: share of positive cosines, mean rectified cosine,
     and attention entropy as a fraction of its maximum, the log of the caption's valid words (captions of one word
     have none and are left out)."""
-    B, M, _ = batch.target_valid.shape
-    context_valid = jnp.broadcast_to(batch.context_valid[:, None], (B, M, batch.context_valid.shape[-1]))
-    tokens = jnp.concatenate([context_valid, batch.target_valid], axis=2)
+    tokens = token_validity(batch)
     words = batch.word_valid & batch.caption_valid[..., None]
     pair_valid = tokens[..., None, None] & words[:, None, None]
     counts = words.sum(axis=-1)

@@ -67,13 +67,23 @@ def forward(
         batch.target_valid,
         words,
     )
-    B, M, T = batch.target_valid.shape
-    context_valid = jnp.broadcast_to(batch.context_valid[:, None], (B, M, batch.context_valid.shape[-1]))
-    token_valid = jnp.concatenate([context_valid, batch.target_valid], axis=2)
     terms = loss_terms(
-        predicted_BxMxTxD, targets_BxMxTxD, batch.target_valid, token_valid, readings, words, objective.prediction
+        predicted_BxMxTxD,
+        targets_BxMxTxD,
+        batch.target_valid,
+        token_validity(batch),
+        readings,
+        words,
+        objective.prediction,
     )
     return terms, readings
+
+
+def token_validity(batch: Batch) -> jax.Array:
+    """Which tokens of the predictor's sequences are real: bool [B, M, K + T]."""
+    B, M, _ = batch.target_valid.shape
+    context_valid = jnp.broadcast_to(batch.context_valid[:, None], (B, M, batch.context_valid.shape[-1]))
+    return jnp.concatenate([context_valid, batch.target_valid], axis=2)
 
 
 def target_features(
