@@ -88,8 +88,13 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
 
 def fingerprints(tree: Any) -> dict[str, int]:
     """For every array, the sum of its bits as 32-bit words, modulo 2**32: the same under any sharding."""
-    sums = jax.device_get(jax.jit(lambda t: jax.tree.map(_bit_sum, t))(tree))
+    sums = jax.device_get(_bit_sums(tree))
     return {jax.tree_util.keystr(path): int(value) for path, value in jax.tree_util.tree_leaves_with_path(sums)}
+
+
+@jax.jit
+def _bit_sums(tree: Any) -> Any:
+    return jax.tree.map(_bit_sum, tree)
 
 
 def _bit_sum(x: jax.Array) -> jax.Array:
@@ -109,7 +114,7 @@ def _restore(manager: ocp.CheckpointManager, step: int, abstract: Mapping[str, A
     try:
         items = manager.restore(step, args=ocp.args.Composite(fingerprints=ocp.args.JsonRestore(), **arrays))
     except Exception as error:  # Orbax raises bare Exception for damaged files; whatever it is, the run must not go on.
-        reason = str(error).strip().splitlines()[0]
+        reason = next(iter(str(error).split("\n")), "") or type(error).__name__
         raise UserError(
             f"{where} cannot be restored ({reason}); delete that directory to fall back on an older one"
         ) from error

@@ -156,7 +156,7 @@ def _write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 class _StopSignals:
-    """While open, SIGTERM and SIGINT only leave a note, which the loop reads after each step."""
+    """While open, SIGTERM and SIGINT only leave a note, which the loop reads after each step; a second one interrupts."""
 
     def __init__(self):
         self.signal: signal.Signals | None = None
@@ -170,4 +170,6 @@ class _StopSignals:
             signal.signal(number, handler)
 
     def _note(self, number, frame):
+        if self.signal is not None:
+            raise KeyboardInterrupt
         self.signal = signal.Signals(number)

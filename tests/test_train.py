@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from tc_jepa import metrics
-from tc_jepa.checkpoint import Checkpoints, restore_target_encoder, saved_steps
+from tc_jepa import metrics, sharding
+from tc_jepa.checkpoint import Checkpoints, fingerprints, restore_target_encoder, saved_steps
 from tc_jepa.errors import UserError
 from tc_jepa.models import vit
 from tc_jepa.train import train
@@ -144,6 +144,18 @@ def test_a_finished_run_is_left_alone(straight):
     before = (straight / metrics.METRICS_FILE).read_text()
     train(tiny_config(), straight)
     assert (straight / metrics.METRICS_FILE).read_text() == before
+
+
+def test_fingerprints_see_one_flipped_bit_and_no_sharding():
+    values = np.random.default_rng(0).normal(size=(16, 8)).astype(np.float32)
+    flipped = values.copy()
+    flipped.view(np.uint32)[3, 5] ^= 1
+    mesh = sharding.make_mesh(1, 8)
+    sharded = jax.device_put({"a": values}, sharding.parameter_sharding(mesh, {"a": values}, min_size=1))
+    assert not sharded["a"].is_fully_replicated
+    before = fingerprints({"a": jax.numpy.asarray(values)})
+    assert fingerprints(sharded) == before
+    assert fingerprints({"a": jax.numpy.asarray(flipped)}) != before
 
 
 def damage(workdir: Path, step: int, item: str) -> None:
