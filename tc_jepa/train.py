@@ -156,7 +156,7 @@ def _write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
 
 
 class _StopSignals:
-    """While open, SIGTERM and SIGINT only leave a note, which the loop reads after each step; a second one interrupts."""
+    """While open, SIGTERM and SIGINT leave a note that the loop reads after each step; a second one interrupts."""
 
     def __init__(self):
         self.signal: signal.Signals | None = None
