@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 import json
 import math
-import os
 from pathlib import Path
 import sys
 import time
@@ -11,6 +10,8 @@ import time
 import jax
 import tensorboardX
 import tqdm
+
+from tc_jepa.files import replace_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -81,6 +82,4 @@ def cut_back(path: Path, step: int) -> None:
         return
     lines = path.read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    beside = path.with_suffix(".tmp")
-    beside.write_text("".join(kept))
-    os.replace(beside, path)
+    replace_text(path, "".join(kept))

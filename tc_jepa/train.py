@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import os
 from pathlib import Path
 import signal
 import sys
@@ -19,6 +18,7 @@ from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
 from tc_jepa.data import pipeline
 from tc_jepa.data.sources import Source, TRAIN
 from tc_jepa.errors import UserError
+from tc_jepa.files import replace_text
 from tc_jepa.metrics import Progress
 from tc_jepa.optimizer import adamw
 from tc_jepa.state import initial_state, TrainState
@@ -59,7 +59,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     )
 
     workdir.mkdir(parents=True, exist_ok=True)
-    _write_config(workdir, config)
+    replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     start = checkpoints.latest() or 0
     if start >= config.train.steps:
@@ -147,12 +147,6 @@ def _last_checkpoint_named(checkpoints: Checkpoints):
 def _placed(abstract: Any, layout: Any) -> Any:
     """Shapes and dtypes with the shardings to restore them in."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
-
-
-def _write_config(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    beside = workdir / f"{CONFIG_FILE}.tmp"
-    beside.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    os.replace(beside, workdir / CONFIG_FILE)
 
 
 class _StopSignals:

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 import json
-import os
 from pathlib import Path
 
 from tc_jepa.data.sources import Task
+from tc_jepa.files import replace_text
 
 METRICS = {"single": "accuracy", "multi": "mAP"}
 BASELINES = {"init": "initialisation", "pixels": "pixels (16x16)"}  # key prefix -> its name in the table
@@ -16,8 +16,8 @@ Results = Mapping[str, float]  # flat, as tc_jepa.evaluation.evaluate makes it
 def write_results(output: Path, results: Results, report: str) -> None:
     """Writes results.json and results.md into `output`, made if missing. Each is replaced whole or not at all."""
     output.mkdir(parents=True, exist_ok=True)
-    _replace(output / "results.json", json.dumps(results, indent=2) + "\n")
-    _replace(output / "results.md", report)
+    replace_text(output / "results.json", json.dumps(results, indent=2) + "\n")
+    replace_text(output / "results.md", report)
 
 
 def render(results: Results, tasks: Mapping[str, Task], header: Mapping[str, object]) -> str:
@@ -55,9 +55,3 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     padded = [[cell.ljust(width) for cell, width in zip(row, widths)] for row in (head, *rows)]
     padded.insert(1, ["-" * width for width in widths])
     return [f"| {' | '.join(row)} |" for row in padded]
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_suffix(path.suffix + ".tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
