@@ -20,3 +20,4 @@ class Batch(NamedTuple):
     context_valid: Array  # bool [B, K]
     target_indices: Array  # int32 [B, M, T]
     target_valid: Array  # bool [B, M, T]
+    context_dropped: Array  # int32 [B], context patches that did not fit into K

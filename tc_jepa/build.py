@@ -1,6 +1,7 @@
 """The door: from a resolved configuration to the typed objects that the rest of the library takes."""
 
 from collections.abc import Callable
+from typing import Any
 
 from absl import logging
 import jax
@@ -13,7 +14,7 @@ from tc_jepa.data.prepared import PreparedSource, splits, vocabulary_path
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Source, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
-from tc_jepa.masking import BlockMasks, RANGES
+from tc_jepa.masking import BlockMasks, MaskSampler
 from tc_jepa.models import conditioner, layers, text, vit
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.objective import Objective
@@ -84,9 +85,22 @@ def schedules(config: Config) -> optimizer.Schedules:
     )
 
 
-def masks(config: Config) -> BlockMasks:
-    settings = {key: tuple(value) if key in RANGES else value for key, value in config.masking.items()}
-    return BlockMasks(grid=grid(config), **settings)
+def masks(config: Config) -> MaskSampler:
+    return BlockMasks(**_block_settings(config))
+
+
+def _block_settings(config: Config) -> dict[str, Any]:
+    masking = config.masking
+    return {
+        "grid": grid(config),
+        "target_blocks": masking.target_blocks,
+        "target_scale": tuple(masking.target_scale),
+        "target_aspect": tuple(masking.target_aspect),
+        "context_scale": tuple(masking.context_scale),
+        "context_aspect": tuple(masking.context_aspect),
+        "context_tokens": masking.context_tokens,
+        "min_context": masking.min_context,
+    }
 
 
 def source(config: Config, split: str) -> Source:
@@ -123,4 +137,4 @@ def tokenizer(config: Config) -> captions.CaptionTokenizer:
 def augment(config: Config, tokenizer: captions.CaptionTokenizer) -> pipeline.Augment:
     image = config.image
     crop = pipeline.Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
-    return pipeline.Augment(crop, tokenizer, config.captions.per_image, masks(config))
+    return pipeline.Augment(crop, tokenizer, config.captions.per_image)

@@ -42,6 +42,7 @@ def train_step(
         "momentum": momentum,
         "gradient_norm": optax.tree.norm(gradients),
         "context_tokens": batch.context_valid.sum(axis=-1).mean(dtype=jnp.float32),
+        "context_dropped": batch.context_dropped.mean(dtype=jnp.float32),
         "target_tokens": batch.target_valid.sum(axis=-1).mean(dtype=jnp.float32),
     }
     return TrainState(state.step + 1, params, target_params, opt_state), metrics

@@ -19,6 +19,7 @@ from tc_jepa.data import pipeline
 from tc_jepa.data.sources import Source, TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.files import replace_text
+from tc_jepa.masking import MaskSampler
 from tc_jepa.metrics import Progress
 from tc_jepa.optimizer import adamw
 from tc_jepa.state import initial_state, TrainState
@@ -37,12 +38,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
     source, tokenizer = build.source(config, TRAIN), build.tokenizer(config)
-    augment = build.augment(config, tokenizer)
+    augment, masks = build.augment(config, tokenizer), build.masks(config)
     networks = build.networks(config, tokenizer.vocabulary_size, sharding.constrain_to(mesh))
     objective, schedules = build.objective(config), build.schedules(config)
     optimizer = adamw(schedules, config.optimizer.beta1, config.optimizer.beta2, config.optimizer.epsilon)
 
-    example = pipeline.example(source, augment)
+    example = pipeline.example(source, augment, masks)
     begin = functools.partial(initial_state, networks, example, optimizer, config.train.seed)
     abstract = jax.eval_shape(begin)
     layout = sharding.parameter_sharding(mesh, abstract)
@@ -73,7 +74,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         flush=True,
     )
 
-    held_out = _held_out_batches(config, augment, mesh)
+    held_out = _held_out_batches(config, augment, masks, mesh)
 
     def look(state: TrainState) -> dict[str, float]:
         looks = []
@@ -83,7 +84,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             looks.append({name: see(*variant) for name, variant in monitor.VARIANTS.items()})
         return monitor.summarise(looks)
 
-    dataset = _process_batches(source, augment, config.train.batch_size, config.train.seed)
+    dataset = _process_batches(source, augment, masks, config.train.batch_size, config.train.seed)
     steps, every = config.train.steps, config.train
     with contextlib.ExitStack() as stack:
         stack.enter_context(_last_checkpoint_named(checkpoints))
@@ -110,20 +111,24 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         sys.exit(128 + stop.signal)
 
 
-def _process_batches(source: Source, augment: pipeline.Augment, batch_size: int, seed: int) -> grain.MapDataset:
+def _process_batches(
+    source: Source, augment: pipeline.Augment, masks: MaskSampler, batch_size: int, seed: int
+) -> grain.MapDataset:
     """This process's part of the batches of `batch_size` images over all processes."""
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return pipeline.batches(source, augment, batch_size=batch_size, seed=seed, **process)
+    return pipeline.batches(source, augment, masks, batch_size=batch_size, seed=seed, **process)
 
 
-def _held_out_batches(config: ml_collections.ConfigDict, augment: pipeline.Augment, mesh: jax.sharding.Mesh):
+def _held_out_batches(
+    config: ml_collections.ConfigDict, augment: pipeline.Augment, masks: MaskSampler, mesh: jax.sharding.Mesh
+):
     """A function that yields the monitor's batches, read anew at each look: they may be too large to keep."""
     source = build.held_out_source(config)
     width = build.encoder(config).size.width
     batch_size, count = monitor.held_out_size(width, config.train.batch_size, len(source), mesh.size)
     if batch_size * count < 2 * width:
         logging.warning("only %d held-out images: RankMe of %d channels wants %d", len(source), width, 2 * width)
-    dataset = _process_batches(source, augment, batch_size, HELD_OUT_SEED)
+    dataset = _process_batches(source, augment, masks, batch_size, HELD_OUT_SEED)
     return lambda: (dataset[i] for i in range(count))
 
 

@@ -1,5 +1,7 @@
 """Masks: disjoint, within their budgets, unbiased at the borders, finite on any grid."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -22,12 +24,26 @@ def sampler(grid, **changes):
 
 
 def draws(masks, count, seed=0):
-    rng = np.random.default_rng(seed)
-    return [masks.draw(rng) for _ in range(count)]
+    return [masks.draw_at(seed, i) for i in range(count)]
 
 
 def chosen(indices, valid):
     return [set(row[keep]) for row, keep in zip(np.atleast_2d(indices), np.atleast_2d(valid), strict=True)]
+
+
+def assert_same(one, other):
+    for name, x, y in zip(one._fields, one, other, strict=True):
+        np.testing.assert_array_equal(x, y, err_msg=name)
+        assert x.dtype == y.dtype
+
+
+def test_draws_are_a_function_of_seed_and_index():
+    masks = sampler((14, 14))
+    forward = draws(masks, 12)
+    for i in (7, 0, 11, 4):
+        assert_same(pickle.loads(pickle.dumps(masks)).draw_at(0, i), forward[i])
+    contexts = {mask.context_indices.tobytes() for mask in forward + draws(masks, 12, seed=1)}
+    assert len(contexts) == 24
 
 
 def test_context_and_targets_are_disjoint_and_padding_is_marked():
@@ -83,6 +99,8 @@ def test_surplus_context_is_dropped_evenly_over_the_image():
     kept = np.zeros(196)
     for mask in draws(sampler((14, 14), context_tokens=30, context_scale=(1.0, 1.0)), 3000):
         np.add.at(kept, mask.context_indices[mask.context_valid], 1)
+        hidden = set().union(*chosen(mask.target_indices, mask.target_valid))
+        assert mask.context_dropped == 196 - len(hidden) - 30
         assert mask.context_valid.all()
         assert (np.diff(mask.context_indices) > 0).all()
     top, bottom = kept.reshape(14, 14)[:7].sum(), kept.reshape(14, 14)[7:].sum()

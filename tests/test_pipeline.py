@@ -10,14 +10,15 @@ import tiny
 from tc_jepa.batch import Batch
 from tc_jepa.data import captions, pipeline, transforms
 from tc_jepa.data.scenes import SceneSource
+from tc_jepa.masking import Masks
 
 TOKENIZER = captions.CaptionTokenizer(captions.scenes_vocabulary_path(), 12)
-AUGMENT = pipeline.Augment(pipeline.Crop(tiny.IMAGE, (0.3, 1.0), (3 / 4, 4 / 3), False), TOKENIZER, 3, tiny.MASKS)
+AUGMENT = pipeline.Augment(pipeline.Crop(tiny.IMAGE, (0.3, 1.0), (3 / 4, 4 / 3), False), TOKENIZER, 3)
 SOURCE = SceneSource(0, "train", 20, 32)
 
 
 def batches(start=0, count=4, workers=0, seed=0, **process):
-    dataset = pipeline.batches(SOURCE, AUGMENT, batch_size=6, seed=seed, **process)
+    dataset = pipeline.batches(SOURCE, AUGMENT, tiny.MASKS, batch_size=6, seed=seed, **process)
     with contextlib.closing(pipeline.iterate(dataset, start=start, workers=workers)) as iterator:
         return [Batch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
 
@@ -51,7 +52,7 @@ def test_processes_share_out_the_single_processs_batch(eight):
 
 
 def test_every_epoch_shows_every_image_once_but_cropped_anew():
-    dataset = pipeline.batches(SOURCE, AUGMENT, batch_size=20, seed=0)
+    dataset = pipeline.batches(SOURCE, AUGMENT, tiny.MASKS, batch_size=20, seed=0)
     first, second = dataset[0], dataset[1]
     originals = {str(SOURCE[i].captions) for i in range(20)}
     assert len(originals) == 20
@@ -68,7 +69,30 @@ def test_every_epoch_shows_every_image_once_but_cropped_anew():
 
 
 def test_another_seed_is_another_stream(eight):
-    assert not np.array_equal(batches(count=1, seed=1)[0].images, eight[0].images)
+    other = batches(count=1, seed=1)[0]
+    assert not np.array_equal(other.images, eight[0].images)
+    assert not np.array_equal(other.target_indices, eight[0].target_indices)
+
+
+class Positions:
+    """A mask sampler that writes down where it was asked."""
+
+    context_tokens = target_tokens = target_blocks = 1
+
+    def draw_at(self, seed, index):
+        block = np.array([[index]], np.int32)
+        return Masks(block[0], block[0] >= 0, block, block >= 0, np.int32(seed % 1000))
+
+
+def test_masks_are_drawn_at_the_position_in_the_global_stream():
+    for process in range(2):
+        dataset = pipeline.batches(
+            SOURCE, AUGMENT, Positions(), batch_size=6, seed=0, process_index=process, process_count=2
+        )
+        with contextlib.closing(pipeline.iterate(dataset, start=5, workers=0)) as iterator:
+            batch = next(iterator)
+        np.testing.assert_array_equal(batch.context_indices[:, 0], np.arange(30 + process, 36, 2))
+        assert (batch.context_dropped == np.random.SeedSequence(0).generate_state(3)[2] % 1000).all()
 
 
 def test_rows_are_what_the_model_expects(eight):
@@ -77,6 +101,7 @@ def test_rows_are_what_the_model_expects(eight):
     assert batch.images.std() > 10  # no black images
     assert batch.caption_ids.shape == batch.word_valid.shape == (6, 3, 12)
     assert batch.caption_valid.all()  # a scene has more than 8 candidates
+    assert batch.context_dropped.shape == (6,) and batch.context_dropped.dtype == np.int32
     assert batch.context_indices.shape == (6, 12) and batch.target_indices.shape[:2] == (6, 2)
     assert all(len({tuple(ids) for ids in row}) == 3 for row in batch.caption_ids)  # without replacement
 

@@ -27,6 +27,7 @@ def test_step_moves_the_target_by_its_momentum_and_only_so():
     after, metrics = jax.jit(step_function(nets))(state, batch)
     momentum = 0.9 + 10 / 100 * 0.1
     assert float(metrics["momentum"]) == pytest.approx(momentum)
+    assert float(metrics["context_dropped"]) == pytest.approx(batch.context_dropped.mean())
     expected = jax.tree.map(
         lambda t, p: momentum * t + (1 - momentum) * p, state.target_params, after.params["encoder"]
     )

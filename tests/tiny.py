@@ -33,7 +33,7 @@ def networks(words: bool = True, dtype=jnp.float32, constrain=lambda x: x) -> Ne
 def batch(size: int, seed: int = 0) -> Batch:
     """Random images, captions of 2 to 5 words, and an image without any caption (the last one)."""
     rng = np.random.default_rng(seed)
-    masks = [MASKS.draw(rng) for _ in range(size)]
+    masks = [MASKS.draw_at(seed, i) for i in range(size)]
     lengths = rng.integers(2, WORDS + 1, (size, 3))
     caption_valid = np.arange(3) < rng.integers(1, 4, (size, 1))
     caption_valid[-1] = False

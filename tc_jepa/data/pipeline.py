@@ -1,8 +1,8 @@
 """From a source to batches: shuffle, crop, choose captions, draw masks, in Grain, in an order that resumes exactly.
 
 Randomness is a function of (seed, position in the global stream), never of hosts or workers; the whole state of the
-stream is one integer, the step. The order of the operations matters: slicing before random_map would give every host
-the same random numbers, and batching after prefetch would make batches depend on the number of workers.
+stream is one integer, the step. The order of the operations matters: slicing before random_map or AddMasks would give
+every host the same random numbers, and batching after prefetch would make batches depend on the number of workers.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ import numpy as np
 from tc_jepa.batch import Batch
 from tc_jepa.data import captions, transforms
 from tc_jepa.data.sources import Example, Source
-from tc_jepa.masking import BlockMasks
+from tc_jepa.masking import MaskSampler
 
 # Batches held ready by each worker. Grain's own default, 500, counts batches here: gigabytes.
 PREFETCHED_BATCHES = 4
@@ -34,26 +34,36 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Augment(grain.transforms.RandomMap):
-    """An example -> one row of a Batch. Draws in a fixed order: crop, flip, captions, masks."""
+    """An example -> one row of a Batch, still without masks. Draws in a fixed order: crop, flip, captions."""
 
     crop: Crop
     tokenizer: captions.CaptionTokenizer
     captions: int
-    masks: BlockMasks
 
-    def random_map(self, example: Example, rng: np.random.Generator) -> Batch:
+    def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         crop = self.crop
         image = transforms.random_resized_crop(example.image, crop.size, crop.scale, crop.aspect, rng)
         if crop.flip and rng.random() < 0.5:
             image = image[:, ::-1]
         words = captions.caption_arrays(example.captions, self.captions, self.tokenizer, rng)
-        masks = self.masks.draw(rng)
-        return Batch(images=np.ascontiguousarray(image), **words, **masks._asdict())
+        return {"images": np.ascontiguousarray(image), **words}
+
+
+@dataclasses.dataclass(frozen=True)
+class AddMasks(grain.transforms.MapWithIndex):
+    """A row without masks -> a row of a Batch. The index must be the position in the global stream."""
+
+    masks: MaskSampler
+    seed: int
+
+    def map_with_index(self, index: int, row: dict[str, np.ndarray]) -> Batch:
+        return Batch(**row, **self.masks.draw_at(self.seed, index)._asdict())
 
 
 def batches(
     source: Source,
     augment: Augment,
+    masks: MaskSampler,
     *,
     batch_size: int,
     seed: int,
@@ -66,16 +76,15 @@ def batches(
     """
     if batch_size % process_count:
         raise ValueError(f"a global batch of {batch_size} does not split over {process_count} processes")
-    shuffle_seed, augment_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(2))
-    dataset = (
-        grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None).random_map(augment, seed=augment_seed)
-    )
+    shuffle_seed, augment_seed, mask_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
+    dataset = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None)
+    dataset = dataset.random_map(augment, seed=augment_seed).map_with_index(AddMasks(masks, mask_seed))
     return dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
 
 
-def example(source: Source, augment: Augment) -> Batch:
+def example(source: Source, augment: Augment, masks: MaskSampler) -> Batch:
     """One row of a batch, for its shapes."""
-    return augment.random_map(source[0], np.random.default_rng(0))
+    return AddMasks(masks, 0).map_with_index(0, augment.random_map(source[0], np.random.default_rng(0)))
 
 
 def iterate(dataset: grain.MapDataset, *, start: int, workers: int) -> Iterator[Batch]:

@@ -1,43 +1,30 @@
-"""Multi-block masks: which patches the context encoder sees and which blocks are to be predicted.
+"""`masking.kind=fixed`: I-JEPA's multi-block masks with three repairs (V-JEPA 2 made the same).
 
-I-JEPA's sampler with three repairs (V-JEPA 2 made the same): every patch can be reached, scale and aspect are drawn
-apart, and blocks are drawn for each image alone, so that neither batch size nor workers change the statistics.
-XLA wants fixed shapes: K context tokens and T tokens per target block, padded, with validity masks.
+Every patch can be reached, scale and aspect are drawn apart, and blocks are drawn for each image alone, so that neither
+batch size nor workers change the statistics.
 """
 
 from collections.abc import Iterator
 import dataclasses
+import functools
 import math
-from typing import NamedTuple
 
 import numpy as np
 
 from tc_jepa.errors import UserError
+from tc_jepa.masking.masks import check_range, Masks, pack, Range
 
 TRIES = 20
-Range = tuple[float, float]
-
-
-# The ranges of a sampler, and how large their values may be.
+# The ranges of a block sampler, and how large their values may be.
 RANGES = {"target_scale": 1.0, "target_aspect": math.inf, "context_scale": 1.0, "context_aspect": math.inf}
 
 
-class Masks(NamedTuple):
-    """Row-major patch indices, ascending, padded with 0, and which of them are real."""
-
-    context_indices: np.ndarray  # int32 [K]
-    context_valid: np.ndarray  # bool [K]
-    target_indices: np.ndarray  # int32 [M, T]
-    target_valid: np.ndarray  # bool [M, T]
-
-
 @dataclasses.dataclass(frozen=True)
-class BlockMasks:
-    """A sampler of masks on a (rows, columns) grid; pickles, holds no state.
+class BlockSettings:
+    """What the block samplers are told, on a (rows, columns) grid.
 
-    Scales are fractions of the grid's area, aspects height / width, both drawn uniformly from their range.
-    `context_tokens` is K: a longer context loses tokens uniformly at random. `min_context` is how many patches at least
-    stay visible. Raises UserError where the numbers cannot be met.
+    Scales are fractions of the grid's area, aspects height / width. `context_tokens` is K. Raises UserError, naming the
+    keys, for numbers that mean nothing.
     """
 
     grid: tuple[int, int]
@@ -50,7 +37,6 @@ class BlockMasks:
     min_context: int
 
     def __post_init__(self):
-        patches = math.prod(self.grid)
         for name, limit in RANGES.items():
             check_range(f"masking.{name}", getattr(self, name), limit)
         if self.target_blocks < 1 or self.min_context < 1:
@@ -58,6 +44,19 @@ class BlockMasks:
                 f"masking.target_blocks={self.target_blocks} and masking.min_context={self.min_context} "
                 "must be at least 1"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockMasks(BlockSettings):
+    """Every image draws its own blocks: scale and aspect uniformly from their ranges, corners over the whole grid.
+
+    A context of more than K patches loses some uniformly at random. `min_context` is how many patches at least stay
+    visible. Raises UserError where the numbers cannot be met.
+    """
+
+    def __post_init__(self):
+        super().__post_init__()
+        patches = math.prod(self.grid)
         if not self.min_context <= self.context_tokens <= patches:
             raise UserError(
                 f"masking.context_tokens={self.context_tokens} must lie between masking.min_context={self.min_context} "
@@ -70,26 +69,25 @@ class BlockMasks:
                 "masking.target_scale or model.patch_size"
             )
 
-    @property
+    @functools.cached_property
     def target_tokens(self) -> int:
         """T, the patches of the largest target block that the settings can draw."""
         return max(math.prod(self._block_shape(self.target_scale[1], aspect)) for aspect in self._turning_aspects())
 
-    def draw(self, rng: np.random.Generator) -> Masks:
-        """One image's masks. Never loops for ever: after TRIES draws a fallback that always fits is taken."""
+    def draw_at(self, seed: int, index: int) -> Masks:
+        """See MaskSampler. Never loops for ever: after TRIES draws a fallback that always fits is taken."""
+        rng = np.random.default_rng((seed, index))
         hidden = np.zeros(self.grid, bool)
         targets = []
         for _ in range(self.target_blocks):
             targets.append(self._draw_target(rng, hidden, targets))
             hidden |= targets[-1]
         context = np.flatnonzero(self._draw_context(rng, hidden))
-        if len(context) > self.context_tokens:
+        dropped = max(len(context) - self.context_tokens, 0)
+        if dropped:
             context = np.sort(rng.choice(context, self.context_tokens, replace=False))
-        T = self.target_tokens
-        padded = [_pad(np.flatnonzero(target), T) for target in targets]
-        return Masks(
-            *_pad(context, self.context_tokens), np.stack([p[0] for p in padded]), np.stack([p[1] for p in padded])
-        )
+        blocks = [np.flatnonzero(target) for target in targets]
+        return pack(context, blocks, self.context_tokens, self.target_tokens, dropped)
 
     def _draw_target(self, rng, hidden: np.ndarray, earlier: list[np.ndarray]) -> np.ndarray:
         """A block that leaves enough patches visible. The first always does; later ones may repeat the one before."""
@@ -130,16 +128,3 @@ class BlockMasks:
                 for beside in (aspect * (1 - 1e-9), aspect, aspect * (1 + 1e-9)):
                     if low <= beside <= high:
                         yield beside
-
-
-def _pad(indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    padded = np.zeros(length, np.int32)
-    padded[: len(indices)] = indices
-    return padded, np.arange(length) < len(indices)
-
-
-def check_range(name: str, value: Range, limit: float) -> None:
-    """Raises UserError unless `value` is (low, high) with 0 < low <= high <= limit."""
-    if len(value) != 2 or not 0 < value[0] <= value[1] <= limit:
-        bound = "" if math.isinf(limit) else f" <= {limit:g}"
-        raise UserError(f"{name}={tuple(value)} is no range (low, high) with 0 < low <= high{bound}")
