@@ -50,13 +50,35 @@ KEYS = (
     experiment(
         "captions.vocabulary", "", "SentencePiece model; empty: the one stored with the data, or the scenes' own"
     ),
-    experiment("masking.target_blocks", 4, "blocks to predict"),
-    experiment("masking.target_scale", (0.15, 0.2), "area of a target block, as a fraction of the grid"),
-    experiment("masking.target_aspect", (0.75, 1.5), "height / width of a target block"),
-    experiment("masking.context_scale", (0.85, 1.0), "area of the context block before targets are cut out of it"),
-    experiment("masking.context_aspect", (1.0, 1.0), "height / width of the context block"),
-    experiment("masking.context_tokens", 80, "context patches kept at most; a surplus is dropped uniformly at random"),
-    experiment("masking.min_context", 10, "context patches left at least"),
+    experiment(
+        "masking.kind",
+        "fixed",
+        "fixed: blocks drawn for each image, over the whole grid; official: as I-JEPA's released code draws them; "
+        "random: patch by patch",
+    ),
+    experiment("masking.target_blocks", 4, "blocks to predict (random: 1)"),
+    experiment("masking.target_scale", (0.15, 0.2), "area of a target block, as a fraction of the grid (not random)"),
+    experiment("masking.target_aspect", (0.75, 1.5), "height / width of a target block (not random)"),
+    experiment(
+        "masking.context_scale",
+        (0.85, 1.0),
+        "area of the context block before targets are cut out of it, as a fraction of the grid (not random)",
+    ),
+    experiment("masking.context_aspect", (1.0, 1.0), "height / width of the context block (not random)"),
+    experiment(
+        "masking.context_tokens",
+        80,
+        "context patches kept at most; a surplus is dropped uniformly at random (official: from the bottom of the "
+        "image) and counted as context_dropped",
+    ),
+    experiment("masking.min_context", 10, "context patches left at least (official: more, and in target blocks too)"),
+    experiment(
+        "masking.group_size",
+        32,
+        "official only: consecutive images that share block sizes and the length of the shortest context, as a GPU's "
+        "batch does in that code",
+    ),
+    experiment("masking.ratio", (0.4, 0.6), "random only: share of the patches that is hidden"),
     experiment("model.encoder", "base", "size of the ViT: nano, tiny, small, base, large, huge, giant"),
     experiment("model.patch_size", 16, "side of a patch in pixels"),
     experiment("model.predictor.width", 384, "channels of the predictor; its heads are as many as the encoder's"),

@@ -14,7 +14,7 @@ from tc_jepa.data.prepared import PreparedSource, splits, vocabulary_path
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Source, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
-from tc_jepa.masking import BlockMasks, MaskSampler
+from tc_jepa.masking import BlockMasks, MaskSampler, OfficialMasks, RandomMasks
 from tc_jepa.models import conditioner, layers, text, vit
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.objective import Objective
@@ -86,7 +86,15 @@ def schedules(config: Config) -> optimizer.Schedules:
 
 
 def masks(config: Config) -> MaskSampler:
-    return BlockMasks(**_block_settings(config))
+    """UserError where the settings cannot be met."""
+    return MASKS[config.masking.kind](config)
+
+
+def _random_masks(config: Config) -> RandomMasks:
+    masking = config.masking
+    return RandomMasks(
+        grid(config), masking.target_blocks, tuple(masking.ratio), masking.context_tokens, masking.min_context
+    )
 
 
 def _block_settings(config: Config) -> dict[str, Any]:
@@ -101,6 +109,13 @@ def _block_settings(config: Config) -> dict[str, Any]:
         "context_tokens": masking.context_tokens,
         "min_context": masking.min_context,
     }
+
+
+MASKS = {
+    "fixed": lambda config: BlockMasks(**_block_settings(config)),
+    "official": lambda config: OfficialMasks(**_block_settings(config), group_size=config.masking.group_size),
+    "random": _random_masks,
+}
 
 
 def source(config: Config, split: str) -> Source:

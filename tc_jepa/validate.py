@@ -19,6 +19,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _one_of("model.conditioner", config.model.conditioner, build.CONDITIONERS)
     _one_of("model.text", config.model.text, build.TEXT_ENCODERS)
     _one_of("model.dtype", config.model.dtype, build.DTYPES)
+    _one_of("masking.kind", config.masking.kind, build.MASKS)
     _one_of("objective.prediction", config.objective.prediction, PREDICTION_FORMS)
 
     for group, names in {

@@ -70,6 +70,13 @@ def test_help_explains_every_key():
         ({"model.conditioner": "words"}, "model.conditioner='words'"),
         ({"objective.prediction": "l1"}, "objective.prediction='l1'"),
         ({"model.predictor.width": 100}, "model.predictor.width=100 must be divisible"),
+        ({"masking.kind": "block"}, "masking.kind='block' is unknown; one of fixed, official, random"),
+        ({"masking.kind": "official", "masking.group_size": 0}, "masking.group_size=0"),
+        (
+            {"masking.kind": "official", "image.size": 128},
+            "masking.kind=official would search for ever: a target block",
+        ),
+        ({"masking.kind": "random"}, "masking.target_blocks=4: masking.kind=random predicts all hidden patches"),
         ({"train.steps": 0}, "train.steps=0 must be at least 1"),
         ({"objective.sparsity": -0.1}, "objective.sparsity=-0.1"),
         ({"image.crop_scale": (0.5, 2.0)}, "image.crop_scale=(0.5, 2.0)"),

@@ -1,12 +1,19 @@
-"""Masks: disjoint, within their budgets, unbiased at the borders, finite on any grid."""
+"""Masks: disjoint, within their budgets, finite on any grid; fixed ones are unbiased at the borders, official ones as
+biased as in the released code."""
 
+from pathlib import Path
 import pickle
 
 import numpy as np
 import pytest
 
+from configs import base
+from tc_jepa import build
 from tc_jepa.errors import UserError
-from tc_jepa.masking import BlockMasks
+from tc_jepa.masking import BlockMasks, OfficialMasks, RandomMasks
+from tc_jepa.validate import validate
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 SETTINGS = {
     "target_blocks": 4,
@@ -23,6 +30,20 @@ def sampler(grid, **changes):
     return BlockMasks(grid, **(SETTINGS | {"context_tokens": min(80, grid[0] * grid[1])} | changes))
 
 
+def official(grid, group_size, **changes):
+    return OfficialMasks(grid, **(SETTINGS | changes), group_size=group_size)
+
+
+def random(grid, **changes):
+    settings = {"target_blocks": 1, "ratio": (0.4, 0.6), "context_tokens": 80, "min_context": 10}
+    return RandomMasks(grid, **(settings | changes))
+
+
+EVERY_KIND = pytest.mark.parametrize(
+    "masks", [sampler((14, 14)), official((14, 14), 4), random((14, 14))], ids=["fixed", "official", "random"]
+)
+
+
 def draws(masks, count, seed=0):
     return [masks.draw_at(seed, i) for i in range(count)]
 
@@ -37,17 +58,24 @@ def assert_same(one, other):
         assert x.dtype == y.dtype
 
 
-def test_draws_are_a_function_of_seed_and_index():
-    masks = sampler((14, 14))
-    forward = draws(masks, 12)
+@EVERY_KIND
+def test_draws_are_a_function_of_seed_and_index(masks):
+    expected = draws(masks, 12)
+    for mask in draws(masks, 12):
+        mask.context_indices[:], mask.target_valid[:] = 0, False  # writing to a draw spoils no later one
+    others = draws(masks, 400, seed=1)  # more official groups than a process keeps
+    copied = pickle.loads(pickle.dumps(masks))
     for i in (7, 0, 11, 4):
-        assert_same(pickle.loads(pickle.dumps(masks)).draw_at(0, i), forward[i])
-    contexts = {mask.context_indices.tobytes() for mask in forward + draws(masks, 12, seed=1)}
+        assert_same(copied.draw_at(0, i), expected[i])
+    contexts = {mask.context_indices.tobytes() for mask in expected + others[:12]}
     assert len(contexts) == 24
 
 
-def test_context_and_targets_are_disjoint_and_padding_is_marked():
-    for mask in draws(sampler((14, 14)), 200):
+@EVERY_KIND
+def test_context_and_targets_are_disjoint_and_padding_is_marked(masks):
+    for mask in draws(masks, 200):
+        assert mask.context_indices.shape == (masks.context_tokens,)
+        assert mask.target_indices.shape == (masks.target_blocks, masks.target_tokens)
         (context,), targets = (
             chosen(mask.context_indices, mask.context_valid),
             chosen(mask.target_indices, mask.target_valid),
@@ -55,6 +83,7 @@ def test_context_and_targets_are_disjoint_and_padding_is_marked():
         assert all(not context & target for target in targets)
         assert len(context) == mask.context_valid.sum() >= 10
         assert not mask.context_indices[~mask.context_valid].any()
+        assert (np.diff(mask.context_indices[mask.context_valid]) > 0).all()
         assert all(len(target) == keep.sum() for target, keep in zip(targets, mask.target_valid, strict=True))
 
 
@@ -129,3 +158,181 @@ def test_small_grids_terminate_and_keep_enough_context(grid):
 def test_impossible_settings_are_refused_by_name(changes, named):
     with pytest.raises(UserError, match=named.replace("(", r"\(")):
         sampler((8, 8), **({"context_tokens": 60} | changes))
+
+
+def members(masks, group, seed=0):
+    return [masks.draw_at(seed, group * masks.group_size + i) for i in range(masks.group_size)]
+
+
+def visible(mask, targets):
+    """Ascending patches of the official context block at grid 14, always 13 x 13 at (0, 0), without some targets."""
+    left = {14 * row + column for row in range(13) for column in range(13)} - set().union(*targets)
+    return sorted(left)
+
+
+@pytest.mark.parametrize("context_tokens", [100, 50])
+def test_official_groups_share_sizes_and_are_cut_to_the_shortest_context_and_to_k(context_tokens):
+    masks = official((14, 14), 8, context_tokens=context_tokens)
+    shapes, shortest_contexts = set(), []
+    for group in range(40):
+        drawn = members(masks, group)
+        blocks = [chosen(mask.target_indices, mask.target_valid) for mask in drawn]
+        assert len({len(target) for targets in blocks for target in targets}) == 1
+        rows, columns = np.divmod(sorted(blocks[0][0]), 14)
+        shapes.add((np.ptp(rows) + 1, np.ptp(columns) + 1))
+
+        shortest = min(len(visible(mask, targets)) for mask, targets in zip(drawn, blocks, strict=True))
+        shortest_contexts.append(shortest)
+        for mask, targets in zip(drawn, blocks, strict=True):
+            expected = visible(mask, targets)[: min(shortest, context_tokens)]  # the top of the image
+            np.testing.assert_array_equal(mask.context_indices[mask.context_valid], expected)
+            assert mask.context_dropped == max(shortest - context_tokens, 0)
+    assert shapes <= {(5, 6), (6, 5), (6, 6), (7, 5), (8, 5)} and len(shapes) > 2
+    assert min(shortest_contexts) < 50 < max(shortest_contexts) < 100
+
+
+def test_official_contexts_give_up_the_last_targets_first():
+    # The context block of grid 14 cannot move, so that it is known which targets leave more than min_context of it.
+    masks = official((14, 14), 1, target_blocks=8, min_context=29, context_tokens=169)
+    given_up = []
+    for mask in draws(masks, 600):
+        targets = chosen(mask.target_indices, mask.target_valid)
+        respected = next(m for m in range(8, -1, -1) if len(visible(mask, targets[:m])) > 29)
+        np.testing.assert_array_equal(mask.context_indices[mask.context_valid], visible(mask, targets[:respected]))
+        given_up.append(8 - respected)
+    assert {0, 1, 2} <= set(given_up)
+
+
+def test_official_contexts_overlap_a_target_after_twenty_tries_only():
+    # One target of 10 x 10 patches and a context of 8 x 8, whose corner has 6 x 6 places in the grid of 14 x 14.
+    one = {"target_blocks": 1, "target_scale": (0.5, 0.5), "target_aspect": (1.0, 1.0), "context_scale": (0.3, 0.3)}
+    masks = official((14, 14), 1, **one, min_context=30)
+    overlapping, likely = [], []
+    for mask in draws(masks, 600):
+        target = np.zeros(196, bool)
+        target[mask.target_indices[mask.target_valid]] = True
+        overlapping.append(target[mask.context_indices[mask.context_valid]].any())
+        blocks = np.lib.stride_tricks.sliding_window_view(target.reshape(14, 14), (8, 8))[:6, :6]
+        covered = blocks.sum(axis=(2, 3))
+        likely.append(np.mean(64 - covered <= 30) ** 20 * np.mean(covered > 0))
+    likely = np.array(likely)
+    assert 0.1 < likely.mean() < 0.9
+    assert abs(np.sum(overlapping) - likely.sum()) < 5 * np.sum(likely * (1 - likely)) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("grid", "group_size", "context_tokens", "largest"), [((14, 14), 32, 80, 40), ((16, 16), 8, 128, 54)]
+)
+def test_official_masks_are_distributed_as_the_released_collators(grid, group_size, context_tokens, largest):
+    """Against what MaskCollator of facebookresearch/ijepa 52c1ae95 drew with the released settings."""
+    golden = np.load(FIXTURES / f"ijepa_masks_grid{grid[0]}_batch{group_size}.npz")
+    masks = official(grid, group_size, context_tokens=context_tokens)
+    assert masks.target_tokens == largest
+    groups, theirs = 300, int(golden["batches"])
+    kept, hits = np.zeros((2, groups, grid[0] * grid[1]))
+    context_count, target_count = np.zeros((2, groups))
+    for group in range(groups):
+        for mask in members(masks, group):
+            np.add.at(kept[group], mask.context_indices[mask.context_valid], 1 / group_size)
+            np.add.at(hits[group], mask.target_indices[mask.target_valid], 1 / group_size)
+        context_count[group], target_count[group] = mask.context_valid.sum(), mask.target_valid[0].sum()
+
+    sizes = np.unique(golden["target_count"])
+    for ours, expected in (
+        (kept, golden["context_keep_probability"].ravel()),
+        (hits, golden["target_hits_per_image"].ravel()),
+        (target_count[:, None] == sizes, (golden["target_count"][:, None] == sizes).mean(axis=0)),
+    ):
+        # Means over independent groups, ours and theirs, of the same deviation; nothing where nothing varies.
+        error = ours.std(axis=0, ddof=1) * (1 / groups + 1 / theirs) ** 0.5
+        assert (np.abs(ours.mean(axis=0) - expected) <= 5 * error).all()
+    assert set(target_count) <= set(sizes)
+
+    # Kolmogorov-Smirnov: exceeded once in 10^6 by two samples of one distribution.
+    values = np.unique([*context_count, *golden["context_count"]])
+    ours, expected = ((x[:, None] <= values).mean(axis=0) for x in (context_count, golden["context_count"]))
+    assert np.abs(ours - expected).max() < 2.69 * (1 / groups + 1 / theirs) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("grid", "changes", "named"),
+    [
+        (
+            (8, 8),
+            {"context_tokens": 60},
+            "a target block may be 3 x 3 patches of the 8 x 8 grid, not more than masking.min_context=10",
+        ),
+        ((6, 6), {"context_tokens": 36}, "a target block may be 2 x 2"),
+        ((14, 14), {"min_context": 30}, "a target block may .* not more than masking.min_context=30"),
+        ((14, 14), {"context_scale": (0.02, 1.0)}, "a context block may be 2 x 2"),
+        ((1, 40), {"context_tokens": 40}, "a target block may be 0 x"),
+        ((14, 14), {"context_tokens": 10}, "masking.context_tokens=10 must be more than masking.min_context=10"),
+        ((14, 14), {"context_tokens": 197}, "masking.context_tokens=197 .* the 196 patches"),
+        ((14, 14), {"group_size": 0}, "masking.group_size=0"),
+    ],
+)
+def test_settings_with_which_the_released_code_never_returns_are_refused(grid, changes, named):
+    with pytest.raises(UserError, match=named):
+        OfficialMasks(grid, **(SETTINGS | {"group_size": 4} | changes))
+
+
+def test_official_draws_end_with_the_least_that_is_not_refused():
+    masks = official((14, 14), 4, min_context=29, target_blocks=20)
+    for mask in draws(masks, 200):
+        assert mask.context_valid.sum() > 29
+
+
+@pytest.mark.parametrize("context_tokens", [117, 90])
+def test_random_context_and_target_are_complements_but_for_what_k_drops(context_tokens):
+    masks = random((14, 14), context_tokens=context_tokens)
+    assert masks.target_tokens == 196 - 78
+    hidden, often = [], np.zeros(196)
+    for mask in draws(masks, 2000):
+        context, target = mask.context_indices[mask.context_valid], mask.target_indices[0, mask.target_valid[0]]
+        np.add.at(often, context, 1)
+        hidden.append(len(target))
+        assert len(set(context) | set(target)) == len(context) + len(target) == 196 - mask.context_dropped
+        assert mask.context_dropped == max(196 - len(target) - context_tokens, 0)
+    # The hidden share is uniform: mean 98.5 (the visible count is rounded down), deviation 0.2 * 196 / sqrt(12) = 11.3.
+    assert abs(np.mean(hidden) - 98.5) < 5 * 11.3 / 2000**0.5
+    assert min(hidden) == 79 and max(hidden) == 118
+    share = often.mean() / 2000  # of images in which a patch is visible, the same for all
+    assert np.abs(often / 2000 - share).max() < 5 * (share * (1 - share) / 2000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"target_blocks": 4}, "masking.target_blocks=4"),
+        ({"ratio": (0.4, 1.2)}, r"masking.ratio=\(0.4, 1.2\)"),
+        ({"ratio": (0.4, 1.0)}, "masking.min_context=10 must lie between 1 and the 0 patches"),
+        ({"min_context": 79}, "masking.min_context=79 must lie between 1 and the 78 patches"),
+        ({"min_context": 0}, "masking.min_context=0"),
+        ({"context_tokens": 118}, "and the 117 patches"),
+        ({"context_tokens": 9}, "masking.context_tokens=9"),
+    ],
+)
+def test_impossible_random_masks_are_refused_by_name(changes, named):
+    with pytest.raises(UserError, match=named):
+        random((14, 14), **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sampler_class", "target_tokens"),
+    [
+        ({}, BlockMasks, 42),
+        ({"masking.kind": "official"}, OfficialMasks, 40),
+        ({"masking.kind": "official", "masking.group_size": 7}, OfficialMasks, 40),
+        ({"masking.kind": "random", "masking.target_blocks": 1}, RandomMasks, 118),
+        ({"masking.kind": "random", "masking.target_blocks": 1, "masking.ratio": (0.1, 0.2)}, RandomMasks, 40),
+    ],
+)
+def test_configurations_choose_the_kind(changes, sampler_class, target_tokens):
+    config = base.get_config()
+    config.update_from_flattened_dict(changes)
+    validate(config)
+    masks = build.masks(config)
+    assert type(masks) is sampler_class
+    assert (masks.context_tokens, masks.target_tokens) == (80, target_tokens)
+    if sampler_class is OfficialMasks:
+        assert masks.group_size == config.masking.group_size

@@ -1,6 +1,7 @@
 """Batches are a function of seed and step alone: not of workers, processes or where a run was resumed."""
 
 import contextlib
+import functools
 import itertools
 
 import numpy as np
@@ -10,15 +11,22 @@ import tiny
 from tc_jepa.batch import Batch
 from tc_jepa.data import captions, pipeline, transforms
 from tc_jepa.data.scenes import SceneSource
-from tc_jepa.masking import Masks
+from tc_jepa.masking import Masks, OfficialMasks, RandomMasks
 
 TOKENIZER = captions.CaptionTokenizer(captions.scenes_vocabulary_path(), 12)
 AUGMENT = pipeline.Augment(pipeline.Crop(tiny.IMAGE, (0.3, 1.0), (3 / 4, 4 / 3), False), TOKENIZER, 3)
 SOURCE = SceneSource(0, "train", 20, 32)
+MASKS = {
+    "fixed": tiny.MASKS,
+    "official": OfficialMasks(  # groups straddle batches of 6
+        tiny.GRID, 2, (0.25, 0.4), (0.75, 1.5), (0.85, 1.0), (1.0, 1.0), context_tokens=5, min_context=1, group_size=4
+    ),
+    "random": RandomMasks(tiny.GRID, 1, (0.4, 0.6), context_tokens=8, min_context=4),
+}
 
 
-def batches(start=0, count=4, workers=0, seed=0, **process):
-    dataset = pipeline.batches(SOURCE, AUGMENT, tiny.MASKS, batch_size=6, seed=seed, **process)
+def batches(start=0, count=4, workers=0, seed=0, kind="fixed", **process):
+    dataset = pipeline.batches(SOURCE, AUGMENT, MASKS[kind], batch_size=6, seed=seed, **process)
     with contextlib.closing(pipeline.iterate(dataset, start=start, workers=workers)) as iterator:
         return [Batch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
 
@@ -29,23 +37,25 @@ def assert_equal(one, other):
             np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-@pytest.fixture(scope="module")
-def eight():
-    return batches(count=8)
+@functools.cache
+def eight(kind="fixed"):
+    return batches(count=8, kind=kind)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_workers_change_nothing(eight, workers):
-    assert_equal(batches(count=4, workers=workers), eight[:4])
+@pytest.mark.parametrize(("workers", "kind"), [(1, "fixed"), (2, "fixed"), (2, "official")])
+def test_workers_change_nothing(workers, kind):
+    assert_equal(batches(count=4, workers=workers, kind=kind), eight(kind)[:4])
 
 
-def test_a_resumed_stream_goes_on_where_it_stopped(eight):
-    assert_equal(batches(start=5, count=3), eight[5:])
+@pytest.mark.parametrize("kind", MASKS)
+def test_a_resumed_stream_goes_on_where_it_stopped(kind):
+    assert_equal(batches(start=5, count=3, kind=kind), eight(kind)[5:])
 
 
-def test_processes_share_out_the_single_processs_batch(eight):
-    parts = [batches(count=4, process_index=i, process_count=2) for i in range(2)]
-    for whole, one, other in zip(eight, *parts, strict=False):
+@pytest.mark.parametrize("kind", MASKS)
+def test_processes_share_out_the_single_processs_batch(kind):
+    parts = [batches(count=4, kind=kind, process_index=i, process_count=2) for i in range(2)]
+    for whole, one, other in zip(eight(kind), *parts, strict=False):
         for name, x, a, b in zip(Batch._fields, whole, one, other, strict=True):
             np.testing.assert_array_equal(x[0::2], a, err_msg=name)
             np.testing.assert_array_equal(x[1::2], b, err_msg=name)
@@ -68,10 +78,17 @@ def test_every_epoch_shows_every_image_once_but_cropped_anew():
     assert not np.array_equal(first.images, second.images)
 
 
-def test_another_seed_is_another_stream(eight):
+def test_another_seed_is_another_stream():
     other = batches(count=1, seed=1)[0]
-    assert not np.array_equal(other.images, eight[0].images)
-    assert not np.array_equal(other.target_indices, eight[0].target_indices)
+    assert not np.array_equal(other.images, eight()[0].images)
+    assert not np.array_equal(other.target_indices, eight()[0].target_indices)
+
+
+def test_the_kind_of_masks_changes_neither_images_nor_captions():
+    for kind in MASKS:
+        for one, other in zip(eight(), eight(kind), strict=True):
+            for name in ("images", "caption_ids", "word_valid", "caption_valid"):
+                np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
 class Positions:
@@ -95,8 +112,8 @@ def test_masks_are_drawn_at_the_position_in_the_global_stream():
         assert (batch.context_dropped == np.random.SeedSequence(0).generate_state(3)[2] % 1000).all()
 
 
-def test_rows_are_what_the_model_expects(eight):
-    batch = eight[0]
+def test_rows_are_what_the_model_expects():
+    batch = eight()[0]
     assert batch.images.shape == (6, tiny.IMAGE, tiny.IMAGE, 3) and batch.images.dtype == np.uint8
     assert batch.images.std() > 10  # no black images
     assert batch.caption_ids.shape == batch.word_valid.shape == (6, 3, 12)

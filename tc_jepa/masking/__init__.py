@@ -2,5 +2,7 @@
 
 from tc_jepa.masking.blocks import BlockMasks
 from tc_jepa.masking.masks import check_range, Masks, MaskSampler
+from tc_jepa.masking.official import OfficialMasks
+from tc_jepa.masking.random import RandomMasks
 
-__all__ = ["BlockMasks", "MaskSampler", "Masks", "check_range"]
+__all__ = ["BlockMasks", "MaskSampler", "Masks", "OfficialMasks", "RandomMasks", "check_range"]

@@ -1,0 +1,64 @@
+"""`masking.kind=random`: I-JEPA's alternative, patches hidden one by one (ijepa src/masks/random.py)."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from tc_jepa.errors import UserError
+from tc_jepa.masking.masks import check_range, Masks, pack, Range
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomMasks:
+    """Hides a share of the patches, uniformly at random; what is hidden is the one target block, all else the context.
+
+    The share is drawn uniformly from `ratio`, for each image (the released code draws it for a batch, to have one
+    length). A context of more than K patches loses some uniformly at random. Raises UserError where the numbers cannot
+    be met.
+    """
+
+    grid: tuple[int, int]
+    target_blocks: int
+    ratio: Range
+    context_tokens: int
+    min_context: int
+
+    def __post_init__(self):
+        check_range("masking.ratio", self.ratio, 1.0)
+        if self.target_blocks != 1:
+            raise UserError(
+                f"masking.target_blocks={self.target_blocks}: masking.kind=random predicts all hidden patches as one "
+                "block; set it to 1"
+            )
+        least, most = self._visible(1.0), self._visible(0.0)
+        if not 1 <= self.min_context <= least:
+            raise UserError(
+                f"masking.min_context={self.min_context} must lie between 1 and the {least} patches that "
+                f"masking.ratio={self.ratio} leaves of the {self.grid[0]} x {self.grid[1]} grid at least"
+            )
+        if not self.min_context <= self.context_tokens <= most:
+            raise UserError(
+                f"masking.context_tokens={self.context_tokens} must lie between masking.min_context={self.min_context} "
+                f"and the {most} patches that masking.ratio={self.ratio} leaves of the {self.grid[0]} x {self.grid[1]} "
+                "grid at most"
+            )
+
+    @property
+    def target_tokens(self) -> int:
+        """T, the most patches that are hidden."""
+        return math.prod(self.grid) - self._visible(1.0)
+
+    def draw_at(self, seed: int, index: int) -> Masks:
+        """See MaskSampler."""
+        rng = np.random.default_rng((seed, index))
+        visible = self._visible(rng.random())
+        order = rng.permutation(math.prod(self.grid))
+        kept = min(visible, self.context_tokens)
+        context, target = np.sort(order[:kept]), np.sort(order[visible:])
+        return pack(context, [target], self.context_tokens, self.target_tokens, dropped=visible - kept)
+
+    def _visible(self, draw: float) -> int:
+        """How many patches a draw in [0, 1] of the hidden share leaves."""
+        low, high = self.ratio
+        return int(math.prod(self.grid) * (1.0 - (low + draw * (high - low))))
