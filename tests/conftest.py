@@ -12,5 +12,7 @@ import pytest  # noqa: E402
 @pytest.fixture(scope="session", autouse=True)
 def compile_each_program_once(tmp_path_factory):
     """Runs that differ only in how they are stopped compile the same programs, which takes most of the time."""
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    session = tmp_path_factory.getbasetemp()
+    shared = session.parent if "PYTEST_XDIST_WORKER" in os.environ else session
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
