@@ -3,7 +3,7 @@
   python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
 
 6 x 6 patches, an encoder of 0.83 M parameters, 80,000 images. What differs from the paper's recipe, and why: the run is
-short, so the target encoder follows faster (momentum 0.99), and crops keep more of a scene (0.6 to 1), whose objects
+short, so the target encoder follows faster (momentum 0.99), and crops keep more of a scene (0.5 to 1), whose objects
 span one or two patches; the networks are narrow, so kernels begin wider (models/layers.py, Linear); and the
 regularisers come in over the first 1,000 steps: from the start at full weight they push nearly every cosine below zero,
 where they and their gradients vanish, before attention has formed.
@@ -20,8 +20,8 @@ def get_config():
     config.train.checkpoint_every = 500
     config.train.eval_every = 625
     config.image.size = 60
-    config.image.crop_scale = (0.6, 1.0)
-    config.captions.per_image = 4
+    config.image.crop_scale = (0.5, 1.0)
+    config.captions.per_image = 2
     config.captions.words = 20
     config.masking.context_tokens = 12
     config.masking.min_context = 6
