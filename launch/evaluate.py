@@ -1,4 +1,4 @@
-"""Judge the target encoder of a run beside the same encoder at initialisation and raw pixels, on frozen features.
+"""Judge the encoder of a run beside the same encoder at initialisation and raw pixels, on frozen features.
 
   python -m launch.evaluate --encoder=runs/quickstart [--data=scenes] [--tasks=knn,linear_fast,rank] [--step=600]
 
@@ -98,7 +98,7 @@ def open_encoders(config, workdir: Path, step: int | None):
     import jax
 
     from tc_jepa import build, sharding
-    from tc_jepa.checkpoint import restore_target_encoder
+    from tc_jepa.checkpoint import restore_encoder
     from tc_jepa.evaluation.encoder import frozen_pixels, frozen_vit
     from tc_jepa.state import initial_encoder_params
 
@@ -106,7 +106,7 @@ def open_encoders(config, workdir: Path, step: int | None):
     size, patch_size, batch_size = config.image.size, config.model.patch_size, config.evaluation.batch_size
     vit = build.encoder(config)
     initial = jax.jit(lambda: initial_encoder_params(vit, (size, size, 3), config.train.seed))()
-    trained, step = restore_target_encoder(workdir, step, initial)
+    trained, step = restore_encoder(workdir, step, initial, ema=config.target_encoder.kind == "ema")
     shared = {"image_size": size, "batch_size": batch_size, "mesh": mesh}
     judged, untrained = (frozen_vit(vit, params, **shared) for params in (trained, initial))
     return judged, {"init": untrained, "pixels": frozen_pixels(patch_size=patch_size, **shared)}, step

@@ -3,16 +3,27 @@
 import importlib
 
 _EXPORTS = {
+    "AdaptiveNorm": "tc_jepa.models.compared_conditioners",
     "Batch": "tc_jepa.batch",
     "BlockMasks": "tc_jepa.masking",
+    "CaptionCrossAttention": "tc_jepa.models.cross_attention",
+    "CrossAttentionForm": "tc_jepa.models.cross_attention",
+    "EmaEncoder": "tc_jepa.targets",
+    "EmbeddingText": "tc_jepa.models.text",
+    "FrozenEncoder": "tc_jepa.targets",
+    "InputFeature": "tc_jepa.models.compared_conditioners",
     "Objective": "tc_jepa.objective",
     "OfficialMasks": "tc_jepa.masking",
+    "Pixels": "tc_jepa.targets",
     "Predictor": "tc_jepa.models.predictor",
     "PreparedSource": "tc_jepa.data.prepared",
     "RandomMasks": "tc_jepa.masking",
     "SceneSource": "tc_jepa.data.scenes",
+    "T5Encoder": "tc_jepa.models.t5",
     "UserError": "tc_jepa.errors",
     "VisionTransformer": "tc_jepa.models.vit",
+    "WordCrossAttention": "tc_jepa.models.cross_attention",
+    "WordSequence": "tc_jepa.models.compared_conditioners",
     "train_step": "tc_jepa.step",
 }
 __all__ = list(_EXPORTS)

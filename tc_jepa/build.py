@@ -8,17 +8,24 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from tc_jepa import optimizer
+from tc_jepa import optimizer, targets
+from tc_jepa.checkpoint import read_config, restore_encoder
+from tc_jepa.convert import t5
 from tc_jepa.data import captions, pipeline
 from tc_jepa.data.prepared import PreparedSource, splits, vocabulary_path
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Source, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
 from tc_jepa.masking import BlockMasks, MaskSampler, OfficialMasks, RandomMasks
-from tc_jepa.models import conditioner, layers, text, vit
+from tc_jepa.models import conditioner, fusion, layers, vit
+from tc_jepa.models.compared_conditioners import AdaptiveNorm, InputFeature, WordSequence
+from tc_jepa.models.cross_attention import CaptionCrossAttention, CrossAttentionForm, WordCrossAttention
+from tc_jepa.models.layers import Params
 from tc_jepa.models.predictor import Predictor
+from tc_jepa.models.t5 import T5Encoder
+from tc_jepa.models.text import EmbeddingText
 from tc_jepa.objective import Objective
-from tc_jepa.state import Networks
+from tc_jepa.state import initial_encoder_params, Networks
 
 Config = ml_collections.ConfigDict
 Constrain = Callable[[jax.Array], jax.Array]
@@ -37,34 +44,120 @@ def grid(config: Config) -> tuple[int, int]:
 
 
 def encoder(config: Config, constrain: Constrain = unconstrained) -> vit.VisionTransformer:
-    return vit.VisionTransformer(vit.SIZES[config.model.encoder], config.model.patch_size, linear(config), constrain)
+    return vit.VisionTransformer(
+        vit.SIZES[config.model.encoder], config.model.patch_size, linear(config), constrain=constrain
+    )
 
 
 def linear(config: Config) -> layers.Linear:
-    return layers.Linear(DTYPES[config.model.dtype], config.model.init_std)
+    return layers.Linear(DTYPES[config.model.dtype], config.model.init_std, INITS[config.model.init])
 
 
-def networks(config: Config, vocabulary_size: int, constrain: Constrain = unconstrained) -> Networks:
+def networks(
+    config: Config,
+    text_encoder: EmbeddingText | T5Encoder,
+    teacher: vit.VisionTransformer | None = None,
+    constrain: Constrain = unconstrained,
+) -> Networks:
+    online = encoder(config, constrain)
+    predicted = target(config, online, teacher)
     return Networks(
-        encoder=encoder(config, constrain),
+        encoder=online,
         predictor=Predictor(
             grid=grid(config),
             width=config.model.predictor.width,
             depth=config.model.predictor.depth,
             heads=vit.SIZES[config.model.encoder].heads,
-            conditioner=CONDITIONERS[config.model.conditioner](config.model.predictor.depth, linear(config)),
+            output_width=predicted.width,
+            conditioner=CONDITIONERS[config.model.conditioner](config),
             linear=linear(config),
+            position_noise=config.model.position_noise,
             constrain=constrain,
         ),
-        text=text.EmbeddingText(vocabulary_size, config.model.text_width, config.captions.words, config.model.init_std),
+        text=text_encoder,
+        target=predicted,
+        joint_targets=config.model.joint_targets,
+    )
+
+
+def target(config: Config, online: vit.VisionTransformer, teacher: vit.VisionTransformer | None) -> targets.Target:
+    if config.target_encoder.kind == "ema":
+        return targets.EmaEncoder(online, config.target_encoder.normalise)
+    if config.target_encoder.kind == "frozen":
+        return targets.FrozenEncoder(teacher, config.target_encoder.normalise)
+    if config.target_encoder.kind == "pixels":
+        return targets.Pixels(config.model.patch_size)
+    raise UserError(f"target_encoder.kind={config.target_encoder.kind!r} is unknown; one of {', '.join(TARGETS)}")
+
+
+def teacher(
+    config: Config, constrain: Constrain = unconstrained
+) -> tuple[vit.VisionTransformer, Params] | tuple[None, None]:
+    """The encoder of the run that target_encoder.teacher names, and its newest parameters; without one, nothing.
+
+    Its patches must lie on the student's grid, all else may differ.
+    """
+    if config.target_encoder.kind != "frozen":
+        return None, None
+    workdir, size = config.target_encoder.teacher, config.image.size
+    theirs = read_config(workdir)
+    patch = theirs.model.patch_size
+    if size % patch or size // patch != grid(config)[0]:
+        raise UserError(
+            f"target_encoder.teacher={workdir} has patches of {patch} px, which at image.size={size} are not the "
+            f"student's {grid(config)[0]} x {grid(config)[1]} grid; give model.patch_size={patch}"
+        )
+    size_of_teacher, trained = vit.SIZES[theirs.model.encoder], grid(theirs)
+    encoder = vit.VisionTransformer(size_of_teacher, patch, linear(config), trained, constrain)
+    abstract = jax.eval_shape(lambda: initial_encoder_params(encoder, (size, size, 3), seed=0))
+    params, _ = restore_encoder(workdir, None, abstract, ema=theirs.target_encoder.kind == "ema")
+    return encoder, params
+
+
+def text_encoder(config: Config, vocabulary_size: int) -> tuple[EmbeddingText | T5Encoder, Params]:
+    """The text encoder, and its parameters where they are not trained (else none)."""
+    if config.model.text == "embedding":
+        words = config.captions.words
+        return EmbeddingText(vocabulary_size, config.model.text_width, words, config.model.init_std), {}
+    if config.model.text == "t5":
+        size, params = t5.load(config.model.text_weights)
+        t5.check_vocabulary(size, vocabulary_size, t5.vocabulary(config.model.text_weights))
+        return T5Encoder(size, DTYPES[config.model.text_dtype]), {"text": params}
+    raise UserError(f"model.text={config.model.text!r} is unknown; one of {', '.join(TEXT_ENCODERS)}")
+
+
+def cross_attention_layers(config: Config) -> tuple[int, ...]:
+    return tuple(config.conditioner.layers) or tuple(range(config.model.predictor.depth))
+
+
+def cross_attention_form(config: Config) -> CrossAttentionForm:
+    chosen = config.conditioner
+    return CrossAttentionForm(
+        heads=chosen.heads,
+        scaled=chosen.scaled,
+        pre_norm=chosen.pre_norm,
+        mlp_ratio=chosen.mlp_ratio,
+        fuse_first=chosen.fuse_first,
+        fusion=FUSIONS[chosen.fusion],
     )
 
 
 CONDITIONERS = {
-    "none": lambda depth, linear: conditioner.Conditioner(),
-    "word_cross_attention": conditioner.WordCrossAttention,
+    "none": lambda config: conditioner.Conditioner(),
+    "word_cross_attention": lambda config: WordCrossAttention(
+        cross_attention_layers(config), linear(config), cross_attention_form(config)
+    ),
+    "caption_cross_attention": lambda config: CaptionCrossAttention(
+        cross_attention_layers(config), linear(config), cross_attention_form(config)
+    ),
+    "adaln": lambda config: AdaptiveNorm(linear(config), FUSIONS[config.conditioner.fusion]),
+    "feature": lambda config: InputFeature(linear(config), FUSIONS[config.conditioner.fusion]),
+    "sequence": lambda config: WordSequence(linear(config)),
 }
-TEXT_ENCODERS = ("embedding",)
+FUSIONS = {"max": fusion.MaxPool, "mean": fusion.MeanPool, "attention": fusion.AttentionPool}
+INITS = {"official": False, "depth_rescaled": True}  # of layers.Linear.depth_rescaled
+TEXT_ENCODERS = ("embedding", "t5")
+TARGETS = ("ema", "frozen", "pixels")
 
 
 def objective(config: Config) -> Objective:
@@ -135,8 +228,10 @@ def held_out_source(config: Config) -> Source:
 
 
 def tokenizer(config: Config) -> captions.CaptionTokenizer:
-    """By precedence: the configured vocabulary, the one stored with the data, the scenes' own."""
-    if config.captions.vocabulary:
+    """By precedence: the T5's own vocabulary, the configured one, the one stored with the data, the scenes' own."""
+    if config.model.text == "t5":
+        path = t5.vocabulary(config.model.text_weights)
+    elif config.captions.vocabulary:
         path = config.captions.vocabulary
     elif not config.data.path:
         path = captions.scenes_vocabulary_path()

@@ -35,19 +35,17 @@ class Checkpoints:
     def save(self, state: TrainState, config: Mapping[str, Any]) -> None:
         """Stores the state as step `state.step`. Waits for the save before it, and raises if that one failed."""
         self._manager.wait_until_finished()
-        trained, target = _split(state)
+        items = _items(state)
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(trained),
-            target=ocp.args.StandardSave(target),
             config=ocp.args.JsonSave(dict(config)),
-            fingerprints=ocp.args.JsonSave({"state": fingerprints(trained), "target": fingerprints(target)}),
+            fingerprints=ocp.args.JsonSave({name: fingerprints(tree) for name, tree in items.items()}),
+            **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
         )
         self._manager.save(int(state.step), args=args, force=True)
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """The state as saved, laid out as `abstract_state` (ShapeDtypeStructs with shardings) says."""
-        trained, target = _split(abstract_state)
-        items = _restore(self._manager, step, {"state": trained, "target": target})
+        items = {"target": {}} | _restore(self._manager, step, _items(abstract_state))
         return TrainState(target_params=items["target"], **items["state"])
 
     def close(self) -> None:
@@ -55,8 +53,12 @@ class Checkpoints:
         self._manager.close()
 
 
-def restore_target_encoder(workdir: Path, step: int | None, abstract_params: Params) -> tuple[Params, int]:
-    """The target encoder's parameters at a step (None: the newest), and that step. Reads nothing else."""
+def restore_encoder(workdir: Path, step: int | None, abstract_params: Params, *, ema: bool) -> tuple[Params, int]:
+    """The parameters of the encoder that a run is for, at a step (None: the newest), and that step.
+
+    `ema`: the target encoder, else the trained encoder itself (for runs whose target is no copy of it). Reads nothing
+    else.
+    """
     steps = saved_steps(workdir)
     if not steps:
         raise UserError(f"{workdir} holds no checkpoint; train there first, or name another workdir")
@@ -64,7 +66,10 @@ def restore_target_encoder(workdir: Path, step: int | None, abstract_params: Par
     if step not in steps:
         raise UserError(f"{workdir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
     with ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        return _restore(manager, step, {"target": abstract_params})["target"], step
+        if ema:
+            return _restore(manager, step, {"target": abstract_params})["target"], step
+        state = _restore(manager, step, {"state": {"params": {"encoder": abstract_params}}}, partial=True)["state"]
+        return state["params"]["encoder"], step
 
 
 def saved_steps(workdir: Path) -> list[int]:
@@ -102,14 +107,28 @@ def _bit_sum(x: jax.Array) -> jax.Array:
     return jnp.sum(bits.astype(jnp.uint32), dtype=jnp.uint32)
 
 
-def _split(state: TrainState) -> tuple[dict[str, Any], Params]:
-    trained = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-    return trained, state.target_params
+def _items(state: TrainState) -> dict[str, Any]:
+    """What is stored apart. A target without parameters, pixels, has no item: Orbax refuses empty ones."""
+    items = {"state": {"step": state.step, "params": state.params, "opt_state": state.opt_state}}
+    return items | ({"target": state.target_params} if state.target_params else {})
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any]) -> dict[str, Any]:
-    """Items by name, checked against their fingerprints. Any failure is a UserError: nothing starts over silently."""
-    arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+def _restore(
+    manager: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any], partial: bool = False
+) -> dict[str, Any]:
+    """Items by name, checked against their fingerprints. Any failure is a UserError: nothing starts over silently.
+
+    `partial`: an item may hold more than is asked for.
+    """
+    if partial:
+        arrays = {
+            name: ocp.args.PyTreeRestore(
+                tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree), partial_restore=True
+            )
+            for name, tree in abstract.items()
+        }
+    else:
+        arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     where = f"the checkpoint of step {step} in {manager.directory}"
     try:
         items = manager.restore(step, args=ocp.args.Composite(fingerprints=ocp.args.JsonRestore(), **arrays))

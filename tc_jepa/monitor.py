@@ -1,7 +1,7 @@
 """Is the run learning, and from the words? A look at held-out images that changes nothing of the training.
 
 A JEPA's loss judges nothing: it may rise while features improve and fall as they collapse. So the monitor measures
-the target encoder's features, what the regularisers still touch, and what the captions are worth to the prediction.
+the judged encoder's features, what the regularisers still touch, and what the captions are worth to the prediction.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,10 @@ from tc_jepa.batch import Batch
 from tc_jepa.evaluation.rank import feature_std, rankme
 from tc_jepa.models import layers
 from tc_jepa.models.conditioner import Reading
-from tc_jepa.objective import masked_mean, Objective
-from tc_jepa.state import Networks, Params
-from tc_jepa.step import forward, token_validity
+from tc_jepa.models.layers import Params
+from tc_jepa.objective import masked_mean, normalised_entropy, Objective
+from tc_jepa.state import Networks
+from tc_jepa.step import forward, join_targets, token_validity
 
 VARIANTS = {"true": (0, True), "shuffled": (1, True), "absent": (0, False)}  # (shift of the captions, whether kept)
 
@@ -24,6 +25,7 @@ VARIANTS = {"true": (0, True), "shuffled": (1, True), "absent": (0, False)}  # (
 def look(
     params: Params,
     target_params: Params,
+    frozen: Params,
     batch: Batch,
     shift: jax.Array,
     keep: jax.Array,
@@ -31,7 +33,7 @@ def look(
     networks: Networks,
     objective: Objective,
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """One held-out batch -> (scalar metrics, pooled features [B, D] of the target encoder).
+    """One held-out batch -> (scalar metrics, pooled features [B, D] of the judged encoder).
 
     Image i gets the captions of image i - shift, or none where not `keep`. Both are traced, so that true, shuffled and
     absent captions share one compiled program.
@@ -41,10 +43,12 @@ def look(
         word_valid=jnp.roll(batch.word_valid, shift, axis=0),
         caption_valid=jnp.roll(batch.caption_valid, shift, axis=0) & keep,
     )
-    terms, readings = forward(params, target_params, batch, networks, objective)
+    terms, readings = forward({**frozen, **params}, target_params, batch, networks, objective)
+    judged = networks.target.judged(target_params, params["encoder"])
     images = layers.normalise_images(batch.images)
-    pooled_BxD = networks.encoder.apply({"params": target_params}, images).mean(axis=1)
-    return {"heldout/prediction": terms["prediction"]} | reading_metrics(readings, batch), pooled_BxD
+    pooled_BxD = networks.encoder.apply({"params": judged}, images).mean(axis=1)
+    reading = reading_metrics(readings, join_targets(batch) if networks.joint_targets else batch)
+    return {"heldout/prediction": terms["prediction"]} | reading, pooled_BxD
 
 
 def summarise(looks: Sequence[Mapping[str, tuple[Mapping[str, jax.Array], jax.Array]]]) -> dict[str, float]:
@@ -73,9 +77,7 @@ def reading_metrics(readings: Sequence[Reading], batch: Batch) -> dict[str, jax.
     metrics = {}
     for i, reading in enumerate(readings):
         cosine, attention = reading.cosine_BxMxLxCxS, reading.attention_BxMxLxCxS
-        entropy = (
-            -jax.scipy.special.xlogy(attention, attention).sum(axis=-1) / jnp.log(jnp.maximum(counts, 2))[:, None, None]
-        )
+        entropy = normalised_entropy(attention, words[:, None, None])
         metrics[f"layer_{i}/positive_cosines"] = masked_mean((cosine > 0).astype(jnp.float32), pair_valid, everything)
         metrics[f"layer_{i}/rectified_cosine"] = masked_mean(jnp.maximum(cosine, 0.0), pair_valid, everything)
         metrics[f"layer_{i}/attention_entropy"] = masked_mean(entropy, row_valid, everything[:-1])

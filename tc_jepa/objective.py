@@ -13,19 +13,25 @@ import jax.numpy as jnp
 import optax
 
 from tc_jepa.models.conditioner import Reading, Words
+from tc_jepa.models.layers import masked_softmax
 
 PREDICTION_FORMS = ("l2_norm", "smooth_l1", "mse")
-TARGET_NORM_EPSILON = 1e-5  # torch's default, which the official code uses here (ijepa src/train.py:301)
+REGULARISER_FORMS = ("rectified_cosine", "entropy")
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """`sparsity` and `consistency` are the paper's lambda and beta, reached linearly over `warmup_steps` steps."""
+    """`sparsity` and `consistency` are the paper's lambda and beta, reached linearly over `warmup_steps` steps.
+
+    `regulariser` is what they act on: see `regularisers`. `temperature` belongs to entropy only.
+    """
 
     prediction: Literal["l2_norm", "smooth_l1", "mse"]
     sparsity: float
     consistency: float
     warmup_steps: int
+    regulariser: Literal["rectified_cosine", "entropy"]
+    temperature: float
 
     def total(self, terms: dict[str, jax.Array], step: jax.Array) -> jax.Array:
         """The loss at 0-based `step` from the terms of `loss_terms`."""
@@ -41,24 +47,19 @@ def loss_terms(
     token_valid_BxMxL: jax.Array,
     readings: Sequence[Reading],
     words: Words,
-    form: str,
+    objective: Objective,
 ) -> dict[str, jax.Array]:
     """The unweighted terms, float32 scalars: "prediction", "sparsity", "consistency" (0 without readings)."""
-    error_BxMxT = prediction_error(predicted_BxMxTxD, targets_BxMxTxD, form)
+    error_BxMxT = prediction_error(predicted_BxMxTxD, targets_BxMxTxD, objective.prediction)
     terms = {"prediction": masked_mean(error_BxMxT, target_valid_BxMxT, (1, 2)).mean()}
     if not readings:
         return terms | {"sparsity": jnp.zeros(()), "consistency": jnp.zeros(())}
     cosines = jnp.stack([reading.cosine_BxMxLxCxS for reading in readings])
-    sparsity_BxC, consistency_BxC = regularisers(cosines, words.valid_BxCxS, token_valid_BxMxL)
+    sparsity_BxC, consistency_BxC = regularisers(cosines, words.valid_BxCxS, token_valid_BxMxL, objective)
     return terms | {
         "sparsity": masked_mean(sparsity_BxC, words.caption_valid_BxC, (1,)).mean(),
         "consistency": masked_mean(consistency_BxC, words.caption_valid_BxC, (1,)).mean(),
     }
-
-
-def normalise_targets(features_BxNxD: jax.Array) -> jax.Array:
-    """LayerNorm without parameters."""
-    return jax.nn.standardize(features_BxNxD, axis=-1, epsilon=TARGET_NORM_EPSILON)
 
 
 def prediction_error(predicted: jax.Array, targets: jax.Array, form: str) -> jax.Array:
@@ -78,21 +79,37 @@ def prediction_error(predicted: jax.Array, targets: jax.Array, form: str) -> jax
 
 
 def regularisers(
-    cosine_YxBxMxLxCxS: jax.Array, word_valid_BxCxS: jax.Array, token_valid_BxMxL: jax.Array
+    cosine_YxBxMxLxCxS: jax.Array, word_valid_BxCxS: jax.Array, token_valid_BxMxL: jax.Array, objective: Objective
 ) -> tuple[jax.Array, jax.Array]:
     """Eq. 3 and 4 for each image and caption, over Y layers: sparsity [B, C] and consistency [B, C].
 
-    O = max(cosine, 0) over valid words. Sparsity is the mean of ||O||_1 over tokens and layers; consistency the mean
-    of ||O - mean over layers of O||_1.
+    With O what each token reads of each word, consistency is the mean over tokens and layers of ||O - mean over layers
+    of O||_1, and sparsity the mean of how spread out O is. The paper's O is the rectified cosine, max(cos, 0), and its
+    spread ||O||_1: both die, with their gradients, once no cosine is positive. "entropy" is our form that cannot die:
+    O = softmax(cos / temperature) over valid words, its spread its entropy over that of evenly read words (0 where a
+    caption has one word).
     """
-    O = jnp.maximum(cosine_YxBxMxLxCxS, 0.0) * word_valid_BxCxS[:, None, None]
-    sparsity_BxMxLxC = O.sum(axis=-1).mean(axis=0)
+    valid = word_valid_BxCxS[:, None, None]
+    if objective.regulariser == "rectified_cosine":
+        O = jnp.maximum(cosine_YxBxMxLxCxS, 0.0) * valid
+        spread_YxBxMxLxC = O.sum(axis=-1)
+    elif objective.regulariser == "entropy":
+        O = masked_softmax(cosine_YxBxMxLxCxS / objective.temperature, valid)
+        spread_YxBxMxLxC = normalised_entropy(O, valid)
+    else:
+        raise ValueError(f"unknown regulariser {objective.regulariser!r}; one of {', '.join(REGULARISER_FORMS)}")
     consistency_BxMxLxC = jnp.abs(O - O.mean(axis=0)).sum(axis=-1).mean(axis=0)
     token_valid = token_valid_BxMxL[..., None]
     return (
-        masked_mean(sparsity_BxMxLxC, token_valid, (1, 2)),
+        masked_mean(spread_YxBxMxLxC.mean(axis=0), token_valid, (1, 2)),
         masked_mean(consistency_BxMxLxC, token_valid, (1, 2)),
     )
+
+
+def normalised_entropy(p: jax.Array, valid: jax.Array) -> jax.Array:
+    """Entropy over the last axis as a fraction of the log of its valid entries; 0 where there are fewer than two."""
+    entropy = -jax.scipy.special.xlogy(p, p).sum(axis=-1)
+    return entropy / jnp.log(jnp.maximum(valid.sum(axis=-1), 2))
 
 
 def masked_mean(x: jax.Array, valid: jax.Array, axes: tuple[int, ...]) -> jax.Array:

@@ -62,6 +62,7 @@ WEIGHT_DECAY_RULES = (
     (r"text/(words|positions)", False),
     (r".*/kernel", True),
     (r"predictor/mask_token", True),
+    (r"predictor/conditioner/(.*/)?fusion(_\d+)?/query", True),
 )
 
 

@@ -1,6 +1,5 @@
 """The train state, and how it begins."""
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from flax import struct
@@ -10,27 +9,34 @@ import optax
 
 from tc_jepa.batch import Batch
 from tc_jepa.models.conditioner import Words
+from tc_jepa.models.layers import Params
 from tc_jepa.models.predictor import Predictor
+from tc_jepa.models.t5 import T5Encoder
 from tc_jepa.models.text import EmbeddingText
 from tc_jepa.models.vit import VisionTransformer
-
-Params = Mapping[str, Any]
+from tc_jepa.targets import Target
 
 
 class Networks(NamedTuple):
-    """The modules; their parameters live in the state under the same names. The target encoder is `encoder` again."""
+    """The modules, whose parameters live under the same names, and the target, whose parameters are the state's.
+
+    Text parameters that are trained live in the state, others among the step's frozen ones. `joint_targets`: all
+    target blocks share one sequence of the predictor.
+    """
 
     encoder: VisionTransformer
     predictor: Predictor
-    text: EmbeddingText
+    text: EmbeddingText | T5Encoder
+    target: Target
+    joint_targets: bool = False
 
 
 @struct.dataclass
 class TrainState:
     """Everything that a step changes.
 
-    `step` counts finished steps. `params` are trained; `target_params`, the target encoder's, follow the encoder's as
-    an exponential moving average, and the optimizer never sees them.
+    `step` counts finished steps. `params` are trained; `target_params` belong to the target (an EMA of the encoder's,
+    or a teacher's that stay as they are), and the optimizer never sees them.
     """
 
     step: jax.Array
@@ -39,16 +45,27 @@ class TrainState:
     opt_state: optax.OptState
 
 
-def initial_state(networks: Networks, example: Batch, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+def initial_state(
+    networks: Networks,
+    example: Batch,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    frozen: Params,
+    teacher: Params | None = None,
+) -> TrainState:
     """The state before the first step. `example`, one row of a batch, only gives shapes.
 
-    The target encoder starts as a copy of the encoder.
+    `frozen` holds parameters that are not trained, by the name of their network. The target starts from the teacher's
+    parameters, or where there is no teacher from the encoder's.
     """
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), example)
-    encoder = initial_encoder_params(networks.encoder, example.images.shape, seed)
+    params = {"encoder": initial_encoder_params(networks.encoder, example.images.shape, seed)}
     text_key, predictor_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
-    text, vectors = initialise(networks.text, text_key, one.caption_ids, one.word_valid)
-    predictor, _ = initialise(
+    if "text" in frozen:
+        vectors = networks.text.apply({"params": frozen["text"]}, one.caption_ids, one.word_valid)
+    else:
+        params["text"], vectors = initialise(networks.text, text_key, one.caption_ids, one.word_valid)
+    params["predictor"], _ = initialise(
         networks.predictor,
         predictor_key,
         jnp.zeros((*one.context_indices.shape, networks.encoder.size.width)),
@@ -58,9 +75,7 @@ def initial_state(networks: Networks, example: Batch, optimizer: optax.GradientT
         one.target_valid,
         Words(vectors, one.word_valid, one.caption_valid),
     )
-    params = {"encoder": encoder, "predictor": predictor, "text": text}
-    # A real copy: an aliased buffer could not be donated twice.
-    target_params = jax.tree.map(jnp.copy, encoder)
+    target_params = networks.target.begin(params["encoder"] if teacher is None else teacher)
     return TrainState(jnp.zeros((), jnp.int32), params, target_params, optimizer.init(params))
 
 

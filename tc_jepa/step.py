@@ -7,9 +7,10 @@ import optax
 from tc_jepa.batch import Batch
 from tc_jepa.models import layers
 from tc_jepa.models.conditioner import Reading, Words
-from tc_jepa.objective import loss_terms, normalise_targets, Objective
+from tc_jepa.models.layers import Params
+from tc_jepa.objective import loss_terms, Objective
 from tc_jepa.optimizer import Schedules
-from tc_jepa.state import Networks, Params, TrainState
+from tc_jepa.state import Networks, TrainState
 
 Metrics = dict[str, jax.Array]
 
@@ -17,23 +18,30 @@ Metrics = dict[str, jax.Array]
 def train_step(
     state: TrainState,
     batch: Batch,
+    frozen: Params,
     *,
     networks: Networks,
     objective: Objective,
     optimizer: optax.GradientTransformation,
     schedules: Schedules,
+    seed: int,
 ) -> tuple[TrainState, Metrics]:
-    """One update of the trained parameters, then of the target encoder. Metrics are float32 scalars."""
+    """One update of the trained parameters, then of the target's. Metrics are float32 scalars.
+
+    `frozen` holds the parameters of networks that are never trained, by name (a T5's under "text"). `seed` is for what
+    the step itself draws, a function of (seed, step): StoP's noise.
+    """
+    noise_key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def loss_of(params):
-        terms, _ = forward(params, state.target_params, batch, networks, objective)
+        terms, _ = forward({**frozen, **params}, state.target_params, batch, networks, objective, noise_key)
         return objective.total(terms, state.step), terms
 
     (loss, terms), gradients = jax.value_and_grad(loss_of, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     momentum = schedules.momentum(state.step)
-    target_params = update_target(state.target_params, params["encoder"], momentum)
+    target_params = networks.target.follow(state.target_params, params["encoder"], momentum)
 
     metrics = {"loss": loss} | {f"loss/{name}": value for name, value in terms.items()}
     metrics |= {
@@ -44,14 +52,22 @@ def train_step(
         "context_tokens": batch.context_valid.sum(axis=-1).mean(dtype=jnp.float32),
         "context_dropped": batch.context_dropped.mean(dtype=jnp.float32),
         "target_tokens": batch.target_valid.sum(axis=-1).mean(dtype=jnp.float32),
+        "captions": batch.caption_valid.sum(axis=-1).mean(dtype=jnp.float32),
     }
     return TrainState(state.step + 1, params, target_params, opt_state), metrics
 
 
 def forward(
-    params: Params, target_params: Params, batch: Batch, networks: Networks, objective: Objective
+    params: Params,
+    target_params: Params,
+    batch: Batch,
+    networks: Networks,
+    objective: Objective,
+    noise_key: jax.Array | None = None,
 ) -> tuple[dict[str, jax.Array], list[Reading]]:
-    """The loss terms of a batch, and what each predictor layer read."""
+    """The loss terms of a batch, and what each predictor layer read. Without a key, places are certain (StoP)."""
+    if networks.joint_targets:
+        batch = join_targets(batch)
     images = layers.normalise_images(batch.images)
     targets_BxMxTxD = target_features(target_params, images, batch.target_indices, networks)
     context_BxKxD = networks.encoder.apply(
@@ -67,17 +83,23 @@ def forward(
         batch.target_indices,
         batch.target_valid,
         words,
+        rngs=None if noise_key is None else {"positions": noise_key},
     )
     terms = loss_terms(
-        predicted_BxMxTxD,
-        targets_BxMxTxD,
-        batch.target_valid,
-        token_validity(batch),
-        readings,
-        words,
-        objective.prediction,
+        predicted_BxMxTxD, targets_BxMxTxD, batch.target_valid, token_validity(batch), readings, words, objective
     )
     return terms, readings
+
+
+def join_targets(batch: Batch) -> Batch:
+    """All target blocks as one, [B, 1, M * T], so that they are predicted in one sequence and see each other.
+
+    A patch of several blocks is predicted, and counts, once for each.
+    """
+    one = (len(batch.target_valid), 1, -1)
+    return batch._replace(
+        target_indices=batch.target_indices.reshape(one), target_valid=batch.target_valid.reshape(one)
+    )
 
 
 def token_validity(batch: Batch) -> jax.Array:
@@ -90,15 +112,8 @@ def token_validity(batch: Batch) -> jax.Array:
 def target_features(
     target_params: Params, images: jax.Array, target_indices_BxMxT: jax.Array, networks: Networks
 ) -> jax.Array:
-    """What is to be predicted, [B, M, T, D]: the target encoder sees the whole image; no gradient flows back."""
+    """What is to be predicted, [B, M, T, D]: the target sees the whole image; no gradient flows back."""
     B, M, T = target_indices_BxMxT.shape
-    features_BxNxD = normalise_targets(networks.encoder.apply({"params": target_params}, images))
+    features_BxNxD = networks.target.features(target_params, images)
     chosen = layers.gather_tokens(features_BxNxD, target_indices_BxMxT.reshape(B, M * T))
     return jax.lax.stop_gradient(chosen.reshape(B, M, T, -1))
-
-
-def update_target(target_params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
-    """theta_bar <- m theta_bar + (1 - m) theta."""
-    return jax.tree.map(
-        lambda target, online: momentum * target + (1.0 - momentum) * online, target_params, encoder_params
-    )

@@ -39,23 +39,34 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
     source, tokenizer = build.source(config, TRAIN), build.tokenizer(config)
     augment, masks = build.augment(config, tokenizer), build.masks(config)
-    networks = build.networks(config, tokenizer.vocabulary_size, sharding.constrain_to(mesh))
+    text_encoder, frozen = build.text_encoder(config, tokenizer.vocabulary_size)
+    frozen = jax.device_put(frozen, sharding.parameter_sharding(mesh, frozen))
+    constrain = sharding.constrain_to(mesh)
+    teacher, teacher_params = build.teacher(config, constrain)
+    networks = build.networks(config, text_encoder, teacher, constrain)
     objective, schedules = build.objective(config), build.schedules(config)
     optimizer = adamw(schedules, config.optimizer.beta1, config.optimizer.beta2, config.optimizer.epsilon)
 
     example = pipeline.example(source, augment, masks)
     begin = functools.partial(initial_state, networks, example, optimizer, config.train.seed)
-    abstract = jax.eval_shape(begin)
+    abstract = jax.eval_shape(begin, frozen, teacher_params)
     layout = sharding.parameter_sharding(mesh, abstract)
     step_function = jax.jit(
-        functools.partial(train_step, networks=networks, objective=objective, optimizer=optimizer, schedules=schedules),
-        in_shardings=(layout, sharding.batch_sharding(mesh)),
+        functools.partial(
+            train_step,
+            networks=networks,
+            objective=objective,
+            optimizer=optimizer,
+            schedules=schedules,
+            seed=config.train.seed,
+        ),
+        in_shardings=(layout, sharding.batch_sharding(mesh), None),
         out_shardings=(layout, sharding.replicated(mesh)),
         donate_argnums=0,
     )
     look_function = jax.jit(
         functools.partial(monitor.look, networks=networks, objective=objective),
-        in_shardings=(layout.params, layout.target_params, sharding.batch_sharding(mesh), None, None),
+        in_shardings=(layout.params, layout.target_params, None, sharding.batch_sharding(mesh), None, None),
         out_shardings=sharding.replicated(mesh),
     )
 
@@ -67,7 +78,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         checkpoints.close()
         print(f"{workdir} is trained to step {start} already: nothing to do")
         return
-    state = checkpoints.restore(start, _placed(abstract, layout)) if start else jax.jit(begin, out_shardings=layout)()
+    if start:
+        state = checkpoints.restore(start, _placed(abstract, layout))
+    else:
+        state = jax.jit(begin, out_shardings=layout)(frozen, teacher_params)
     print(
         f"{'resuming' if start else 'training'} in {workdir} from step {start} of {config.train.steps} "
         f"on {mesh.size} {jax.devices()[0].platform} device(s): {_parameter_counts(abstract)}; {len(source)} images",
@@ -80,7 +94,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         looks = []
         for batch in held_out():
             batch = sharding.put_batch(mesh, batch)
-            see = functools.partial(look_function, state.params, state.target_params, batch)
+            see = functools.partial(look_function, state.params, state.target_params, frozen, batch)
             looks.append({name: see(*variant) for name, variant in monitor.VARIANTS.items()})
         return monitor.summarise(looks)
 
@@ -96,7 +110,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         if not start:
             progress.write(0, look(state))
         for step in range(start + 1, steps + 1):
-            state, metrics = step_function(state, sharding.put_batch(mesh, next(batches)))
+            batch = next(batches)
+            if step == start + 1 and config.model.conditioner != "none" and not batch.caption_valid.any():
+                logging.warning("no image of the first batch has a caption: model.conditioner reads null captions")
+            state, metrics = step_function(state, sharding.put_batch(mesh, batch), frozen)
             progress.dispatched(step, metrics)
             stopping = stop.signal is not None
             if step % every.eval_every == 0 or step == steps:

@@ -10,7 +10,11 @@ from tc_jepa import build
 from tc_jepa.errors import UserError
 from tc_jepa.masking import check_range
 from tc_jepa.models import vit
-from tc_jepa.objective import PREDICTION_FORMS
+from tc_jepa.models.cross_attention import CrossAttentionForm
+from tc_jepa.objective import PREDICTION_FORMS, REGULARISER_FORMS
+
+USUAL = CrossAttentionForm()
+CROSS_ATTENTION_KEYS = ("fuse_first", "heads", "scaled", "pre_norm", "mlp_ratio")
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
@@ -20,7 +24,12 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _one_of("model.text", config.model.text, build.TEXT_ENCODERS)
     _one_of("model.dtype", config.model.dtype, build.DTYPES)
     _one_of("masking.kind", config.masking.kind, build.MASKS)
+    _one_of("model.text_dtype", config.model.text_dtype, build.DTYPES)
+    _one_of("model.init", config.model.init, build.INITS)
+    _one_of("conditioner.fusion", config.conditioner.fusion, build.FUSIONS)
     _one_of("objective.prediction", config.objective.prediction, PREDICTION_FORMS)
+    _one_of("objective.regulariser", config.objective.regulariser, REGULARISER_FORMS)
+    _one_of("target_encoder.kind", config.target_encoder.kind, build.TARGETS)
 
     for group, names in {
         "train": ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every"),
@@ -38,8 +47,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _at_least(f"objective.{name}", config.objective[name], 0)
     _at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
     _at_least("data.workers", config.data.workers, 0)
-    if config.model.init_std <= 0:
-        raise UserError(f"model.init_std={config.model.init_std} must be positive")
+    for name, value in {
+        "model.init_std": config.model.init_std,
+        "conditioner.mlp_ratio": config.conditioner.mlp_ratio,
+        "objective.temperature": config.objective.temperature,
+    }.items():
+        if value <= 0:
+            raise UserError(f"{name}={value} must be positive")
+    _at_least("model.position_noise", config.model.position_noise, 0)
+    _at_least("conditioner.heads", config.conditioner.heads, 1)
     for name in ("start_momentum", "final_momentum"):
         if not 0 <= config.target_encoder[name] <= 1:
             raise UserError(f"target_encoder.{name}={config.target_encoder[name]} must lie between 0 and 1")
@@ -58,9 +74,52 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"model.predictor.width={width} must be divisible by 4 and by the {heads} heads of "
             f"model.encoder={config.model.encoder}"
         )
+    _check_conditioner(config)
+    _check_target(config)
     build.masks(config)  # refuses impossible masks by itself
     if config.image.flip and config.model.conditioner != "none":
         logging.warning("image.flip mirrors images but not captions: 'left of' becomes false in half of them")
+
+
+def _check_conditioner(config: ml_collections.ConfigDict) -> None:
+    chosen, depth, width = config.conditioner, config.model.predictor.depth, config.model.predictor.width
+    wrong = [layer for layer in chosen.layers if not 0 <= layer < depth]
+    if wrong or len(set(chosen.layers)) < len(chosen.layers):
+        raise UserError(
+            f"conditioner.layers={tuple(chosen.layers)} must be different layers of the predictor, 0 to {depth - 1}"
+        )
+    if width % chosen.heads:
+        raise UserError(f"model.predictor.width={width} is not divisible by conditioner.heads={chosen.heads}")
+    kind = config.model.conditioner
+    idle = []
+    if kind not in ("word_cross_attention", "caption_cross_attention"):
+        form = build.cross_attention_form(config)
+        idle = [f"conditioner.{name}" for name in CROSS_ATTENTION_KEYS if getattr(form, name) != getattr(USUAL, name)]
+        idle += ["conditioner.layers"] * bool(chosen.layers)
+    if kind in ("none", "sequence") and build.FUSIONS[chosen.fusion] is not USUAL.fusion:
+        idle.append("conditioner.fusion")
+    if idle:
+        raise UserError(f"{', '.join(idle)} would have no effect with model.conditioner={kind}; leave it out")
+
+
+def _check_target(config: ml_collections.ConfigDict) -> None:
+    target, text = config.target_encoder, config.model
+    if (target.kind == "frozen") != bool(target.teacher):
+        raise UserError(
+            f"target_encoder.kind={target.kind} and target_encoder.teacher={target.teacher!r} do not fit: a frozen "
+            "teacher, and nothing else, needs the workdir of a run"
+        )
+    if target.kind == "pixels" and config.objective.prediction != "mse":
+        raise UserError(
+            f"target_encoder.kind=pixels is trained by objective.prediction=mse, not {config.objective.prediction}"
+        )
+    if (text.text == "t5") != bool(text.text_weights):
+        raise UserError(
+            f"model.text={text.text} and model.text_weights={text.text_weights!r} do not fit: t5, and nothing else, "
+            "needs the folder of a Hugging Face T5"
+        )
+    if text.text == "t5" and config.captions.vocabulary:
+        raise UserError("captions.vocabulary has no place beside model.text=t5, which brings its own; leave it out")
 
 
 def _one_of(name: str, value: str, choices: Collection[str]) -> None:

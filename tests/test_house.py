@@ -7,17 +7,19 @@ import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 
 from configs import base
 from tc_jepa import build
 from tc_jepa.data import pipeline
+from tc_jepa.models.conditioner import Words
 from tc_jepa.optimizer import adamw, match_rules, WEIGHT_DECAY_RULES
 from tc_jepa.state import initial_state
 from tc_jepa.validate import validate
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base"))
+CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base", "recipes"))
 
 
 def imports(path: Path) -> set[str]:
@@ -86,16 +88,38 @@ def test_no_file_has_grown_too_long():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_builds(path):
     config = importlib.import_module(f"configs.{path.stem}").get_config()
+    # What a config leaves to the user's command line is replaced by what every machine has.
+    config.data.path, config.data.train_scenes = "", 1
+    if config.model.text == "t5":
+        config.model.text = "embedding"
+    if config.target_encoder.kind == "frozen":
+        config.target_encoder.kind = "ema"
     validate(config)
-    config.data.path = ""  # a config for one's own data builds on scenes just as well
     tokenizer = build.tokenizer(config)
-    networks = build.networks(config, tokenizer.vocabulary_size)
+    text_encoder, frozen = build.text_encoder(config, tokenizer.vocabulary_size)
+    networks = build.networks(config, text_encoder)
     optimizer = adamw(build.schedules(config), 0.9, 0.999, 1e-8)
-    config.data.train_scenes = 1
     row = pipeline.example(build.source(config, "train"), build.augment(config, tokenizer), build.masks(config))
-    state = jax.eval_shape(lambda: initial_state(networks, row, optimizer, 0))
+    state = jax.eval_shape(lambda: initial_state(networks, row, optimizer, 0, frozen))
     match_rules(WEIGHT_DECAY_RULES, state.params)
     build.objective(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoder", "predictor"), [("b16", 85.7, 11.2), ("l16", 303.1, 22.1), ("h14", 630.4, 22.3)]
+)
+def test_recipes_have_the_published_sizes(name, encoder, predictor):
+    """Millions of parameters of encoder and I-JEPA predictor, as in the released checkpoints and the paper."""
+    config = importlib.import_module(f"configs.ijepa_in1k_{name}").get_config()
+    vit, predict = build.encoder(config), build.networks(config, None).predictor
+    side, patch = build.grid(config)[0], config.model.patch_size
+    images, one = np.zeros((1, side * patch, side * patch, 3)), np.zeros((1, 1), int)
+    no_words = Words(np.zeros((1, 1, 1, 1)), one[..., None] > 0, one > 0)
+    context = np.zeros((1, 1, vit.size.width))
+    arguments = context, one, one == 0, one[:, None], one[:, None] == 0, no_words
+    for millions, module, inputs in ((encoder, vit, (images,)), (predictor, predict, arguments)):
+        shapes = jax.eval_shape(lambda m=module, x=inputs: m.init(jax.random.key(0), *x))["params"]
+        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 def test_keys_are_declared_once_and_explained():

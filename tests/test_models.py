@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from tc_jepa.models import conditioner, layers, vit
+from tc_jepa.models import conditioner, fusion, layers, vit
 from tc_jepa.models.conditioner import Words
+from tc_jepa.models.cross_attention import CrossAttentionLayer
 from tc_jepa.state import initial_encoder_params
 from tc_jepa.step import forward
 
@@ -132,9 +133,10 @@ def test_captions_in_another_order_change_nothing(nets, params):
 
 def test_a_missing_caption_never_wins_the_max():
     h = jnp.array([[[[[1.0, -9.0], [5.0, 7.0]]]]])
-    first = conditioner.max_over_captions(h, jnp.array([[True, False]]))
+    pool = fusion.MaxPool(layers.Linear())
+    first = pool(h, jnp.array([[True, False]]))
     np.testing.assert_array_equal(first[0, 0, 0], [1.0, -9.0])
-    both = conditioner.max_over_captions(h, jnp.array([[True, True]]))
+    both = pool(h, jnp.array([[True, True]]))
     np.testing.assert_array_equal(both[0, 0, 0], [5.0, 7.0])
 
 
@@ -143,13 +145,13 @@ def test_null_caption_adds_nothing_but_passes_mlp_and_norm(nets, params):
     assert not batch.caption_valid[1].any()
     words = Words(jnp.ones((2, 3, 5, 12)), batch.word_valid, batch.caption_valid)
     np.testing.assert_array_equal(words.fused_BxC[1], [True, False, False])
-    layer = conditioner.WordCrossAttentionLayer(layers.Linear())
+    layer = CrossAttentionLayer(layers.Linear())
     x = jax.random.normal(jax.random.key(0), (2, 1, 3, 16))
     weights = params["predictor"]["conditioner"]["layers_0"]
     fused, _ = layer.apply({"params": weights}, x, words)
 
     def by_hand(bound, x):
-        mlp, norm = layers.Mlp(16, layers.Linear()), layers.layer_norm("norm_output")
+        mlp, norm = layers.Mlp(16, 16, layers.Linear(), layers.Linear()), layers.layer_norm("norm_output")
         return norm.apply({"params": weights["norm_output"]}, x + mlp.apply({"params": weights["mlp"]}, x))
 
     np.testing.assert_allclose(fused[1], by_hand(layer, x)[1], atol=1e-5)
@@ -161,7 +163,7 @@ def test_cosines_are_cosines_of_query_and_key(nets, params):
     x = jax.random.normal(jax.random.key(0), (2, 2, 6, 16))
     vectors = jax.random.normal(jax.random.key(1), (2, 3, 5, 12))
     words = Words(vectors, batch.word_valid, batch.caption_valid)
-    _, reading = conditioner.WordCrossAttentionLayer(layers.Linear()).apply({"params": weights}, x, words)
+    _, reading = CrossAttentionLayer(layers.Linear()).apply({"params": weights}, x, words)
     normed = layers.layer_norm("n").apply({"params": weights["norm_query"]}, x)
     query, key = np.asarray(normed @ weights["query"]["kernel"]), np.asarray(vectors @ weights["key"]["kernel"])
     for b, m, i, c, s in [(0, 0, 0, 0, 0), (1, 1, 5, 2, 4), (0, 1, 3, 1, 2)]:
@@ -171,7 +173,7 @@ def test_cosines_are_cosines_of_query_and_key(nets, params):
 
 
 def test_without_conditioner_captions_do_not_matter():
-    nets = tiny.networks(words=False)
+    nets = tiny.networks(conditioner.Conditioner())
     params = tiny.lively(tiny.state(nets).params)
     batch = tiny.batch(3)
     before, readings = predict(nets, params, batch)
@@ -193,13 +195,6 @@ def test_initial_kernels_are_normal_with_the_official_deviation():
     kernel = np.asarray(params["blocks_3"]["mlp"]["fc2"]["kernel"])
     assert kernel.std() == pytest.approx(0.02, rel=0.02) and np.abs(kernel).max() > 0.06
     assert not np.asarray(params["blocks_3"]["attn"]["qkv"]["bias"]).any()
-
-
-@pytest.mark.parametrize(("size", "millions"), [("base", 85.7), ("large", 303.1)])
-def test_parameter_counts_are_the_papers(size, millions):
-    encoder = vit.VisionTransformer(vit.SIZES[size], 16)
-    shapes = jax.eval_shape(lambda: initial_encoder_params(encoder, (224, 224, 3), 0))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 def test_bfloat16_products_stay_close_to_float32():

@@ -36,7 +36,7 @@ def test_look_tells_true_from_shuffled_and_absent_captions():
     state, batch = tiny.state(nets), tiny.batch(4)
     params = tiny.lively(state.params)
     look = jax.jit(functools.partial(monitor.look, networks=nets, objective=tiny.OBJECTIVE))
-    looks = {name: look(params, state.target_params, batch, *variant) for name, variant in monitor.VARIANTS.items()}
+    looks = {name: look(params, state.target_params, {}, batch, *variant) for name, variant in monitor.VARIANTS.items()}
     metrics = monitor.summarise([looks])
 
     loss = jax.jit(lambda b: forward(params, state.target_params, b, nets, tiny.OBJECTIVE)[0]["prediction"])

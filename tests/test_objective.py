@@ -1,5 +1,7 @@
 """The objective, against the paper's formulas written out as loops."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,18 +26,12 @@ def test_l2_norm_has_a_gradient_where_the_prediction_is_perfect():
     assert np.isfinite(gradient).all()
 
 
-def test_targets_are_normalised_as_torch_does():
-    x = np.random.default_rng(0).normal(3, 2, (2, 5, 8)).astype(np.float32)
-    expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-    np.testing.assert_allclose(objective.normalise_targets(x), expected, atol=1e-5)
-
-
 def test_regularisers_equal_the_papers_sums():
     rng = np.random.default_rng(0)
     Y, B, M, L, C, S = 3, 2, 2, 4, 2, 5
     cosine = rng.uniform(-1, 1, (Y, B, M, L, C, S)).astype(np.float32)
     words, tokens = rng.random((B, C, S)) < 0.7, rng.random((B, M, L)) < 0.7
-    sparsity, consistency = objective.regularisers(cosine, words, tokens)
+    sparsity, consistency = objective.regularisers(cosine, words, tokens, tiny.OBJECTIVE)
     for b in range(B):
         for c in range(C):
             sparse, consistent = [], []
@@ -59,7 +55,7 @@ def test_terms_leave_out_padded_tokens_and_missing_captions():
 
     def terms(predicted, cosine):
         readings = [Reading(jnp.asarray(cosine), None), Reading(jnp.asarray(cosine) * 0.5, None)]
-        return objective.loss_terms(predicted, targets, target_valid, token_valid, readings, words, "l2_norm")
+        return objective.loss_terms(predicted, targets, target_valid, token_valid, readings, words, tiny.OBJECTIVE)
 
     before = terms(predicted, cosine)
     # The regularisers' mean runs over the batch, of which the second image has no caption.
@@ -74,10 +70,10 @@ def test_terms_leave_out_padded_tokens_and_missing_captions():
 
 def test_warmup_reaches_the_weights_linearly():
     terms = {"prediction": jnp.array(1.0), "sparsity": jnp.array(10.0), "consistency": jnp.array(100.0)}
-    weights = objective.Objective("mse", sparsity=0.1, consistency=0.5, warmup_steps=4)
+    weights = dataclasses.replace(tiny.OBJECTIVE, warmup_steps=4)
     totals = [float(weights.total(terms, jnp.array(step))) for step in (0, 1, 4, 9)]
     assert totals == pytest.approx([1.0, 1.0 + 51.0 / 4, 52.0, 52.0])
-    assert float(objective.Objective("mse", 0.1, 0.5, 0).total(terms, jnp.array(0))) == pytest.approx(52.0)
+    assert float(tiny.OBJECTIVE.total(terms, jnp.array(0))) == pytest.approx(52.0)
 
 
 def test_splitting_a_batch_changes_nothing():
@@ -90,3 +86,20 @@ def test_splitting_a_batch_changes_nothing():
     for name, value in whole.items():
         assert float(value) == pytest.approx(np.mean([float(part[name]) for part in parts]), rel=1e-5)
         assert float(value) > 0
+
+
+def test_entropy_form_is_the_entropy_of_the_valid_words_softmax():
+    rng = np.random.default_rng(0)
+    Y, B, M, L, C, S = 2, 1, 1, 3, 2, 5
+    cosine = rng.uniform(-1, -0.1, (Y, B, M, L, C, S)).astype(np.float32)  # where the paper's form is dead
+    words = np.array([[[True, True, True, False, False], [True, False, False, False, False]]])
+    tokens = np.ones((B, M, L), bool)
+    form = dataclasses.replace(tiny.OBJECTIVE, regulariser="entropy", temperature=0.2)
+    sparsity, consistency = objective.regularisers(cosine, words, tokens, form)
+    p = np.exp(cosine[:, 0, 0, :, 0, :3] / 0.2)
+    p /= p.sum(axis=-1, keepdims=True)
+    assert float(sparsity[0, 0]) == pytest.approx(-(p * np.log(p)).sum(-1).mean() / np.log(3), rel=1e-5)
+    assert float(consistency[0, 0]) == pytest.approx(np.abs(p - p.mean(0)).sum(-1).mean(), rel=1e-5)
+    assert float(sparsity[0, 1]) == 0.0  # one word: nothing to spread over
+    alive = jax.grad(lambda x: objective.regularisers(x, words, tokens, form)[0].sum())(cosine)
+    assert np.isfinite(alive).all() and np.abs(alive[..., 0, :3]).min() > 0 and not np.any(alive[..., 0, 3:])

@@ -11,20 +11,15 @@ import tiny
 from tc_jepa import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
-from tc_jepa.step import forward, target_features, train_step
-
-
-def step_function(nets):
-    return functools.partial(
-        train_step, networks=nets, objective=tiny.OBJECTIVE, optimizer=tiny.OPTIMIZER, schedules=tiny.SCHEDULES
-    )
+from tc_jepa.models.conditioner import Conditioner
+from tc_jepa.step import forward, target_features
 
 
 def test_step_moves_the_target_by_its_momentum_and_only_so():
     nets = tiny.networks()
     state, batch = tiny.state(nets), tiny.batch(4)
     state = state.replace(step=jnp.array(10), target_params=tiny.lively(state.target_params))
-    after, metrics = jax.jit(step_function(nets))(state, batch)
+    after, metrics = tiny.step_function(nets)(state, batch)
     momentum = 0.9 + 10 / 100 * 0.1
     assert float(metrics["momentum"]) == pytest.approx(momentum)
     assert float(metrics["context_dropped"]) == pytest.approx(batch.context_dropped.mean())
@@ -58,11 +53,11 @@ def test_targets_are_the_target_encoders_normalised_features_at_their_places():
     np.testing.assert_allclose(targets[1, 0, 2], (chosen - chosen.mean()) / chosen.std(), atol=1e-4)
 
 
-@pytest.mark.parametrize("words", [True, False])
-def test_loss_falls_on_a_fixed_batch(words):
-    nets = tiny.networks(words)
+@pytest.mark.parametrize("reader", [None, Conditioner()], ids=["words", "none"])
+def test_loss_falls_on_a_fixed_batch(reader):
+    nets = tiny.networks(reader)
     state, batch = tiny.state(nets), tiny.batch(8)
-    step = jax.jit(step_function(nets))
+    step = tiny.step_function(nets)
     losses = []
     for _ in range(30):
         state, metrics = step(state, batch)
@@ -80,7 +75,7 @@ def run_on(data: int, fsdp: int, steps: int = 10):
     state, batch = tiny.state(nets), sharding.put_batch(mesh, tiny.batch(8))
     layout = sharding.parameter_sharding(mesh, state, min_size=64)
     step = jax.jit(
-        step_function(nets),
+        tiny.step(nets),
         in_shardings=(layout, sharding.batch_sharding(mesh)),
         out_shardings=(layout, sharding.replicated(mesh)),
     )

@@ -9,10 +9,13 @@ import signal
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from configs import base
-from tc_jepa import metrics, sharding
-from tc_jepa.checkpoint import Checkpoints, fingerprints, restore_target_encoder, saved_steps
+from tc_jepa import build, metrics, sharding
+from tc_jepa.checkpoint import Checkpoints, fingerprints, restore_encoder, saved_steps
+from tc_jepa.convert import t5
+from tc_jepa.data.captions import scenes_vocabulary_path
 from tc_jepa.errors import UserError
 from tc_jepa.models import vit
 from tc_jepa.train import train
@@ -74,6 +77,7 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
     return {
         name + jax.tree_util.keystr(path): np.asarray(leaf)
         for name in ("state", "target")
+        if name in items
         for path, leaf in jax.tree_util.tree_leaves_with_path(items[name])
     }
 
@@ -174,7 +178,7 @@ def test_a_damaged_checkpoint_is_refused_not_restarted(straight, tmp_path):
     damage(tmp_path, 6, "target")
     abstract = jax.eval_shape(lambda: None)
     with pytest.raises(UserError, match="step 9; it has 3, 6"):
-        restore_target_encoder(tmp_path, 9, abstract)
+        restore_encoder(tmp_path, 9, abstract, ema=True)
     with pytest.raises(UserError, match="delete that directory"):
         train(tiny_config(**{"train.steps": 8}), tmp_path)
 
@@ -184,3 +188,52 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
     with pytest.raises(UserError, match=r"at step \d"):
         train(config, tmp_path)
     assert 6 not in saved_steps(tmp_path)
+
+
+def test_a_teacher_made_from_pixels_teaches_a_student_of_another_size(tmp_path, monkeypatch):
+    monkeypatch.setitem(vit.SIZES, "midge", vit.Size(width=16, depth=2, heads=2, hidden=32))
+    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    pixels = {"target_encoder.kind": "pixels", "objective.prediction": "mse", "model.conditioner": "none"}
+    train(tiny_config(**pixels), teacher)
+    taught = {"target_encoder.kind": "frozen", "target_encoder.teacher": str(teacher), "model.encoder": "midge"}
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        with pytest.raises(SystemExit):
+            train(tiny_config(**taught), student)
+    train(tiny_config(**taught), student)
+
+    before, after = final_state(teacher), final_state(student)
+    kernel = "['patch_embed']['kernel']"
+    # The teacher, which has no target of its own, is the student's target, unchanged after a resume.
+    np.testing.assert_array_equal(after[f"target{kernel}"], before[f"state['params']['encoder']{kernel}"])
+    assert f"target{kernel}" not in before
+    trained = after[f"state['params']['encoder']{kernel}"]
+    abstract = {"patch_embed": {"kernel": jax.ShapeDtypeStruct(trained.shape, trained.dtype)}}
+    found, step = restore_encoder(student, None, abstract, ema=False)
+    assert step == 6
+    np.testing.assert_array_equal(found["patch_embed"]["kernel"], trained)
+    with pytest.raises(UserError, match="not the student's 2 x 2 grid; give model.patch_size=8"):
+        coarse = {"model.patch_size": 16, "masking.context_tokens": 2, "masking.min_context": 1}
+        train(tiny_config(**taught, **coarse), tmp_path / "coarse")
+
+
+def test_a_frozen_t5_is_read_and_neither_trained_nor_saved(tmp_path):
+    folder = tmp_path / "t5"
+    folder.mkdir()
+    shutil.copy(scenes_vocabulary_path(), folder / "spiece.model")
+    pieces = build.tokenizer(tiny_config()).vocabulary_size
+    sizes = {"vocab_size": pieces, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "layer_norm_epsilon": 1e-6}
+    written = {"model_type": "t5", "feed_forward_proj": "relu"} | sizes | buckets
+    (folder / "config.json").write_text(json.dumps(written))
+    size = t5.T5Config(pieces, 8, 4, 16, 1, 2, 8, 16, gated=False, epsilon=1e-6)
+    rng = np.random.default_rng(0)
+    places = {name: place for name, place in t5.encoder_tensors(size).items() if name != "encoder.embed_tokens.weight"}
+    tensors = {name: rng.normal(size=place.shape).astype(np.float32) for name, place in places.items()}
+    save_file(tensors, folder / "model.safetensors")
+
+    words = {"model.text": "t5", "model.text_weights": str(folder)}
+    train(tiny_config(**words), tmp_path / "run")
+    assert not any("text" in name for name in final_state(tmp_path / "run"))
+    rows = lines(tmp_path / "run")
+    assert rows[-1]["heldout/prediction"] != rows[-1]["heldout/prediction_shuffled"]

@@ -1,5 +1,7 @@
 """A model and a batch small enough for every test: 4 x 4 patches, 2 predictor layers, 3 captions of 5 words."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,26 +9,35 @@ import numpy as np
 from tc_jepa.batch import Batch
 from tc_jepa.masking import BlockMasks
 from tc_jepa.models import conditioner, layers, text, vit
+from tc_jepa.models.cross_attention import WordCrossAttention
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.objective import Objective
 from tc_jepa.optimizer import adamw, Schedules
 from tc_jepa.state import initial_state, Networks, TrainState
+from tc_jepa.step import forward, train_step
+from tc_jepa.targets import EmaEncoder
 
 IMAGE, PATCH, GRID, DEPTH, VOCABULARY, WORDS = 16, 4, (4, 4), 2, 20, 5
 MASKS = BlockMasks(GRID, 2, (0.1, 0.2), (0.75, 1.5), (0.85, 1.0), (1.0, 1.0), context_tokens=12, min_context=4)
-OBJECTIVE = Objective("l2_norm", sparsity=0.1, consistency=0.5, warmup_steps=0)
+OBJECTIVE = Objective("l2_norm", 0.1, 0.5, warmup_steps=0, regulariser="rectified_cosine", temperature=0.1)
 SCHEDULES = Schedules(100, 5, 1e-3, 5e-3, 1e-6, 0.04, 0.4, 0.9, 1.0)
 OPTIMIZER = adamw(SCHEDULES, 0.9, 0.999, 1e-8)
 
 
-def networks(words: bool = True, dtype=jnp.float32, constrain=lambda x: x) -> Networks:
+def networks(
+    reader: conditioner.Conditioner | None = None, dtype=jnp.float32, constrain=lambda x: x, **changes
+) -> Networks:
+    """`reader` None: words at every layer. `changes` are fields of the Predictor."""
     linear = layers.Linear(dtype)
-    reader = conditioner.WordCrossAttention(DEPTH, linear) if words else conditioner.Conditioner()
     size = vit.Size(width=32, depth=2, heads=4, hidden=64)
+    encoder = vit.VisionTransformer(size, PATCH, linear, constrain=constrain)
+    reader = WordCrossAttention(range(DEPTH), linear) if reader is None else reader
+    predictor = {"grid": GRID, "width": 16, "depth": DEPTH, "heads": 4, "output_width": 32, "conditioner": reader}
     return Networks(
-        vit.VisionTransformer(size, PATCH, linear, constrain),
-        Predictor(GRID, 16, DEPTH, 4, reader, linear, constrain),
+        encoder,
+        Predictor(**(predictor | {"linear": linear, "constrain": constrain} | changes)),
         text.EmbeddingText(VOCABULARY, 12, WORDS),
+        EmaEncoder(encoder, normalise=True),
     )
 
 
@@ -46,9 +57,26 @@ def batch(size: int, seed: int = 0) -> Batch:
     )
 
 
-def state(nets: Networks, seed: int = 0) -> TrainState:
+def state(nets: Networks, seed: int = 0, teacher=None) -> TrainState:
     example = jax.tree.map(lambda x: x[0], batch(1))
-    return jax.jit(lambda: initial_state(nets, example, OPTIMIZER, seed))()
+    return jax.jit(lambda: initial_state(nets, example, OPTIMIZER, seed, {}, teacher))()
+
+
+def step(nets: Networks):
+    """train_step as a function of state and batch."""
+    settings = {"objective": OBJECTIVE, "optimizer": OPTIMIZER, "schedules": SCHEDULES, "seed": 0}
+    return functools.partial(train_step, frozen={}, networks=nets, **settings)
+
+
+@functools.cache
+def step_function(nets: Networks):
+    return jax.jit(step(nets))
+
+
+@functools.cache
+def loss_function(nets: Networks):
+    """The loss terms, compiled, as a function of params, target_params, batch and optionally StoP's key."""
+    return jax.jit(lambda *arguments: forward(*arguments[:3], nets, OBJECTIVE, *arguments[3:])[0])
 
 
 def lively(params, seed: int = 1):

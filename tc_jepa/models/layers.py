@@ -3,12 +3,17 @@
 Parameters and the residual stream are float32, matrix products in `Linear.dtype`, softmax and LayerNorm in float32.
 """
 
+from collections.abc import Mapping
 import dataclasses
+from typing import Any
 
+from flax import struct
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Params = Mapping[str, Any]  # a module's parameters, nested by name
 
 LAYER_NORM_EPSILON = 1e-6
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -24,15 +29,22 @@ class Linear:
     The official code initialises depth-aware, then overwrites every linear layer with an effectively untruncated
     normal(0.02) (ijepa src/helper.py:86-99, src/utils/tensors.py:17-50): that is what its released models grew from.
     At widths around 1,000 this keeps about half of a signal's size; a much narrower network wants a larger `std`, or
-    it begins as good as linear and takes long to leave that.
+    it begins as good as linear and takes long to leave that. `depth_rescaled` keeps what the official code erases: the
+    layers that write to the residual stream begin smaller, the deeper the smaller.
     """
 
     dtype: jnp.dtype = jnp.float32
     std: float = OFFICIAL_STD
+    depth_rescaled: bool = False
 
     @property
     def init(self) -> nn.initializers.Initializer:
         return nn.initializers.normal(self.std)
+
+    def into_residual(self, block: int) -> "Linear":
+        """For the last layer of attention and MLP in 0-based `block`: with depth_rescaled, std / sqrt(2 (block + 1))
+        (ijepa src/models/vision_transformer.py:264-270)."""
+        return dataclasses.replace(self, std=self.std / (2 * (block + 1)) ** 0.5) if self.depth_rescaled else self
 
     def __call__(self, features: int, name: str, use_bias: bool = True) -> nn.Dense:
         return nn.Dense(
@@ -97,11 +109,61 @@ def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
     return np.concatenate([encode(column), encode(row)], axis=1).astype(np.float32)
 
 
+BICUBIC_A = -0.75  # torch's and OpenCV's coefficient; jax.image.resize has -0.5
+
+
+def resized_positions(positions_NxD: np.ndarray, grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
+    """A position embedding on another grid: float32 [rows * columns of new_grid, D].
+
+    Bicubic, as torch's interpolate(mode="bicubic", align_corners=False): that is how Hugging Face's I-JEPA reads images
+    of another size (the official interpolation assumes a class token that does not exist, ijepa issue 42).
+    """
+    if grid == new_grid:
+        return positions_NxD
+    rows, columns = (_bicubic_weights(old, new) for old, new in zip(grid, new_grid, strict=True))
+    image = positions_NxD.reshape(*grid, -1).astype(np.float64)
+    resized = np.einsum("Rr,Cc,rcd->RCd", rows, columns, image, optimize=True)
+    return resized.reshape(-1, image.shape[-1]).astype(np.float32)
+
+
+def _bicubic_weights(old: int, new: int) -> np.ndarray:
+    """float64 [new, old]: each new place as a mean of four old ones; beyond the border, the border repeats."""
+    place = (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        source = np.floor(place) + tap
+        x, a = np.abs(place - source), BICUBIC_A
+        near = ((a + 2) * x - (a + 3)) * x * x + 1
+        far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+        np.add.at(weights, (np.arange(new), np.clip(source, 0, old - 1).astype(int)), np.where(x <= 1, near, far))
+    return weights
+
+
+def masked_softmax(logits: jax.Array, valid: jax.Array) -> jax.Array:
+    """Softmax over the last axis among the valid entries; all zero, with finite gradients, where none is."""
+    weights = jax.nn.softmax(jnp.where(valid, logits, -1e30), axis=-1)
+    return jnp.where(valid, weights, 0.0)
+
+
+@struct.dataclass
+class Modulation:
+    """What scales and shifts the outputs of a block's two LayerNorms; each broadcasts to the block's tokens."""
+
+    scale1: jax.Array | float = 0.0  # added to 1
+    shift1: jax.Array | float = 0.0
+    scale2: jax.Array | float = 0.0
+    shift2: jax.Array | float = 0.0
+
+
+UNMODULATED = Modulation()
+
+
 class SelfAttention(nn.Module):
     """Multi-head attention among the tokens of one sequence, with the fused qkv of the official weights."""
 
     heads: int
     linear: Linear
+    output: Linear
 
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array, valid_BxL: jax.Array | None) -> jax.Array:
@@ -109,30 +171,41 @@ class SelfAttention(nn.Module):
         qkv = self.linear(3 * D, "qkv")(x_BxLxD).reshape(B, L, 3, self.heads, D // self.heads)
         mask = None if valid_BxL is None else valid_BxL[:, None, None, :]
         attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask)
-        return self.linear(D, "proj")(attended.reshape(B, L, D))
+        return self.output(D, "proj")(attended.reshape(B, L, D))
 
 
 class Mlp(nn.Module):
-    """Linear, exact GELU, Linear."""
+    """Linear, exact GELU, Linear to `width` channels."""
 
     hidden: int
+    width: int
     linear: Linear
+    output: Linear
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = nn.gelu(self.linear(self.hidden, "fc1")(x), approximate=False)
-        return self.linear(x.shape[-1], "fc2")(hidden)
+        return self.output(self.width, "fc2")(hidden)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. Padded tokens (valid False) are never attended; their output means nothing."""
+    """Pre-norm transformer block, the `index`-th of its network. `modulation` conditions its LayerNorms.
 
+    Padded tokens (valid False) are never attended; their output means nothing.
+    """
+
+    index: int
     heads: int
     hidden: int
     linear: Linear
 
     @nn.compact
-    def __call__(self, x_BxLxD: jax.Array, valid_BxL: jax.Array | None = None) -> jax.Array:
-        attention, mlp = SelfAttention(self.heads, self.linear, name="attn"), Mlp(self.hidden, self.linear, name="mlp")
-        x = x_BxLxD + attention(layer_norm("norm1")(x_BxLxD), valid_BxL)
-        return x + mlp(layer_norm("norm2")(x))
+    def __call__(
+        self, x_BxLxD: jax.Array, valid_BxL: jax.Array | None = None, modulation: Modulation = UNMODULATED
+    ) -> jax.Array:
+        output = self.linear.into_residual(self.index)
+        attention = SelfAttention(self.heads, self.linear, output, name="attn")
+        mlp = Mlp(self.hidden, x_BxLxD.shape[-1], self.linear, output, name="mlp")
+        normed = layer_norm("norm1")(x_BxLxD) * (1.0 + modulation.scale1) + modulation.shift1
+        x = x_BxLxD + attention(normed, valid_BxL)
+        return x + mlp(layer_norm("norm2")(x) * (1.0 + modulation.scale2) + modulation.shift2)

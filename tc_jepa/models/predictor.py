@@ -7,22 +7,29 @@ import jax
 import jax.numpy as jnp
 
 from tc_jepa.models import layers
-from tc_jepa.models.conditioner import Conditioner, Reading, Tokens, Words
+from tc_jepa.models.conditioner import Block, Conditioner, Reading, Tokens, Words
 
 
 class Predictor(nn.Module):
-    """Context features and target places -> predicted features float32 [B, M, T, D], and each layer's reading.
+    """Context features and target places -> predictions float32 [B, M, T, output_width], and each layer's reading.
 
     Each target block is predicted in a sequence of its own, beside a copy of the context
     (ijepa src/models/vision_transformer.py:300-326). `grid` is (rows, columns) of patches.
+
+    `position_noise` is StoP's sigma (Bar et al. 2024, arXiv 2308.00566, the paper's second baseline): with A the
+    projection of context features, a mask token is A n_j + p_j + m, n_j ~ Normal(0, sigma I), as if its place were
+    uncertain; sharing A with the context keeps the noise from being learned away. It needs the random key "positions";
+    applied without one, as in monitoring, places are certain.
     """
 
     grid: tuple[int, int]
     width: int
     depth: int
     heads: int
+    output_width: int
     conditioner: Conditioner
     linear: layers.Linear = layers.Linear()
+    position_noise: float = 0.0
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
@@ -40,8 +47,12 @@ class Predictor(nn.Module):
         positions = jnp.asarray(layers.sincos_positions(self.grid, self.width))
         mask_token = self.param("mask_token", self.linear.init, (self.width,))
 
-        context = self.linear(self.width, "predictor_embed")(context_BxKxD) + positions[context_indices_BxK]
+        embed = self.linear(self.width, "predictor_embed")
+        context = embed(context_BxKxD) + positions[context_indices_BxK]
         targets = mask_token + positions[target_indices_BxMxT]
+        if self.position_noise and self.has_rng("positions"):
+            noise = jax.random.normal(self.make_rng("positions"), (B, M, T, D)) * self.position_noise**0.5
+            targets = targets + noise @ embed.variables["params"]["kernel"]
         repeated = jnp.broadcast_to(context[:, None], (B, M, K, self.width))
         repeated_valid = jnp.broadcast_to(context_valid_BxK[:, None], (B, M, K))
         tokens = Tokens(
@@ -52,20 +63,21 @@ class Predictor(nn.Module):
         tokens = self.conditioner.begin(tokens, words)
         readings = []
         for i in range(self.depth):
-            block = layers.Block(self.heads, 4 * self.width, self.linear, name=f"blocks_{i}")
+            block = layers.Block(i, self.heads, 4 * self.width, self.linear, name=f"blocks_{i}")
             tokens, reading = self.conditioner.layer(i, self._over_sequences(block), tokens, words)
             if reading is not None:
                 readings.append(reading)
         x_BxMxTxP = layers.layer_norm("norm")(tokens.values_BxMxLxP[:, :, K : K + T])
-        return self.linear(D, "proj")(x_BxMxTxP).astype(jnp.float32), readings
+        return self.linear(self.output_width, "proj")(x_BxMxTxP).astype(jnp.float32), readings
 
-    def _over_sequences(self, block: layers.Block) -> Callable[[Tokens], Tokens]:
-        """A transformer block as a function of all B x M sequences."""
+    def _over_sequences(self, block: layers.Block) -> Block:
+        """A transformer block as a function of all sequences, however many a conditioner makes of them."""
 
-        def apply(tokens: Tokens) -> Tokens:
+        def apply(tokens: Tokens, modulation: layers.Modulation = layers.UNMODULATED) -> Tokens:
             B, M, L, P = tokens.values_BxMxLxP.shape
+            modulation = jax.tree.map(lambda x: x if jnp.ndim(x) == 0 else x.reshape(B * M, 1, P), modulation)
             x = self.constrain(tokens.values_BxMxLxP.reshape(B * M, L, P))
-            x = self.constrain(block(x, tokens.valid_BxMxL.reshape(B * M, L)))
+            x = self.constrain(block(x, tokens.valid_BxMxL.reshape(B * M, L), modulation))
             return tokens.replace(values_BxMxLxP=x.reshape(B, M, L, P))
 
         return apply

@@ -37,12 +37,15 @@ class VisionTransformer(nn.Module):
 
     With `indices` int [B, K], only those patches enter and the result is [B, K, D]; positions are added before the
     choice, and no pixel of another patch is read. `valid` bool [B, K] marks the indices that are no padding.
+    `trained_grid` (rows, columns) is the patch grid whose positions the parameters know; on another one they are
+    interpolated from it (layers.resized_positions), and without one every grid has its own exact positions.
     `constrain` is applied to the residual stream after every block, for a caller that lays activations over devices.
     """
 
     size: Size
     patch_size: int
     linear: layers.Linear = layers.Linear()
+    trained_grid: tuple[int, int] | None = None
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
@@ -54,12 +57,14 @@ class VisionTransformer(nn.Module):
             raise ValueError(f"image size {height} x {width} is not divisible by the patch size {self.patch_size}")
         grid = (height // self.patch_size, width // self.patch_size)
         patches = layers.patchify(images_BxHxWx3, self.patch_size)
-        positions = jnp.asarray(layers.sincos_positions(grid, self.size.width))
+        known = self.trained_grid or grid
+        positions = layers.resized_positions(layers.sincos_positions(known, self.size.width), known, grid)
+        positions = jnp.asarray(positions)
         if indices_BxK is not None:
             patches = layers.gather_tokens(patches, indices_BxK)
             positions = positions[indices_BxK]
         x = self.linear(self.size.width, "patch_embed")(patches) + positions
         for i in range(self.size.depth):
-            block = layers.Block(self.size.heads, self.size.hidden, self.linear, name=f"blocks_{i}")
+            block = layers.Block(i, self.size.heads, self.size.hidden, self.linear, name=f"blocks_{i}")
             x = self.constrain(block(self.constrain(x), valid_BxK))
         return layers.layer_norm("norm")(x)

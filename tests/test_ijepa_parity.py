@@ -1,0 +1,143 @@
+"""Equal to I-JEPA's own code: its weights through our modules give its features, losses and gradients.
+
+fixtures/ijepa_tiny holds weights of a tiny model in the official names, every value away from its initial one, and
+what facebookresearch/ijepa (commit 52c1ae95) computed from them in float32.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+import tiny
+
+from tc_jepa.convert import ijepa
+from tc_jepa.errors import UserError
+from tc_jepa.models import conditioner, layers, vit
+from tc_jepa.models.conditioner import Words
+from tc_jepa.models.predictor import Predictor
+from tc_jepa.objective import loss_terms
+from tc_jepa.targets import EmaEncoder
+
+FOLDER = Path(__file__).parent / "fixtures" / "ijepa_tiny"
+NETWORKS = ("encoder", "target_encoder", "predictor")
+
+
+@pytest.fixture(scope="module")
+def expected():
+    with np.load(FOLDER / "expected.npz") as stored:
+        return dict(stored)
+
+
+@pytest.fixture(scope="module")
+def settings(expected):
+    return json.loads(str(expected["config"]))
+
+
+@pytest.fixture(scope="module")
+def tensors():
+    """Official tensors by network, with the `module.` of their training wrapper."""
+    stored = load_file(FOLDER / "weights.safetensors")
+    return {
+        name: {key.removeprefix(f"{name}/"): value for key, value in stored.items() if key.startswith(f"{name}/")}
+        for name in NETWORKS
+    }
+
+
+@pytest.fixture(scope="module")
+def maps(settings):
+    encoder = ijepa.encoder_map(settings["depth"], settings["patch_size"])
+    return {
+        "encoder": encoder,
+        "target_encoder": encoder,
+        "predictor": ijepa.predictor_map(settings["predictor_depth"]),
+    }
+
+
+@pytest.fixture(scope="module")
+def params(tensors, maps):
+    ignored = ("pos_embed", "predictor_pos_embed")
+    return {name: ijepa.to_ours(ijepa.without_wrapper(tensors[name]), maps[name], ignored) for name in NETWORKS}
+
+
+@pytest.fixture(scope="module")
+def nets(settings):
+    width, heads = settings["width"], settings["num_heads"]
+    side = settings["image_size"] // settings["patch_size"]
+    encoder = vit.VisionTransformer(vit.Size(width, settings["depth"], heads, hidden=4 * width), settings["patch_size"])
+    predictor = Predictor(
+        (side, side), settings["predictor_width"], settings["predictor_depth"], heads, width, conditioner.Conditioner()
+    )
+    return encoder, predictor
+
+
+def predict(nets, params, expected):
+    """Context features, predictions and losses of both forms, from the official images and masks."""
+    encoder, predictor = nets
+    context, targets = expected["context_indices"], expected["target_indices"]
+    everything = [np.ones(indices.shape, bool) for indices in (context, targets)]
+    no_words = Words(np.zeros((2, 1, 1, 1)), np.zeros((2, 1, 1), bool), np.zeros((2, 1), bool))
+    features = encoder.apply({"params": params["encoder"]}, expected["images"], context)
+    predictions, readings = predictor.apply(
+        {"params": params["predictor"]}, features, context, everything[0], targets, everything[1], no_words
+    )
+    target = EmaEncoder(encoder, normalise=True)
+    whole = target.features(params["target_encoder"], expected["images"])
+    chosen = layers.gather_tokens(whole, targets.reshape(2, -1)).reshape(predictions.shape)
+    losses = {}
+    for form in ("smooth_l1", "l2_norm"):
+        objective = dataclasses.replace(tiny.OBJECTIVE, prediction=form)
+        terms = loss_terms(predictions, chosen, everything[1], None, readings, no_words, objective)
+        losses[form] = terms["prediction"]
+    return features, whole, chosen, predictions, losses
+
+
+def test_features_targets_predictions_and_losses_are_the_official_ones(nets, params, expected):
+    features, whole, chosen, predictions, losses = predict(nets, params, expected)
+    close = {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(features, expected["context_features"], **close)
+    np.testing.assert_allclose(whole, expected["target_normalised"], **close)
+    np.testing.assert_allclose(chosen, expected["targets"], **close)
+    np.testing.assert_allclose(predictions, expected["predictions"], **close)
+    for form, loss in losses.items():
+        np.testing.assert_allclose(loss, expected[f"{form}_loss"], rtol=1e-4)
+
+
+def test_gradients_are_the_official_ones(nets, params, maps, expected):
+    trained = {name: params[name] for name in ("encoder", "predictor")}
+    gradients = jax.grad(lambda trained: predict(nets, params | trained, expected)[-1]["smooth_l1"])(trained)
+    compared = 0
+    for name, gradient in gradients.items():
+        for official, ours in ijepa.to_theirs(gradient, maps[name]).items():
+            stored = expected.get(f"grad/{name}/{official}")
+            if stored is not None:
+                assert np.linalg.norm(ours - stored) <= 1e-4 * np.linalg.norm(stored), official
+                compared += 1
+    assert compared == sum(key.startswith("grad/") for key in expected) > 5
+
+
+def test_names_map_one_to_one_and_back(tensors, params, maps):
+    for name in NETWORKS:
+        back = ijepa.to_theirs(params[name], maps[name])
+        official = ijepa.without_wrapper(tensors[name])
+        positions = {"pos_embed", "predictor_pos_embed"}
+        assert back.keys() == official.keys() - positions
+        for key, value in back.items():
+            np.testing.assert_array_equal(value, official[key])
+
+
+def test_position_embeddings_are_the_ones_we_compute(tensors):
+    for name, key in (("encoder", "pos_embed"), ("predictor", "predictor_pos_embed")):
+        embedding = ijepa.without_wrapper(tensors[name])[key]
+        ijepa.check_positions(embedding, (8, 8))
+        with pytest.raises(UserError, match="8 x 8 grid"):
+            ijepa.check_positions(embedding[:, ::-1], (8, 8))
+
+
+def test_weights_of_another_network_are_refused(tensors, maps):
+    other = ijepa.without_wrapper(tensors["encoder"])
+    with pytest.raises(UserError, match=r"no .*mask_token.*unexpected .*patch_embed"):
+        ijepa.to_ours(other, maps["predictor"])

@@ -1,0 +1,138 @@
+"""Targets other than the EMA's, stochastic and interpolated positions, joint prediction, initialisation."""
+
+import dataclasses
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from tc_jepa import targets
+from tc_jepa.models import layers, vit
+from tc_jepa.state import initial_encoder_params
+from tc_jepa.step import join_targets, target_features
+
+
+def initial(encoder, seed=0):
+    return jax.jit(lambda: initial_encoder_params(encoder, (tiny.IMAGE, tiny.IMAGE, 3), seed))()
+
+
+def test_a_teacher_of_another_size_is_predicted_and_never_changes():
+    teacher = vit.VisionTransformer(vit.Size(width=48, depth=1, heads=2, hidden=64), tiny.PATCH)
+    params = tiny.lively(initial(teacher, 5))
+    nets = tiny.networks(output_width=48)._replace(target=targets.FrozenEncoder(teacher, normalise=True))
+    state, batch = tiny.state(nets, teacher=params), tiny.batch(4)
+    after, metrics = tiny.step_function(nets)(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, after.target_params, params)
+    assert float(metrics["gradient_norm"]) > 0
+    images = layers.normalise_images(batch.images)
+    found = target_features(state.target_params, images, batch.target_indices, nets)
+    whole = np.asarray(teacher.apply({"params": params}, images))[2, batch.target_indices[2, 1, 0]]
+    np.testing.assert_allclose(found[2, 1, 0], (whole - whole.mean()) / whole.std(), atol=1e-3)
+    assert nets.target.judged(after.target_params, after.params["encoder"]) is after.params["encoder"]
+
+
+def test_pixels_are_predicted_as_patches_without_their_mean_and_contrast():
+    width = 3 * tiny.PATCH**2
+    nets = tiny.networks(output_width=width)._replace(target=targets.Pixels(tiny.PATCH))
+    state, batch = tiny.state(nets), tiny.batch(4)
+    assert state.target_params == {}
+    images = np.asarray(layers.normalise_images(batch.images))
+    found = target_features({}, images, batch.target_indices, nets)
+    row, column = np.divmod(int(batch.target_indices[3, 0, 1]), tiny.GRID[1])
+    p = tiny.PATCH
+    patch = images[3, row * p : (row + 1) * p, column * p : (column + 1) * p].reshape(-1)
+    np.testing.assert_allclose(found[3, 0, 1], (patch - patch.mean()) / patch.std(), atol=1e-4)
+    step, losses = tiny.step_function(nets), []
+    for _ in range(20):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss/prediction"]))
+    assert losses[-1] < losses[0]
+
+
+def test_without_normalisation_the_targets_are_the_features_themselves():
+    nets = tiny.networks()
+    bare = nets._replace(target=targets.EmaEncoder(nets.encoder, normalise=False))
+    params, batch = tiny.lively(tiny.state(nets).target_params), tiny.batch(2)
+    images = layers.normalise_images(batch.images)
+    whole = np.asarray(nets.encoder.apply({"params": params}, images))
+    found = target_features(params, images, batch.target_indices, bare)
+    np.testing.assert_allclose(found[0, 1, 0], whole[0, batch.target_indices[0, 1, 0]], atol=1e-5)
+
+
+def test_noise_in_places_is_the_context_projection_of_a_normal_draw():
+    sigma = 0.25
+    quiet, noisy = tiny.networks(), tiny.networks(position_noise=sigma)
+    state, batch = tiny.state(quiet), tiny.batch(4)
+    params = tiny.lively(state.params)
+
+    def loss(nets, params, *key):
+        return float(tiny.loss_function(nets)(params, state.target_params, batch, *key)["prediction"])
+
+    one, other = jax.random.key(0), jax.random.key(1)
+    assert loss(noisy, params) == loss(quiet, params)  # monitoring gives no key
+    assert loss(noisy, params, one) != loss(noisy, params, other) != loss(quiet, params)
+    # A projection of zeros takes the noise away with the context: A is shared.
+    blind = jax.tree.map(lambda x: x, params)
+    blind["predictor"]["predictor_embed"]["kernel"] = jnp.zeros_like(params["predictor"]["predictor_embed"]["kernel"])
+    assert loss(noisy, blind, one) == loss(noisy, blind, other)
+    first = tiny.step_function(noisy)(state, batch)[1]
+    again = tiny.step_function(noisy)(state, batch)[1]
+    later = tiny.step_function(noisy)(state.replace(step=jnp.array(1)), batch)[1]
+    assert float(first["loss"]) == float(again["loss"]) != float(later["loss"])
+
+
+def test_joint_targets_see_each_other_and_weigh_the_same():
+    nets = tiny.networks()
+    state, batch = tiny.state(nets), tiny.batch(3)
+    params = tiny.lively(state.params)
+    joined = join_targets(batch)
+    assert joined.target_indices.shape == (3, 1, batch.target_indices[0].size)
+    joint = tiny.loss_function(nets._replace(joint_targets=True))(params, state.target_params, batch)
+    by_hand = tiny.loss_function(nets)(params, state.target_params, joined)
+    apart = tiny.loss_function(nets)(params, state.target_params, batch)
+    assert float(joint["prediction"]) == float(by_hand["prediction"]) != float(apart["prediction"])
+
+
+@pytest.mark.parametrize("new", [(14, 14), (7, 9), (16, 11), (3, 2)])
+def test_positions_on_another_grid_are_bicubic(new):
+    grid = (6, 8)
+    table = layers.sincos_positions(grid, 16)
+    # OpenCV's cubic kernel is torch's (a = -0.75, half-pixel centres, borders repeated, no antialiasing).
+    expected = np.stack(
+        [
+            cv2.resize(plane, new[::-1], interpolation=cv2.INTER_CUBIC)
+            for plane in table.reshape(*grid, 16).transpose(2, 0, 1)
+        ],
+        axis=-1,
+    )
+    np.testing.assert_allclose(layers.resized_positions(table, grid, new), expected.reshape(-1, 16), atol=1e-5)
+    np.testing.assert_array_equal(layers.resized_positions(table, grid, grid), table)
+
+
+def test_an_encoder_reads_images_of_other_sizes_through_the_grid_it_was_trained_on():
+    trained = dataclasses.replace(tiny.networks().encoder, trained_grid=tiny.GRID)
+    params = tiny.lively(initial(trained))
+    images = np.random.default_rng(0).normal(size=(2, 24, 20, 3)).astype(np.float32)
+    found = trained.apply({"params": params}, images)
+    assert found.shape == (2, 30, 32)
+    exact = dataclasses.replace(trained, trained_grid=None).apply({"params": params}, images)
+    assert np.abs(found - exact).max() > 1e-3  # the sine-cosine table of 6 x 5 is another one
+    same = np.random.default_rng(1).normal(size=(1, tiny.IMAGE, tiny.IMAGE, 3)).astype(np.float32)
+    np.testing.assert_array_equal(
+        trained.apply({"params": params}, same),
+        dataclasses.replace(trained, trained_grid=None).apply({"params": params}, same),
+    )
+
+
+def test_depth_rescaled_kernels_shrink_with_depth_where_they_write_to_the_residual_stream():
+    linear = layers.Linear(depth_rescaled=True)
+    encoder = vit.VisionTransformer(vit.Size(width=128, depth=4, heads=4, hidden=256), 4, linear)
+    params = jax.jit(lambda: initial_encoder_params(encoder, (16, 16, 3), 0))()
+    for i in range(4):
+        block = params[f"blocks_{i}"]
+        for kernel in (block["attn"]["proj"]["kernel"], block["mlp"]["fc2"]["kernel"]):
+            assert float(kernel.std()) == pytest.approx(0.02 / (2 * (i + 1)) ** 0.5, rel=0.05)
+        assert float(block["mlp"]["fc1"]["kernel"].std()) == pytest.approx(0.02, rel=0.05)
