@@ -15,6 +15,7 @@ from configs import base
 from tc_jepa import build, metrics, sharding
 from tc_jepa.checkpoint import Checkpoints, fingerprints, restore_encoder, saved_steps
 from tc_jepa.convert import t5
+from tc_jepa.data import captions
 from tc_jepa.data.captions import scenes_vocabulary_path
 from tc_jepa.errors import UserError
 from tc_jepa.models import vit
@@ -237,3 +238,12 @@ def test_a_frozen_t5_is_read_and_neither_trained_nor_saved(tmp_path):
     assert not any("text" in name for name in final_state(tmp_path / "run"))
     rows = lines(tmp_path / "run")
     assert rows[-1]["heldout/prediction"] != rows[-1]["heldout/prediction_shuffled"]
+
+
+def test_data_without_captions_trains_on_null_captions_and_says_so_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(captions, "sample_captions", lambda *_: ())
+    with caplog.at_level("WARNING", logger="absl"):
+        train(tiny_config(), tmp_path)
+    assert sum("null captions" in record.getMessage() for record in caplog.records) == 1
+    last = lines(tmp_path)[-1]
+    assert last["captions"] == last["loss/sparsity"] == 0.0 and np.isfinite(last["loss"])
