@@ -46,6 +46,7 @@ KEYS = (
     experiment("image.crop_aspect", (3 / 4, 4 / 3), "width / height of a random crop before it is resized"),
     experiment("image.flip", False, "mirror half the images; makes 'left of' in captions false"),
     experiment("captions.per_image", 8, "captions sampled from an image's candidates, at most"),
+    experiment("captions.candidates", 0, "only so many of an image's captions are candidates, the first; 0: all"),
     experiment("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included"),
     experiment(
         "captions.vocabulary", "", "SentencePiece model; empty: the one stored with the data, or the scenes' own"

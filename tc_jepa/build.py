@@ -247,4 +247,4 @@ def tokenizer(config: Config) -> captions.CaptionTokenizer:
 def augment(config: Config, tokenizer: captions.CaptionTokenizer) -> pipeline.Augment:
     image = config.image
     crop = pipeline.Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
-    return pipeline.Augment(crop, tokenizer, config.captions.per_image)
+    return pipeline.Augment(crop, tokenizer, config.captions.per_image, config.captions.candidates)

@@ -47,6 +47,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _at_least(f"objective.{name}", config.objective[name], 0)
     _at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
     _at_least("data.workers", config.data.workers, 0)
+    _at_least("captions.candidates", config.captions.candidates, 0)
     for name, value in {
         "model.init_std": config.model.init_std,
         "conditioner.mlp_ratio": config.conditioner.mlp_ratio,

@@ -99,6 +99,7 @@ def test_help_explains_every_key():
         ({"target_encoder.kind": "pixels"}, "target_encoder.kind=pixels is trained by objective.prediction=mse"),
         ({"train.steps": 0}, "train.steps=0 must be at least 1"),
         ({"objective.sparsity": -0.1}, "objective.sparsity=-0.1"),
+        ({"captions.candidates": -1}, "captions.candidates=-1 must be at least 0"),
         ({"image.crop_scale": (0.5, 2.0)}, "image.crop_scale=(0.5, 2.0)"),
         ({"image.crop_scale": (0.5,)}, "image.crop_scale=(0.5,)"),
         ({"target_encoder.start_momentum": 1.5}, "target_encoder.start_momentum=1.5"),

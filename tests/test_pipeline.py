@@ -1,6 +1,7 @@
 """Batches are a function of seed and step alone: not of workers, processes or where a run was resumed."""
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 
@@ -82,6 +83,17 @@ def test_another_seed_is_another_stream():
     other = batches(count=1, seed=1)[0]
     assert not np.array_equal(other.images, eight()[0].images)
     assert not np.array_equal(other.target_indices, eight()[0].target_indices)
+
+
+def test_only_the_first_candidates_are_sampled_and_nothing_else_changes():
+    example, few = SOURCE[0], dataclasses.replace(AUGMENT, candidates=2)
+    first = {TOKENIZER.encode([caption])[0].tobytes() for caption in example.captions[:2]}
+    for seed in range(5):
+        limited, all_of_them = (augment.random_map(example, np.random.default_rng(seed)) for augment in (few, AUGMENT))
+        assert limited["caption_valid"].tolist() == [True, True, False]
+        assert {ids.tobytes() for ids in limited["caption_ids"][:2]} == first
+        assert all_of_them["caption_valid"].all()
+        np.testing.assert_array_equal(limited["images"], all_of_them["images"])
 
 
 def test_the_kind_of_masks_changes_neither_images_nor_captions():

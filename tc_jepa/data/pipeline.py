@@ -34,18 +34,23 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Augment(grain.transforms.RandomMap):
-    """An example -> one row of a Batch, still without masks. Draws in a fixed order: crop, flip, captions."""
+    """An example -> one row of a Batch, still without masks. Draws in a fixed order: crop, flip, captions.
+
+    `captions` are sampled from the example's first `candidates` captions; 0: from all.
+    """
 
     crop: Crop
     tokenizer: captions.CaptionTokenizer
     captions: int
+    candidates: int = 0
 
     def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
         crop = self.crop
         image = transforms.random_resized_crop(example.image, crop.size, crop.scale, crop.aspect, rng)
         if crop.flip and rng.random() < 0.5:
             image = image[:, ::-1]
-        words = captions.caption_arrays(example.captions, self.captions, self.tokenizer, rng)
+        candidates = example.captions[: self.candidates or None]
+        words = captions.caption_arrays(candidates, self.captions, self.tokenizer, rng)
         return {"images": np.ascontiguousarray(image), **words}
 
 
