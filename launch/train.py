@@ -37,30 +37,8 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     workdir = Path(WORKDIR.value)
     validate(CONFIG.value)
-    check_workdir(workdir, CONFIG.value)
+    common.check_workdir(workdir, CONFIG.value)
     train(CONFIG.value, workdir)
-
-
-def check_workdir(workdir: Path, config) -> None:
-    """Refuses a workdir of another experiment, naming the keys that differ."""
-    from tc_jepa.checkpoint import CONFIG_FILE, read_config, saved_steps
-
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a directory")
-    if not (workdir / CONFIG_FILE).exists():
-        if saved_steps(workdir):
-            raise UserError(
-                f"{workdir} holds checkpoints but no {CONFIG_FILE}; restore that file or give another --workdir"
-            )
-        return
-    before = read_config(workdir)
-    names = base.experiment_differences(before, config)
-    if names:
-        was, now = base.flatten(before), base.flatten(config)
-        changes = ", ".join(
-            f"{name} (there {was.get(name, 'absent')}, here {now.get(name, 'absent')})" for name in names
-        )
-        raise UserError(f"{workdir} belongs to another experiment: {changes}; give another --workdir or the same keys")
 
 
 if __name__ == "__main__":

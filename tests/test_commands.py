@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from configs import base
-from launch.train import check_workdir
+from launch.common import check_workdir
 from tc_jepa import build
 from tc_jepa.errors import UserError
 from tc_jepa.validate import validate
