@@ -104,7 +104,7 @@ def test_a_finished_job_with_other_settings_is_refused_not_counted(file, tmp_pat
     (planned[0].job.workdir / "config.json").write_text(json.dumps(planned[0].config.to_dict()))
     sweep.plan(file, tmp_path / "runs", [])
     with pytest.raises(UserError, match="variant none, seed 0: .*captions.per_image"):
-        sweep.plan(file, tmp_path / "runs", ["captions.per_image=2"])
+        sweep.plan(file, tmp_path / "runs", ["captions.per_image=5"])
 
 
 def test_the_table_has_mean_spread_and_what_is_missing(tmp_path):
