@@ -1,7 +1,13 @@
-"""Writing files so that a reader, or a kill, never meets half of one."""
+"""Writing files and folders so that a reader, or a kill, never meets half of one."""
 
+from collections.abc import Iterator
+import contextlib
 import os
 from pathlib import Path
+import secrets
+import shutil
+
+from tc_jepa.errors import UserError
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -9,3 +15,31 @@ def replace_text(path: Path, text: str) -> None:
     beside = path.with_name(f"{path.name}.tmp")
     beside.write_text(text)
     os.replace(beside, path)
+
+
+def refuse_existing(output: Path) -> None:
+    """UserError where something stands at `output` already: a command asks before it starts to read."""
+    if os.path.lexists(output):
+        raise UserError(f"--output={output} exists already; give a new folder, or remove that one first")
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output`, which takes that name when the block ends well, and vanishes otherwise.
+
+    UserError where `output` exists or cannot be made.
+    """
+    refuse_existing(output)
+    parent = next(folder for folder in output.absolute().parents if folder.exists())
+    temporary = parent / f".{output.name}.{secrets.token_hex(4)}"
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise UserError(f"--output={output} cannot be made in {parent} ({error.strerror}); give another") from error
+    try:
+        yield temporary
+        output.parent.mkdir(parents=True, exist_ok=True)
+        temporary.rename(output)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise

@@ -9,10 +9,7 @@ from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
 import json
-import os
 from pathlib import Path
-import secrets
-import shutil
 import sys
 from typing import Any, NamedTuple
 
@@ -27,6 +24,7 @@ from tc_jepa.data.prepared import VOCABULARY
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Source, SPLITS, TEST, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
+from tc_jepa.files import new_folder, refuse_existing
 
 IMAGES_PER_SHARD = 10_000
 IMAGES_PER_WRITE = 64  # not 1: TFDS rewrites its metadata files at every write
@@ -82,7 +80,7 @@ def prepare_folder(
         raise UserError(f"--images={folder} is no folder; give the one that the files in {listing} are relative to")
     if not listing.is_file():
         raise UserError(f"--captions={listing} is no file; give one with a JSON object a line")
-    _refuse_existing(Path(output))
+    refuse_existing(Path(output))
     model = None if vocabulary is None else _read_vocabulary(vocabulary)
     count, features = _survey(listing, folder)
 
@@ -120,7 +118,7 @@ def prepare_scenes(count: int, output: str, seed: int, size: int, vocabulary: st
 
 def prepare_sources(sources: Mapping[str, Source], output: str, vocabulary: str | None = None) -> Summary:
     """Writes sources, by split, to the new folder `output`. They share tasks; images and masks become PNGs."""
-    _refuse_existing(Path(output))
+    refuse_existing(Path(output))
     model = None if vocabulary is None else _read_vocabulary(vocabulary)
     features = _source_features(next(iter(sources.values())))
     count = sum(len(source) for source in sources.values())
@@ -336,30 +334,14 @@ class _Writer:
         self._waiting[split] = []
 
 
-def _refuse_existing(output: Path) -> None:
-    if os.path.lexists(output):
-        raise UserError(f"--output={output} exists already; give a new folder, or remove that one first")
-
-
 @contextlib.contextmanager
 def _new_dataset(output: Path, features: tfds.features.FeaturesDict, vocabulary: bytes | None) -> Iterator[_Writer]:
-    """A writer to a hidden folder, which takes the name `output` when the block ends well, and vanishes otherwise."""
-    parent = next(folder for folder in output.absolute().parents if folder.exists())
-    temporary = parent / f".{output.name}.{secrets.token_hex(4)}"
-    try:
-        temporary.mkdir()
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be made in {parent} ({error.strerror}); give another") from error
-    try:
-        writer = _Writer(temporary, features)
+    """A writer to the folder `output`, which is there when the block ends well."""
+    with new_folder(output) as folder:
+        writer = _Writer(folder, features)
         yield writer
         if not writer.summary.images:
             raise UserError(f"{output} would be empty: no image decodes ({writer.summary.skipped} skipped)")
         writer.close()
         if vocabulary is not None:
-            (temporary / VOCABULARY).write_bytes(vocabulary)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+            (folder / VOCABULARY).write_bytes(vocabulary)
