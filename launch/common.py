@@ -6,7 +6,7 @@ from pathlib import Path
 import re
 import sys
 
-from absl import app
+from absl import app, flags
 
 from configs import base
 from tc_jepa.errors import UserError
@@ -35,12 +35,14 @@ def _parse(argv: Sequence[str]) -> list[str]:
         if argument.startswith("-") and flag.startswith(f"{CONFIG_FLAG}."):
             _check_key(flag.removeprefix(f"{CONFIG_FLAG}."))
     try:
-        rest = app.parse_flags_with_usage(list(argv))
+        rest = flags.FLAGS(list(argv))
     except (AttributeError, KeyError) as error:  # a config file that sets a key which configs/base.py does not declare
         reason, _, _ = str(error.args[0]).partition(". Other fields present")
         guess = re.search(r'Did you mean "(.+?)"', str(error.args[0]))
         mend = f"; did you mean {guess[1]!r}?" if guess else ""
         raise UserError(f"--config: {' '.join(reason.split())}; keys are declared in configs/base.py{mend}") from error
+    except flags.Error as error:
+        raise UserError(f"{' '.join(str(error).split())}; see --help") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     return rest

@@ -1,9 +1,12 @@
-"""Judge the encoder of a run beside the same encoder at initialisation and raw pixels, on frozen features.
+"""Judge an encoder beside the same encoder at initialisation and raw pixels, on frozen features.
 
   python -m launch.evaluate --encoder=runs/quickstart [--data=scenes] [--tasks=knn,linear_fast,rank] [--step=600]
+  python -m launch.evaluate --encoder=weights/vith14 --data=data/photos
 
-Writes results.json (one flat object) and results.md into --output, and prints the table. How many examples are read,
-and how many at once, stands in the run's configuration under `evaluation`.
+The encoder is a training run's, or one in a converted folder (launch.convert) or a Hugging Face I-JEPA folder. Writes
+results.json (one flat object) and results.md into --output, and prints the table. How many examples are read, and how
+many at once, stands in the run's configuration under `evaluation`; for a folder those are the defaults of
+configs/base.py.
 """
 
 from collections.abc import Sequence
@@ -18,45 +21,51 @@ from tc_jepa.errors import UserError
 
 SCENES = "scenes"
 
-ENCODER = flags.DEFINE_string("encoder", None, "Workdir of a training run.")
-DATA = flags.DEFINE_string("data", None, f"{SCENES!r}, or a prepared folder; default: the run's own data.")
-TASKS = flags.DEFINE_list("tasks", None, "Any of knn, linear_fast, rank; default: the run's evaluation.tasks.")
-STEP = flags.DEFINE_integer("step", None, "Step of the checkpoint; default: the newest.")
-OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; default: ENCODER/eval/STEP.")
+ENCODER = flags.DEFINE_string("encoder", None, "Workdir of a training run, or a folder with an encoder.")
+DATA = flags.DEFINE_string("data", None, f"{SCENES!r}, or a prepared folder; default: a run's own data.")
+TASKS = flags.DEFINE_list("tasks", None, "Any of knn, linear_fast, rank; default: a run's evaluation.tasks.")
+STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
+OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; default: ENCODER/eval/STEP, or ENCODER/eval.")
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     if ENCODER.value is None:
-        raise UserError("give --encoder=WORKDIR, the --workdir of a training run")
+        raise UserError("give --encoder=PATH, the --workdir of a training run or a folder with an encoder")
     if OUTPUT.value is not None and Path(OUTPUT.value).is_file():
         raise UserError(f"--output={OUTPUT.value} is a file; give a directory")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa.checkpoint import read_config
+    from tc_jepa import pretrained
+    from tc_jepa.checkpoint import chosen_step
     from tc_jepa.evaluation import evaluate, results
 
     logging.set_verbosity(logging.WARNING)
-    workdir = Path(ENCODER.value)
-    config = read_config(workdir)
-    absent = sorted(base.flatten(base.get_config()).keys() - base.flatten(config).keys())
-    if absent:
-        raise UserError(f"{workdir} was trained by another version (no {', '.join(absent)}); evaluate it with that")
+    path = Path(ENCODER.value)
+    step = chosen_step(path, STEP.value) if pretrained.is_run(path) else None
+    weights = pretrained.open_encoder(path, STEP.value if step is None else step)
+    config = folder_config(weights) if step is None else run_config(path)
     if DATA.value is not None:
         config.data.path = "" if DATA.value == SCENES else DATA.value
     train, test, test_split = open_data(config)
     tasks = choose_tasks(config, labelled=bool(test.tasks))
-    judged, baselines, step = open_encoders(config, workdir, STEP.value)
+    judged, baselines = frozen_encoders(config, weights)
 
     sizes = {"train_examples": config.evaluation.train_examples, "test_examples": config.evaluation.test_examples}
     found = evaluate.evaluate(judged, baselines, train, test, tasks, **sizes)
 
-    output = Path(OUTPUT.value or workdir / "eval" / str(step))
+    output = Path(OUTPUT.value or path / "eval" / ("" if step is None else str(step)))
     data = config.data.path or SCENES
-    command = ["python", "-m", "launch.evaluate", f"--encoder={workdir}", f"--step={step}", f"--data={data}"]
+    command = ["python", "-m", "launch.evaluate", f"--encoder={path}", f"--data={data}"]
     command += [f"--tasks={','.join(tasks)}", f"--output={output}"]
-    model = f"{config.model.encoder}, patch {config.model.patch_size}, {config.image.size} px, seed {config.train.seed}"
+    size = weights.encoder.size
+    model = f"width {size.width}, depth {size.depth}, patch {config.model.patch_size}, {config.image.size} px"
+    encoder = f"{path} ({model})"
+    if step is not None:
+        command.insert(4, f"--step={step}")
+        model = f"{config.model.encoder}, patch {config.model.patch_size}, {config.image.size} px"
+        encoder = f"{path}, step {step} ({model}, seed {config.train.seed})"
     header = {
-        "encoder": f"{workdir}, step {step} ({model})",
+        "encoder": encoder,
         "data": data,
         "probes are fitted on": f"{min(len(train), sizes['train_examples'])} examples of split train",
         "tested on": f"{min(len(test), sizes['test_examples'])} examples of split {test_split}",
@@ -66,6 +75,28 @@ def main(argv: Sequence[str]) -> None:
     results.write_results(output, found, report)
     print(report)
     print(f"written to {output}")
+
+
+def run_config(workdir: Path):
+    """The configuration that a run was trained with."""
+    from tc_jepa.checkpoint import read_config
+
+    config = read_config(workdir)
+    absent = sorted(base.flatten(base.get_config()).keys() - base.flatten(config).keys())
+    if absent:
+        raise UserError(f"{workdir} was trained by another version (no {', '.join(absent)}); evaluate it with that")
+    return config
+
+
+def folder_config(weights):
+    """The defaults, for an encoder that comes without a run: on images of its own size, with --data."""
+    if DATA.value is None:
+        raise UserError(
+            f"{ENCODER.value} is no training run and has no data of its own; give --data={SCENES} or a folder"
+        )
+    config = base.get_config()
+    config.image.size, config.model.patch_size = weights.image_size, weights.encoder.patch_size
+    return config
 
 
 def open_data(config):
@@ -93,23 +124,24 @@ def choose_tasks(config, labelled: bool) -> list[str]:
     return tasks
 
 
-def open_encoders(config, workdir: Path, step: int | None):
-    """The trained encoder, its baselines, and the step that it is from."""
+def frozen_encoders(config, weights):
+    """The encoder to judge, and its baselines: itself at initialisation, and pixels."""
     import jax
 
-    from tc_jepa import build, sharding
-    from tc_jepa.checkpoint import restore_encoder
+    from tc_jepa import sharding
     from tc_jepa.evaluation.encoder import frozen_pixels, frozen_vit
     from tc_jepa.state import initial_encoder_params
 
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     size, patch_size, batch_size = config.image.size, config.model.patch_size, config.evaluation.batch_size
-    vit = build.encoder(config)
-    initial = jax.jit(lambda: initial_encoder_params(vit, (size, size, 3), config.train.seed))()
-    trained, step = restore_encoder(workdir, step, initial, ema=config.target_encoder.kind == "ema")
+    untrained = weights.encoder.clone(stored_positions=False)
+    initial = jax.jit(lambda: initial_encoder_params(untrained, (size, size, 3), config.train.seed))()
     shared = {"image_size": size, "batch_size": batch_size, "mesh": mesh}
-    judged, untrained = (frozen_vit(vit, params, **shared) for params in (trained, initial))
-    return judged, {"init": untrained, "pixels": frozen_pixels(patch_size=patch_size, **shared)}, step
+    baselines = {
+        "init": frozen_vit(untrained, initial, **shared),
+        "pixels": frozen_pixels(patch_size=patch_size, **shared),
+    }
+    return frozen_vit(weights.encoder, weights.params, **shared), baselines
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ _EXPORTS = {
     "VisionTransformer": "tc_jepa.models.vit",
     "WordCrossAttention": "tc_jepa.models.cross_attention",
     "WordSequence": "tc_jepa.models.compared_conditioners",
+    "load_encoder": "tc_jepa.pretrained",
+    "load_text_encoder": "tc_jepa.pretrained_text",
     "train_step": "tc_jepa.step",
 }
 __all__ = list(_EXPORTS)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import ml_collections
 
 from tc_jepa import optimizer, targets
-from tc_jepa.checkpoint import read_config, restore_encoder
 from tc_jepa.convert import t5
 from tc_jepa.data import captions, pipeline
 from tc_jepa.data.prepared import PreparedSource, splits, vocabulary_path
@@ -25,7 +24,7 @@ from tc_jepa.models.predictor import Predictor
 from tc_jepa.models.t5 import T5Encoder
 from tc_jepa.models.text import EmbeddingText
 from tc_jepa.objective import Objective
-from tc_jepa.state import initial_encoder_params, Networks
+from tc_jepa.state import Networks
 
 Config = ml_collections.ConfigDict
 Constrain = Callable[[jax.Array], jax.Array]
@@ -88,30 +87,6 @@ def target(config: Config, online: vit.VisionTransformer, teacher: vit.VisionTra
     if config.target_encoder.kind == "pixels":
         return targets.Pixels(config.model.patch_size)
     raise UserError(f"target_encoder.kind={config.target_encoder.kind!r} is unknown; one of {', '.join(TARGETS)}")
-
-
-def teacher(
-    config: Config, constrain: Constrain = unconstrained
-) -> tuple[vit.VisionTransformer, Params] | tuple[None, None]:
-    """The encoder of the run that target_encoder.teacher names, and its newest parameters; without one, nothing.
-
-    Its patches must lie on the student's grid, all else may differ.
-    """
-    if config.target_encoder.kind != "frozen":
-        return None, None
-    workdir, size = config.target_encoder.teacher, config.image.size
-    theirs = read_config(workdir)
-    patch = theirs.model.patch_size
-    if size % patch or size // patch != grid(config)[0]:
-        raise UserError(
-            f"target_encoder.teacher={workdir} has patches of {patch} px, which at image.size={size} are not the "
-            f"student's {grid(config)[0]} x {grid(config)[1]} grid; give model.patch_size={patch}"
-        )
-    size_of_teacher, trained = vit.SIZES[theirs.model.encoder], grid(theirs)
-    encoder = vit.VisionTransformer(size_of_teacher, patch, linear(config), trained, constrain)
-    abstract = jax.eval_shape(lambda: initial_encoder_params(encoder, (size, size, 3), seed=0))
-    params, _ = restore_encoder(workdir, None, abstract, ema=theirs.target_encoder.kind == "ema")
-    return encoder, params
 
 
 def text_encoder(config: Config, vocabulary_size: int) -> tuple[EmbeddingText | T5Encoder, Params]:

@@ -59,17 +59,48 @@ def restore_encoder(workdir: Path, step: int | None, abstract_params: Params, *,
     `ema`: the target encoder, else the trained encoder itself (for runs whose target is no copy of it). Reads nothing
     else.
     """
+    if not ema:
+        return _restore_trained(workdir, step, "encoder", abstract_params)
+    step = chosen_step(workdir, step)
+    with _reading(workdir) as manager:
+        return _restore(manager, step, {"target": abstract_params})["target"], step
+
+
+def restore_trained(workdir: Path, step: int | None, network: str) -> Params:
+    """The trained parameters of one network (encoder, predictor or text) in the shapes that they were stored in.
+
+    On one device. Without a description of the network: for readers that have none.
+    """
+    step = chosen_step(workdir, step)
+    item = _directory(workdir) / str(step) / "state"
+    try:
+        stored = ocp.StandardCheckpointHandler().metadata(item).tree["params"][network]
+    except Exception as error:  # as in _restore
+        raise UserError(f"{item} does not say what {network} it holds ({error}); restore an older step") from error
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored)
+    return _restore_trained(workdir, step, network, abstract)[0]
+
+
+def _restore_trained(workdir: Path, step: int | None, network: str, abstract_params: Params) -> tuple[Params, int]:
+    step = chosen_step(workdir, step)
+    with _reading(workdir) as manager:
+        state = _restore(manager, step, {"state": {"params": {network: abstract_params}}}, partial=True)["state"]
+        return state["params"][network], step
+
+
+def chosen_step(workdir: Path, step: int | None) -> int:
+    """The step itself, or the newest for None. UserError where there is no such checkpoint."""
     steps = saved_steps(workdir)
     if not steps:
         raise UserError(f"{workdir} holds no checkpoint; train there first, or name another workdir")
-    step = steps[-1] if step is None else step
-    if step not in steps:
+    if step is not None and step not in steps:
         raise UserError(f"{workdir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
-    with ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        if ema:
-            return _restore(manager, step, {"target": abstract_params})["target"], step
-        state = _restore(manager, step, {"state": {"params": {"encoder": abstract_params}}}, partial=True)["state"]
-        return state["params"]["encoder"], step
+    return steps[-1] if step is None else step
+
+
+def _reading(workdir: Path) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(create=False))
 
 
 def saved_steps(workdir: Path) -> list[int]:

@@ -13,7 +13,7 @@ import grain
 import jax
 import ml_collections
 
-from tc_jepa import build, monitor, sharding
+from tc_jepa import build, monitor, pretrained, sharding
 from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
 from tc_jepa.data import pipeline
 from tc_jepa.data.sources import Source, TRAIN
@@ -42,7 +42,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     text_encoder, frozen = build.text_encoder(config, tokenizer.vocabulary_size)
     frozen = jax.device_put(frozen, sharding.parameter_sharding(mesh, frozen))
     constrain = sharding.constrain_to(mesh)
-    teacher, teacher_params = build.teacher(config, constrain)
+    teacher, teacher_params = pretrained.teacher(config, constrain)
     networks = build.networks(config, text_encoder, teacher, constrain)
     objective, schedules = build.objective(config), build.schedules(config)
     optimizer = adamw(schedules, config.optimizer.beta1, config.optimizer.beta2, config.optimizer.epsilon)

@@ -321,8 +321,8 @@ def test_at_step_0_the_run_is_its_own_initialisation(workdir, tmp_path):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"encoder": None}, "give --encoder=WORKDIR"),
-        ({"encoder": "nowhere"}, "nowhere is no workdir"),
+        ({"encoder": None}, "give --encoder=PATH"),
+        ({"encoder": "nowhere"}, "nowhere is no folder"),
         ({"tasks": ["knn", "linaer"]}, "unknown task 'linaer'; the tasks are knn, linear_fast, rank"),
         ({"step": 5}, "no checkpoint of step 5; it has 0, 3"),
         ({"data": "no_such_folder"}, "no_such_folder is no folder"),

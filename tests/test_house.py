@@ -55,13 +55,17 @@ def files(*patterns: str) -> list[Path]:
             ),
         ),
         (("evaluation/*.py",), ("tc_jepa.train", "tc_jepa.monitor")),
-        (("**/*.py",), ("configs", "launch", "tests", "pickle", "tensorflow", "torch")),
+        (("**/*.py",), ("configs", "launch", "tests", "pickle", "tensorflow")),
     ],
 )
 def test_imports_flow_one_way(patterns, forbidden):
     for path in files(*patterns):
         wrong = {name for name in imports(path) for bad in forbidden if name == bad or name.startswith(bad + ".")}
         assert not wrong, f"{path.relative_to(ROOT)} imports {', '.join(sorted(wrong))}"
+
+
+def test_torch_has_one_door():
+    assert [path.name for path in files("**/*.py") if "torch" in imports(path)] == ["torch_files.py"]
 
 
 def test_importing_the_package_loads_nothing_heavy():

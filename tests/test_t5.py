@@ -266,7 +266,7 @@ REFUSALS = {
     "width in words": (lambda folder: change_config(folder, d_model="48"), "d_model is '48', not a positive int"),
     "no epsilon": (lambda folder: change_config(folder, layer_norm_epsilon=0.0), "layer_norm_epsilon is 0.0, not a"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "neither model.safetensors nor .*; download"),
-    "only a pickle": (only_a_pickle, "pickle.*T5EncoderModel.from_pretrained.*save_pretrained"),
+    "only a pickle": (only_a_pickle, "pickle.*launch.convert --from=t5 --input="),
     "no safetensors": (
         lambda folder: (folder / WEIGHTS).write_text("version https://git-lfs"),
         "model.safetensors .*anew",

@@ -1,24 +1,26 @@
 """T5 model folders as Hugging Face publishes them -> the configuration and parameters of models.t5.T5Encoder.
 
-Weights are read from safetensors only: a pickle would run whatever its author put in.
+Training reads safetensors only. `convert` also reads pytorch_model.bin, through torch's weights_only reader, and writes
+the encoder alone into a folder that training and transformers open.
 """
 
-from collections.abc import Iterator, Mapping
-import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 import json
 import os
 from pathlib import Path
+import shutil
 from typing import NamedTuple
 
 from flax import traverse_util
-import ml_dtypes  # noqa: F401 - safetensors reads bfloat16 into numpy only once this has taught numpy the type
 import numpy as np
-from safetensors import safe_open, SafetensorError
 
+from tc_jepa.convert import torch_files
+from tc_jepa.convert.tensors import CONFIG, files, FLOATS, INDEX, one_of, opened, read_json, shards, WEIGHTS, write
 from tc_jepa.errors import UserError
 from tc_jepa.models.t5 import T5Config
 
-CONFIG, WEIGHTS, INDEX, VOCABULARY = "config.json", "model.safetensors", "model.safetensors.index.json", "spiece.model"
+VOCABULARY = "spiece.model"
+PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 CONFIG_KEYS = {
     "vocabulary_size": "vocab_size",
@@ -38,7 +40,6 @@ GATED = {"relu": False, "gated-gelu": True}
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one table under two names; a file has either or both
 NOT_THE_ENCODER = ("decoder.", "lm_head.")
 SAME_MODEL = f"take {CONFIG} and weights from one and the same T5 model"
-FLOATS = ("F32", "F16", "BF16")
 
 
 class Place(NamedTuple):
@@ -58,23 +59,31 @@ def load(folder: str | os.PathLike) -> tuple[T5Config, dict]:
     """
     folder = _folder(folder)
     config = _config(folder / CONFIG)
-    places, files = encoder_tensors(config), _files(folder)
-    names = [name for name in files if not name.startswith(NOT_THE_ENCODER)]
-    for name in names:
-        if name not in places:
-            raise UserError(f"{files[name]} holds tensor {name}, for which {CONFIG} has no place; {SAME_MODEL}")
-    found = {places[name].path for name in names}
-    for name, place in places.items():
-        if place.path not in found:
-            raise UserError(f"{folder} holds no tensor {name}; {SAME_MODEL}")
+    places, held = encoder_tensors(config), _files(folder)
+    names = _encoder_names(held, places)
+    return config, _params(folder, _read(names, held, places), places)
 
-    flat = {}
-    for name, array in _read(names, files, places):
-        path = places[name].path
-        if path in flat and not np.array_equal(flat[path], array):
-            raise UserError(f"{folder}: {' and '.join(EMBEDDINGS)} differ, T5 has one table; {SAME_MODEL}")
-        flat[path] = array
-    return config, traverse_util.unflatten_dict(flat)
+
+def convert(source: str | os.PathLike, output: Path) -> None:
+    """Writes the encoder of a T5 folder into the empty folder `output`, with the vocabulary where there is one.
+
+    As float32 safetensors and config.json. UserError as `load`.
+    """
+    source = _folder(source)
+    if (source / WEIGHTS).is_file() or (source / INDEX).is_file():
+        config, params = load(source)
+    else:
+        config = _config(source / CONFIG)
+        places = encoder_tensors(config)
+        params = _params(source, _read_pickles(source, places), places)
+    flat = traverse_util.flatten_dict(params)
+    places = {name: place for name, place in encoder_tensors(config).items() if name != EMBEDDINGS[1]}
+    write({name: _turned(place, flat[place.path]) for name, place in places.items()}, output / WEIGHTS)
+    values = read_json(source / CONFIG) | {"architectures": ["T5EncoderModel"], "dtype": "float32"}
+    values.pop("torch_dtype", None)  # dtype's older name
+    (output / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
+    if (source / VOCABULARY).is_file():
+        shutil.copyfile(source / VOCABULARY, output / VOCABULARY)
 
 
 def vocabulary(folder: str | os.PathLike) -> str:
@@ -130,14 +139,12 @@ def _folder(folder: str | os.PathLike) -> Path:
 def _config(path: Path) -> T5Config:
     if not path.is_file():
         raise UserError(f"{path.parent} holds no {CONFIG}; download all files of the T5 model")
-    values = DEFAULTS | _json(path)
+    values = DEFAULTS | read_json(path)
     if values.get("model_type") != "t5":
         raise UserError(f"{path}: model_type is {values.get('model_type')!r}, not 't5'; give a T5 1.0 or 1.1 model")
     activation = values["feed_forward_proj"]
     if activation not in GATED:
-        raise UserError(
-            f"{path}: feed_forward_proj={activation!r} is not supported; give a model with {_one_of(GATED)}"
-        )
+        raise UserError(f"{path}: feed_forward_proj={activation!r} is not supported; give a model with {one_of(GATED)}")
     fields = {}
     for field, key in CONFIG_KEYS.items():
         value, number = values.get(key), float if field == "epsilon" else int
@@ -148,60 +155,69 @@ def _config(path: Path) -> T5Config:
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """Which file holds which tensor. The whole file goes before the shards, as in transformers."""
-    whole, index = folder / WEIGHTS, folder / INDEX
-    if whole.is_file():
-        with _opened(whole) as file:
-            return dict.fromkeys(file.keys(), whole)
-    if index.is_file():
-        shards = _json(index).get("weight_map")
-        if not isinstance(shards, dict):
-            raise UserError(f"{index} holds no weight_map; download it anew")
-        return {name: folder / shard for name, shard in shards.items()}
-    if any(folder.glob("pytorch_model*.bin")):
+    whole_or_index = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    if not whole_or_index and any(folder.glob("pytorch_model*.bin")):
         raise UserError(
-            f"{folder} holds its weights as a pickle only, which is never opened here; where transformers is installed "
-            f'and you trust the file, convert it: python -c "import transformers; transformers.T5EncoderModel.'
-            f"from_pretrained('{folder}').save_pretrained('{folder}')\""
+            f"{folder} holds its weights as a pickle only; convert it first: python -m launch.convert --from=t5 "
+            f"--input={folder} --output=DIR"
         )
-    raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; download the model's safetensors weights")
+    return files(folder)
 
 
-def _read(names: list[str], files: Mapping[str, Path], places: Mapping[str, Place]) -> Iterator[tuple[str, np.ndarray]]:
+def _encoder_names(held: Mapping[str, Path], places: Mapping[str, Place]) -> list[str]:
+    names = [name for name in held if not name.startswith(NOT_THE_ENCODER)]
+    for name in names:
+        if name not in places:
+            raise UserError(f"{held[name]} holds tensor {name}, for which {CONFIG} has no place; {SAME_MODEL}")
+    return names
+
+
+def _params(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], places: Mapping[str, Place]) -> dict:
+    """Nested parameters from all of the encoder's tensors, each as our parameters hold it."""
+    flat = {}
+    for name, array in tensors:
+        path = places[name].path
+        if path in flat and not np.array_equal(flat[path], array):
+            raise UserError(f"{folder}: {' and '.join(EMBEDDINGS)} differ, T5 has one table; {SAME_MODEL}")
+        flat[path] = array
+    for name, place in places.items():
+        if place.path not in flat:
+            raise UserError(f"{folder} holds no tensor {name}; {SAME_MODEL}")
+    return traverse_util.unflatten_dict(flat)
+
+
+def _read(names: list[str], held: Mapping[str, Path], places: Mapping[str, Place]) -> Iterator[tuple[str, np.ndarray]]:
     """Each named tensor as our parameters hold it, file by file; nothing else is read."""
-    for path in dict.fromkeys(files[name] for name in names):
-        with _opened(path) as file:
-            for name in (held for held in names if files[held] == path):
-                stored, place = file.get_slice(name), places[name]
-                shape, dtype = tuple(stored.get_shape()), stored.get_dtype()
-                if shape != place.shape:
+    for path in dict.fromkeys(held[name] for name in names):
+        with opened(path) as file:
+            for name in (name for name in names if held[name] == path):
+                stored = file.get_slice(name)
+                _check_shape(name, tuple(stored.get_shape()), places[name], path)
+                if stored.get_dtype() not in FLOATS:
                     raise UserError(
-                        f"{path}: tensor {name} has shape {shape}, {CONFIG} asks for {place.shape}; {SAME_MODEL}"
+                        f"{path}: tensor {name} is stored as {stored.get_dtype()}; give a model in {one_of(FLOATS)}"
                     )
-                if dtype not in FLOATS:
-                    raise UserError(f"{path}: tensor {name} is stored as {dtype}; give a model in {_one_of(FLOATS)}")
-                array = file.get_tensor(name).astype(np.float32)
-                yield name, array.T if place.path[-1] == "kernel" else array
+                yield name, _turned(places[name], file.get_tensor(name).astype(np.float32))
 
 
-@contextlib.contextmanager
-def _opened(path: Path):
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); download it anew") from error
+def _read_pickles(folder: Path, places: Mapping[str, Place]) -> Iterator[tuple[str, np.ndarray]]:
+    """The same from pytorch_model.bin, whole or in shards."""
+    whole, index = folder / PICKLE, folder / PICKLE_INDEX
+    if not whole.is_file() and not index.is_file():
+        raise UserError(f"{folder} holds neither {WEIGHTS} nor {PICKLE}, whole or in shards; download the weights")
+    for path in [whole] if whole.is_file() else sorted(set(shards(index).values())):
+        tensors = torch_files.load(path)
+        names = _encoder_names(dict.fromkeys(tensors, path), places)
+        for name, array in torch_files.arrays({name: tensors[name] for name in names}, str(path)).items():
+            _check_shape(name, array.shape, places[name], path)
+            yield name, _turned(places[name], array)
 
 
-def _json(path: Path) -> dict:
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); download it anew") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is no JSON object; download it anew")
-    return values
+def _check_shape(name: str, shape: tuple[int, ...], place: Place, path: Path) -> None:
+    if shape != place.shape:
+        raise UserError(f"{path}: tensor {name} has shape {shape}, {CONFIG} asks for {place.shape}; {SAME_MODEL}")
 
 
-def _one_of(choices) -> str:
-    return " or ".join(choices)
+def _turned(place: Place, array: np.ndarray) -> np.ndarray:
+    """A file's tensor as our parameters hold it, or back."""
+    return array.T if place.path[-1] == "kernel" else array

@@ -74,8 +74,12 @@ def layer_norm(name: str) -> nn.LayerNorm:
 
 def normalise_images(images: jax.Array) -> jax.Array:
     """uint8 [..., 3] in 0-255 -> float32 with ImageNet's mean and deviation taken out."""
-    mean, std = jnp.array(IMAGENET_MEAN), jnp.array(IMAGENET_STD)
-    return (images.astype(jnp.float32) / 255.0 - mean) / std
+    return normalise_unit_images(images.astype(jnp.float32) / 255.0)
+
+
+def normalise_unit_images(images: jax.Array) -> jax.Array:
+    """The same for float32 [..., 3] in 0-1."""
+    return (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 
 
 def patchify(images_BxHxWx3: jax.Array, patch_size: int) -> jax.Array:
@@ -112,7 +116,7 @@ def sincos_positions(grid: tuple[int, int], width: int) -> np.ndarray:
 BICUBIC_A = -0.75  # torch's and OpenCV's coefficient; jax.image.resize has -0.5
 
 
-def resized_positions(positions_NxD: np.ndarray, grid: tuple[int, int], new_grid: tuple[int, int]) -> np.ndarray:
+def resized_positions(positions_NxD: jax.Array, grid: tuple[int, int], new_grid: tuple[int, int]) -> jax.Array:
     """A position embedding on another grid: float32 [rows * columns of new_grid, D].
 
     Bicubic, as torch's interpolate(mode="bicubic", align_corners=False): that is how Hugging Face's I-JEPA reads images
@@ -121,13 +125,13 @@ def resized_positions(positions_NxD: np.ndarray, grid: tuple[int, int], new_grid
     if grid == new_grid:
         return positions_NxD
     rows, columns = (_bicubic_weights(old, new) for old, new in zip(grid, new_grid, strict=True))
-    image = positions_NxD.reshape(*grid, -1).astype(np.float64)
-    resized = np.einsum("Rr,Cc,rcd->RCd", rows, columns, image, optimize=True)
-    return resized.reshape(-1, image.shape[-1]).astype(np.float32)
+    image = positions_NxD.reshape(*grid, -1)
+    resized = jnp.einsum("Rr,Cc,rcd->RCd", rows, columns, image, precision="highest")
+    return resized.reshape(-1, image.shape[-1])
 
 
 def _bicubic_weights(old: int, new: int) -> np.ndarray:
-    """float64 [new, old]: each new place as a mean of four old ones; beyond the border, the border repeats."""
+    """float32 [new, old]: each new place as a mean of four old ones; beyond the border, the border repeats."""
     place = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for tap in range(-1, 3):
@@ -136,7 +140,7 @@ def _bicubic_weights(old: int, new: int) -> np.ndarray:
         near = ((a + 2) * x - (a + 3)) * x * x + 1
         far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
         np.add.at(weights, (np.arange(new), np.clip(source, 0, old - 1).astype(int)), np.where(x <= 1, near, far))
-    return weights
+    return weights.astype(np.float32)
 
 
 def masked_softmax(logits: jax.Array, valid: jax.Array) -> jax.Array:

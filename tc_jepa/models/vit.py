@@ -6,6 +6,7 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tc_jepa.models import layers
 
@@ -38,7 +39,9 @@ class VisionTransformer(nn.Module):
     With `indices` int [B, K], only those patches enter and the result is [B, K, D]; positions are added before the
     choice, and no pixel of another patch is read. `valid` bool [B, K] marks the indices that are no padding.
     `trained_grid` (rows, columns) is the patch grid whose positions the parameters know; on another one they are
-    interpolated from it (layers.resized_positions), and without one every grid has its own exact positions.
+    interpolated from it (layers.resized_positions), and without one every grid has its own exact positions. With
+    `stored_positions` they are not computed but a parameter, `positions` [N of trained_grid, D]: for weights from
+    elsewhere, never to be trained here.
     `constrain` is applied to the residual stream after every block, for a caller that lays activations over devices.
     """
 
@@ -46,6 +49,7 @@ class VisionTransformer(nn.Module):
     patch_size: int
     linear: layers.Linear = layers.Linear()
     trained_grid: tuple[int, int] | None = None
+    stored_positions: bool = False
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
@@ -58,8 +62,7 @@ class VisionTransformer(nn.Module):
         grid = (height // self.patch_size, width // self.patch_size)
         patches = layers.patchify(images_BxHxWx3, self.patch_size)
         known = self.trained_grid or grid
-        positions = layers.resized_positions(layers.sincos_positions(known, self.size.width), known, grid)
-        positions = jnp.asarray(positions)
+        positions = jnp.asarray(layers.resized_positions(self._positions(known), known, grid))
         if indices_BxK is not None:
             patches = layers.gather_tokens(patches, indices_BxK)
             positions = positions[indices_BxK]
@@ -68,3 +71,12 @@ class VisionTransformer(nn.Module):
             block = layers.Block(i, self.size.heads, self.size.hidden, self.linear, name=f"blocks_{i}")
             x = self.constrain(block(self.constrain(x), valid_BxK))
         return layers.layer_norm("norm")(x)
+
+    def _positions(self, grid: tuple[int, int]) -> jax.Array | np.ndarray:
+        """[rows * columns, D]"""
+        if not self.stored_positions:
+            return layers.sincos_positions(grid, self.size.width)
+        if self.trained_grid is None:
+            raise ValueError("stored positions belong to one grid: give trained_grid")
+        init = nn.initializers.normal(layers.OFFICIAL_STD)
+        return self.param("positions", init, (grid[0] * grid[1], self.size.width))

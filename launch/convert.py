@@ -1,0 +1,138 @@
+"""Convert weights: published ones into folders that this project opens, and its own into Hugging Face's format.
+
+  python -m launch.convert --from=ijepa --input=FILE.pth.tar --output=DIR [--network=encoder] [--heads=N]
+  python -m launch.convert --from=hf_ijepa --input=FOLDER --output=DIR
+  python -m launch.convert --to=hf_ijepa --input=WORKDIR_OR_FOLDER --output=DIR [--step=N]
+  python -m launch.convert --from=t5 --input=FOLDER --output=DIR
+
+A converted folder (tc_jepa/convert/folder.py describes it) is what --encoder of launch.evaluate and
+tc_jepa.load_encoder take, beside workdirs and Hugging Face folders. --from=t5 writes the encoder alone, for
+--config.model.text_weights, also from a pytorch_model.bin. Reading .pth.tar and .bin takes PyTorch: pip install
+'torch>=2.6'. They are read as tensors only; one that holds anything else is refused.
+
+The output appears when it is whole; a command that fails leaves nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+import signal
+
+from absl import flags
+
+from launch import common
+from tc_jepa.errors import UserError
+from tc_jepa.files import new_folder, refuse_existing
+
+IJEPA, HF_IJEPA, T5, TC_JEPA = "ijepa", "hf_ijepa", "t5", "tc_jepa"
+PAIRS = (
+    (IJEPA, TC_JEPA),
+    (IJEPA, HF_IJEPA),
+    (HF_IJEPA, TC_JEPA),
+    (TC_JEPA, HF_IJEPA),
+    (TC_JEPA, TC_JEPA),
+    (T5, T5),
+)
+NETWORKS = ("target_encoder", "encoder")
+
+FROM = flags.DEFINE_string(
+    "from",
+    None,
+    "ijepa: a checkpoint of the official code; hf_ijepa, t5: a Hugging Face folder; tc_jepa (default with --to): a "
+    "workdir or a converted folder.",
+)
+TO = flags.DEFINE_string("to", None, "tc_jepa (default): a converted folder; hf_ijepa: a Hugging Face folder.")
+INPUT = flags.DEFINE_string("input", None, "The file or folder to read.")
+OUTPUT = flags.DEFINE_string("output", None, "The folder to write. It must not exist yet.")
+NETWORK = flags.DEFINE_string(
+    "network", NETWORKS[0], "ijepa: target_encoder, which I-JEPA's evaluations use, or encoder (the context encoder)."
+)
+HEADS = flags.DEFINE_integer(
+    "heads", None, "ijepa: attention heads, which the file does not say; needed where the width is no standard ViT's."
+)
+STEP = flags.DEFINE_integer("step", None, "tc_jepa: step of a workdir's checkpoint; default: the newest.")
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    source, target = check_flags()
+    # A scheduler's SIGTERM ends the command as Ctrl-C does: nothing half-written stays.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    output = Path(OUTPUT.value)
+    refuse_existing(output)
+    if source == T5:
+        convert_t5(output)
+        return
+    weights = read(source, predictor=target == TC_JEPA)
+    from tc_jepa.convert import folder, hf_ijepa
+
+    with new_folder(output) as place:
+        if target == TC_JEPA:
+            network = f", network {NETWORK.value}" if source == IJEPA else ""
+            folder.save(weights, place, origin=f"{source} {Path(INPUT.value).name}{network}")
+        else:
+            hf_ijepa.save(weights, place)
+    size = weights.encoder.size
+    positions = "stored" if weights.encoder.stored_positions else "sine-cosine"
+    predictor = "and predictor" if target == TC_JEPA and weights.predictor is not None else "without predictor"
+    print(
+        f"{output}: encoder of width {size.width}, depth {size.depth}, {size.heads} heads, hidden {size.hidden}, patch "
+        f"{weights.encoder.patch_size}, {weights.image_size} px, {positions} positions, {predictor}"
+    )
+
+
+def check_flags() -> tuple[str, str]:
+    """From what to what. Refuses a missing flag, a pair that nothing converts, and a flag that would be ignored."""
+    if FROM.value is None and TO.value is None:
+        raise UserError("give --from=ijepa, hf_ijepa or t5, or --to=hf_ijepa; see --help")
+    source = FROM.value or TC_JEPA
+    target = TO.value or (T5 if source == T5 else TC_JEPA)
+    if (source, target) not in PAIRS:
+        told = ", ".join(f"{one} to {other}" if one != other else one for one, other in PAIRS)
+        raise UserError(f"--from={source} --to={target} is no conversion; there are: {told}")
+    for name in ("input", "output"):
+        if flags.FLAGS[name].value in (None, ""):
+            raise UserError(f"give --{name}; see --help")
+    for name, taker in (("network", IJEPA), ("heads", IJEPA), ("step", TC_JEPA)):
+        if source != taker and flags.FLAGS[name].present:
+            raise UserError(f"--from={source} has no use for --{name}; leave it out")
+    if NETWORK.value not in NETWORKS:
+        raise UserError(f"--network={NETWORK.value} is unknown; one of {', '.join(NETWORKS)}")
+    path = Path(INPUT.value)
+    if not path.exists():
+        raise UserError(f"--input={path} does not exist")
+    if source == IJEPA and not path.is_file():
+        raise UserError(f"--input={path} is a folder; --from=ijepa reads a file such as IN1K-vit.h.14-300e.pth.tar")
+    if source != IJEPA and not path.is_dir():
+        raise UserError(f"--input={path} is a file; --from={source} reads a folder")
+    return source, target
+
+
+def read(source: str, *, predictor: bool):
+    from tc_jepa import pretrained
+    from tc_jepa.convert import hf_ijepa, ijepa
+    from tc_jepa.convert.tensors import CONFIG, read_json
+
+    path = Path(INPUT.value)
+    if source == IJEPA:
+        return ijepa.load(path, NETWORK.value, HEADS.value)
+    if source == HF_IJEPA:
+        return hf_ijepa.load(path)
+    if not pretrained.is_run(path) and "format" not in read_json(path / CONFIG):
+        raise UserError(f"--input={path} is a Hugging Face folder, neither a workdir nor a converted folder")
+    return pretrained.open_encoder(path, STEP.value, predictor=predictor)
+
+
+def convert_t5(output: Path) -> None:
+    from tc_jepa.convert import t5
+
+    with new_folder(output) as place:
+        t5.convert(INPUT.value, place)
+    config, _ = t5.load(output)
+    missing = (
+        "" if (output / t5.VOCABULARY).is_file() else f"; no {t5.VOCABULARY} was there: put one beside it to train"
+    )
+    print(f"{output}: T5 encoder of width {config.width}, depth {config.depth}, {config.heads} heads{missing}")
+
+
+if __name__ == "__main__":
+    common.run(main)

@@ -1,0 +1,32 @@
+"""What every converter reads into and writes from: a vision encoder of whatever origin, ours in names and layout."""
+
+from typing import NamedTuple
+
+import jax
+
+from tc_jepa.models.layers import Params
+from tc_jepa.models.vit import Size, VisionTransformer
+from tc_jepa.state import initial_encoder_params
+
+
+class EncoderWeights(NamedTuple):
+    """An encoder that was trained on square images of `image_size` pixels, which its `trained_grid` says too.
+
+    `predictor` has I-JEPA's parameters, or those of a run with its conditioner; None where there is none, or where it
+    was not asked for.
+    """
+
+    encoder: VisionTransformer
+    params: Params
+    image_size: int
+    predictor: Params | None = None
+
+
+def square_encoder(size: Size, patch_size: int, image_size: int, stored_positions: bool) -> VisionTransformer:
+    side = image_size // patch_size
+    return VisionTransformer(size, patch_size, trained_grid=(side, side), stored_positions=stored_positions)
+
+
+def abstract_params(encoder: VisionTransformer, image_size: int) -> Params:
+    """Shapes and dtypes of the encoder's parameters."""
+    return jax.eval_shape(lambda: initial_encoder_params(encoder, (image_size, image_size, 3), seed=0))
