@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 import signal
 
-from absl import flags
+from absl import flags, logging
 
 from launch import common
 from tc_jepa.errors import UserError
@@ -57,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
     source, target = check_flags()
     # A scheduler's SIGTERM ends the command as Ctrl-C does: nothing half-written stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    logging.set_verbosity(logging.WARNING)
     output = Path(OUTPUT.value)
     refuse_existing(output)
     if source == T5:
@@ -84,11 +85,15 @@ def check_flags() -> tuple[str, str]:
     """From what to what. Refuses a missing flag, a pair that nothing converts, and a flag that would be ignored."""
     if FROM.value is None and TO.value is None:
         raise UserError("give --from=ijepa, hf_ijepa or t5, or --to=hf_ijepa; see --help")
+    for name in ("from", "to"):
+        value, known = flags.FLAGS[name].value, {pair[name == "to"] for pair in PAIRS}
+        if value is not None and value not in known:
+            raise UserError(f"--{name}={value} is unknown; one of {', '.join(sorted(known))}")
     source = FROM.value or TC_JEPA
     target = TO.value or (T5 if source == T5 else TC_JEPA)
     if (source, target) not in PAIRS:
-        told = ", ".join(f"{one} to {other}" if one != other else one for one, other in PAIRS)
-        raise UserError(f"--from={source} --to={target} is no conversion; there are: {told}")
+        known = [f"--to={other}" for one, other in PAIRS if one == source]
+        raise UserError(f"--from={source} --to={target} is no conversion; give {' or '.join(known)}")
     for name in ("input", "output"):
         if flags.FLAGS[name].value in (None, ""):
             raise UserError(f"give --{name}; see --help")

@@ -25,8 +25,8 @@ WRAPPER = "module."
 NETWORKS = ("target_encoder", "encoder")
 POSITIONS, PREDICTOR_POSITIONS = "pos_embed", "predictor_pos_embed"
 # The official target encoder's positions are averaged too. Rounding moves them off the encoder's: by 1.4e-4 in 187,500
-# float32 steps from momentum 0.996 to 1, by 2.0e-4 in 375,000.
-POSITION_TOLERANCE = 1e-3
+# float32 steps from momentum 0.996 to 1, by 2.0e-4 in 375,000. A file in bfloat16 is 2.0e-3 off.
+POSITION_TOLERANCE = 2.5e-3
 HEADS = {size.width: size.heads for name, size in vit.SIZES.items() if name != "nano"}  # of the widths all know
 Array = np.ndarray
 
@@ -96,7 +96,7 @@ def load(path: Path, network: str, heads: int | None) -> EncoderWeights:
     if network not in held:
         raise UserError(f"{path} holds no {network}; it has {', '.join(checks.some([str(name) for name in held]))}")
     networks = (name for name in (network, "predictor") if name in held)
-    return read({name: torch_files.arrays(held[name], f"{path}, {name},") for name in networks}, network, heads, path)
+    return read({name: torch_files.arrays(held[name], f"{path}, {name}") for name in networks}, network, heads, path)
 
 
 def read(

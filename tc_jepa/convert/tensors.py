@@ -98,9 +98,11 @@ def check(found: Shapes, expected: Shapes, where: str) -> None:
 
 def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
     """Float32 tensors into a safetensors file, marked as transformers asks for it."""
-    save_file(
-        {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}, path, {"format": "pt"}
-    )
+    path.touch()
+    mode = path.stat().st_mode  # what the user's umask gives; safetensors lets none but the owner read
+    arrays = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+    save_file(arrays, path, {"format": "pt"})
+    path.chmod(mode)
 
 
 def some(names: list[str]) -> list[str]:
