@@ -123,7 +123,11 @@ KEYS = (
     experiment("optimizer.beta2", 0.999, "AdamW's decay of the second moment"),
     experiment("optimizer.epsilon", 1e-8, "AdamW's epsilon"),
     experiment("target_encoder.kind", "ema", "what is predicted: ema, frozen (a teacher's features), pixels"),
-    experiment("target_encoder.teacher", "", "workdir of the teacher (kind=frozen), taken as it is at the start"),
+    experiment(
+        "target_encoder.teacher",
+        "",
+        "workdir of the teacher, or a folder with an encoder (kind=frozen); taken as it is at the start",
+    ),
     experiment("target_encoder.normalise", True, "LayerNorm, without parameters, on the features to predict"),
     experiment("target_encoder.start_momentum", 0.996, "EMA momentum of the target encoder at the start"),
     experiment("target_encoder.final_momentum", 1.0, "EMA momentum at the end, reached linearly"),

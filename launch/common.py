@@ -25,7 +25,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     """Flags as absl reads them, with one line for what goes wrong. Words that are no flag are refused, not ignored."""
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for argument, following in zip(argv[1:], [*argv[2:], ""]):
         flag, equals, value = argument.lstrip("-").partition("=")
         path = value if equals else following
         if argument.startswith("-") and flag == CONFIG_FLAG and not Path(path).is_file():

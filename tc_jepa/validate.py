@@ -108,7 +108,7 @@ def _check_target(config: ml_collections.ConfigDict) -> None:
     if (target.kind == "frozen") != bool(target.teacher):
         raise UserError(
             f"target_encoder.kind={target.kind} and target_encoder.teacher={target.teacher!r} do not fit: a frozen "
-            "teacher, and nothing else, needs the workdir of a run"
+            "teacher, and nothing else, needs a workdir or a folder with an encoder"
         )
     if target.kind == "pixels" and config.objective.prediction != "mse":
         raise UserError(

@@ -15,8 +15,9 @@ from sklearn.linear_model import LogisticRegression
 
 from configs import base
 from launch import evaluate as launch_evaluate
-from tc_jepa import build, sharding
+from tc_jepa import build, pretrained, sharding
 from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
+from tc_jepa.convert import folder
 from tc_jepa.data.sources import Example, Task
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, knn, linear, rank, results
@@ -340,3 +341,22 @@ def test_results_are_replaced_whole(tmp_path):
     results.write_results(tmp_path / "new", {"b": 2.0}, "second")
     assert json.loads((tmp_path / "new" / "results.json").read_text()) == {"b": 2.0}
     assert (tmp_path / "new" / "results.md").read_text() == "second"
+
+
+def test_a_folder_with_an_encoder_is_judged_as_its_run_is(workdir, tmp_path):
+    weights = pretrained.open_encoder(workdir, step=3)
+    path = tmp_path / "ours"
+    path.mkdir()
+    folder.save(weights, path, "here")
+    with pytest.raises(UserError, match="is no training run and has no data of its own; give --data=scenes"):
+        run(encoder=str(path))
+    with pytest.MonkeyPatch.context() as patch:
+        small = base.get_config()
+        small.evaluation.test_examples, small.evaluation.batch_size = 33, 16
+        patch.setattr(base, "get_config", lambda: small)
+        run(encoder=str(path), data="scenes", tasks=["rank"])
+    found = json.loads((path / "eval" / "results.json").read_text())
+    run(encoder=str(workdir), tasks=["rank"], output=str(tmp_path / "run"))
+    expected = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["rank/rankme"] == pytest.approx(expected["rank/rankme"], rel=1e-4)
+    assert "width 16, depth 1, patch 4, 16 px" in (path / "eval" / "results.md").read_text()

@@ -1,12 +1,18 @@
 """A model and a batch small enough for every test: 4 x 4 patches, 2 predictor layers, 3 captions of 5 words."""
 
 import functools
+import json
+from pathlib import Path
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from tc_jepa.batch import Batch
+from tc_jepa.convert import t5
+from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.masking import BlockMasks
 from tc_jepa.models import conditioner, layers, text, vit
 from tc_jepa.models.cross_attention import WordCrossAttention
@@ -84,3 +90,20 @@ def lively(params, seed: int = 1):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return tree.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
+
+
+def t5_folder(folder: Path) -> Path:
+    """A T5 1.0 of one layer with random weights and the scenes' vocabulary, as Hugging Face publishes them."""
+    folder.mkdir()
+    shutil.copy(scenes_vocabulary_path(), folder / "spiece.model")
+    pieces = CaptionTokenizer(scenes_vocabulary_path(), 2).vocabulary_size
+    sizes = {"vocab_size": pieces, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "layer_norm_epsilon": 1e-6}
+    written = {"model_type": "t5", "feed_forward_proj": "relu"} | sizes | buckets
+    (folder / "config.json").write_text(json.dumps(written))
+    size = t5.T5Config(pieces, 8, 4, 16, 1, 2, 8, 16, gated=False, epsilon=1e-6)
+    rng = np.random.default_rng(0)
+    places = {name: place for name, place in t5.encoder_tensors(size).items() if name != "encoder.embed_tokens.weight"}
+    tensors = {name: rng.normal(size=place.shape).astype(np.float32) for name, place in places.items()}
+    save_file(tensors, folder / "model.safetensors")
+    return folder

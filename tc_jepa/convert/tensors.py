@@ -62,7 +62,7 @@ def shards(index: Path) -> dict[str, Path]:
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{index} holds no weight_map; download it anew")
     for name in set(places.values()):
-        if Path(name).name != name:
+        if Path(name).name != name or name == "..":
             raise UserError(f"{index} names {name!r}, which is no file beside it; download it anew")
     return {tensor: index.with_name(name) for tensor, name in places.items()}
 
@@ -88,12 +88,17 @@ def read(files: Mapping[str, Path], expected: Shapes, where: str) -> dict[str, n
 
 def check(found: Shapes, expected: Shapes, where: str) -> None:
     """UserError naming the tensors that are missing, unexpected or of another shape."""
-    wrong = [f"no {name}" for name in some(sorted(expected.keys() - found.keys()))]
-    wrong += [f"unexpected {name}" for name in some(sorted(found.keys() - expected.keys()))]
-    misshaped = sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
-    wrong += [f"{name} of shape {found[name]}, not {expected[name]}" for name in misshaped[:TOLD]]
+    common = sorted(found.keys() & expected.keys())
+    kinds = {
+        "no": sorted(expected.keys() - found.keys()),
+        "unexpected": sorted(found.keys() - expected.keys()),
+        "misshaped": [
+            f"{name} {found[name]}, not {expected[name]}" for name in common if found[name] != expected[name]
+        ],
+    }
+    wrong = [f"{kind} {', '.join(some(names))}" for kind, names in kinds.items() if names]
     if wrong:
-        raise UserError(f"{where} does not hold the weights of this network: {', '.join(wrong)}")
+        raise UserError(f"{where} does not hold the weights of this network: {'; '.join(wrong)}")
 
 
 def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:

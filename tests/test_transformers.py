@@ -1,0 +1,208 @@
+"""What PyTorch and transformers write we read, and what we write they read. Slow: .ci/run installs both for it.
+
+Nothing here skips where they are missing: a check that is not made must not pass.
+"""
+
+import os
+from pathlib import Path
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+import tiny
+
+import tc_jepa
+from tc_jepa.convert import hf_ijepa, ijepa, t5
+from tc_jepa.convert.weights import EncoderWeights, square_encoder
+from tc_jepa.data.transforms import resize_and_centre_crop
+from tc_jepa.models import layers, vit
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
+CLOSE = {"rtol": 0, "atol": 1e-4}
+
+
+def launch(module, *arguments):
+    command = [sys.executable, "-m", f"launch.{module}", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+
+def transformers_features(path, images):
+    """last_hidden_state of a Hugging Face folder, from normalised images [B, H, W, 3] of any size."""
+    import torch
+    import transformers
+
+    model, told = transformers.IJepaModel.from_pretrained(path, output_loading_info=True)
+    assert not any(told.values()), told
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    resized = images.shape[1:3] != (model.config.image_size,) * 2
+    with torch.no_grad():
+        return model.eval()(pixels, interpolate_pos_encoding=resized).last_hidden_state.numpy()
+
+
+def normalised(*shape):
+    return np.random.default_rng(0).normal(size=(*shape, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    """The fixture's official checkpoint as the official code holds it."""
+    import torch
+
+    networks = {name: {} for name in (*ijepa.NETWORKS, "predictor")}
+    for name, tensor in load_file(FIXTURES / "ijepa_tiny" / "weights.safetensors").items():
+        network, _, key = name.partition("/")
+        networks[network][key] = torch.from_numpy(tensor)
+    return networks | {"opt": {"state": {}}, "scaler": None, "epoch": 3, "loss": 0.1}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_official_file_becomes_a_folder_with_its_features(checkpoint, zipped, tmp_path):
+    import torch
+
+    file = tmp_path / "tiny.pth.tar"
+    torch.save(checkpoint, file, _use_new_zipfile_serialization=zipped)
+    done = launch("convert", "--from=ijepa", f"--input={file}", f"--output={tmp_path}/ours", "--heads=4")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("patch 8, 64 px, sine-cosine positions, and predictor\n")
+    done = launch("convert", "--to=hf_ijepa", f"--input={tmp_path}/ours", f"--output={tmp_path}/theirs")
+    assert done.returncode == 0, done.stderr
+    with np.load(FIXTURES / "ijepa_tiny" / "expected.npz") as expected:
+        images, target = expected["images"], expected["target_normalised"]
+    found = np.asarray(tc_jepa.load_encoder(tmp_path / "ours")(images, normalise=False))
+    deviation = np.sqrt(found.var(axis=-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose((found - found.mean(axis=-1, keepdims=True)) / deviation, target, **CLOSE)
+    np.testing.assert_allclose(transformers_features(tmp_path / "theirs", images), found, **CLOSE)
+
+
+class Runs:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_files_that_are_no_checkpoint_are_refused_and_not_run(checkpoint, tmp_path):
+    import torch
+
+    trap = tmp_path / "was_run"
+    cases = {
+        "zip": "is damaged, cut short or not PyTorch's",
+        "jpeg": "is damaged, cut short or not PyTorch's",
+        "half": "is damaged, cut short or not PyTorch's",
+        "pickle": "is not opened: beside tensors it asks for posix.mkdir, which could run code",
+        "torch_pickle": "is not opened: beside tensors it asks for",
+        "list": "holds a list, not a dict of tensors",
+        "integers": "'module.norm.bias' is no tensor of floating point numbers",
+        "no_target": "holds no target_encoder; it has encoder",
+    }
+    with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
+        archive.writestr("a/b.txt", "x")
+    shutil.copy(next((FIXTURES / "photos" / "images").iterdir()), tmp_path / "jpeg")
+    torch.save(checkpoint, tmp_path / "whole")
+    (tmp_path / "half").write_bytes((tmp_path / "whole").read_bytes()[:400_000])
+    (tmp_path / "pickle").write_bytes(pickle.dumps({"target_encoder": Runs(trap)}, protocol=2))
+    torch.save({"target_encoder": Runs(trap)}, tmp_path / "torch_pickle")
+    torch.save([1], tmp_path / "list")
+    integers = {"module.norm.bias": torch.zeros(48, dtype=torch.int64)}
+    torch.save({"target_encoder": checkpoint["target_encoder"] | integers}, tmp_path / "integers")
+    torch.save({"encoder": checkpoint["encoder"]}, tmp_path / "no_target")
+    for name, said in cases.items():
+        done = launch("convert", "--from=ijepa", f"--input={tmp_path / name}", f"--output={tmp_path}/out", "--heads=4")
+        assert done.returncode == 2 and done.stdout == "", name
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+    assert not trap.exists()
+    assert {path.name for path in tmp_path.iterdir()} == cases.keys() | {"whole"}
+
+
+def test_an_encoder_trained_here_gives_the_same_features_there(tmp_path):
+    short = ["--config.train.steps=3", "--config.train.batch_size=8", "--config.optimizer.warmup_steps=1"]
+    done = launch("train", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run", *short)
+    assert done.returncode == 0, done.stderr
+    done = launch("convert", "--to=hf_ijepa", f"--input={tmp_path}/run", f"--output={tmp_path}/theirs")
+    assert done.returncode == 0, done.stderr
+    encoder = tc_jepa.load_encoder(tmp_path / "run")
+    for size in ((60, 60), (80, 40)):
+        images = normalised(2, *size)
+        expected = transformers_features(tmp_path / "theirs", images)
+        np.testing.assert_allclose(encoder(images, normalise=False), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("size", [(56, 56), (84, 42)])
+def test_stored_positions_are_resized_as_there(size):
+    images = normalised(2, *size)
+    expected = transformers_features(FIXTURES / "hf_ijepa_tiny", images)
+    found = tc_jepa.load_encoder(FIXTURES / "hf_ijepa_tiny")(images, normalise=False)
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_preprocessing_is_ours(tmp_path):
+    import transformers
+
+    rng = np.random.default_rng(0)
+    encoder = square_encoder(vit.Size(16, 1, 2, 32), 16, 64, stored_positions=False)
+    official = {k: rng.normal(size=s).astype(np.float32) for k, s in ijepa.encoder_shapes(encoder.size, 16, 16).items()}
+    weights = ijepa.from_official(official, encoder.size, 16, 64)
+    assert isinstance(weights, EncoderWeights)
+    hf_ijepa.save(weights, tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+
+    def theirs(image):
+        return processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+
+    whole = rng.integers(0, 256, (64, 90, 3), dtype=np.uint8)  # its shorter side fits: only the centre is cut out
+    ours = np.asarray(layers.normalise_images(resize_and_centre_crop(whole, 64)))
+    np.testing.assert_allclose(theirs(whole), ours, atol=1e-5)
+    smooth = np.add.outer(np.arange(192.0), np.arange(256.0))[..., None] / 448 * np.array([255, 128, 64])
+    ours = np.asarray(layers.normalise_images(resize_and_centre_crop(smooth.astype(np.uint8), 64)))
+    np.testing.assert_allclose(theirs(smooth.astype(np.uint8)), ours, atol=0.05)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_t5_that_is_published_as_a_pickle_only(shards, tmp_path):
+    import torch
+    import transformers
+
+    source = FIXTURES / "t5_v1_1"
+    stored = {name: torch.from_numpy(tensor) for name, tensor in load_file(source / "model.safetensors").items()}
+    stored["decoder.final_layer_norm.weight"] = torch.zeros(48)
+    pickled = tmp_path / "t5"
+    pickled.mkdir()
+    shutil.copy(source / "config.json", pickled)
+    if shards:
+        names = sorted(stored)
+        for i in range(2):
+            torch.save({name: stored[name] for name in names[i::2]}, pickled / f"pytorch_model-{i}.bin")
+        places = ", ".join(f'"{name}": "pytorch_model-{i % 2}.bin"' for i, name in enumerate(names))
+        (pickled / t5.PICKLE_INDEX).write_text(f'{{"weight_map": {{{places}}}}}')
+    else:
+        torch.save(stored, pickled / t5.PICKLE)
+    done = launch("convert", "--from=t5", f"--input={pickled}", f"--output={tmp_path}/out")
+    assert done.returncode == 0 and "no spiece.model was there" in done.stdout, done.stderr
+    with np.load(source / "expected.npz") as expected:
+        ids, mask, vectors = expected["ids"], expected["mask"].astype(bool), expected["vectors"]
+    np.testing.assert_allclose(
+        np.asarray(tc_jepa.load_text_encoder(tmp_path / "out")(ids, mask))[mask], vectors, **CLOSE
+    )
+    model, told = transformers.T5EncoderModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(told.values()), told
+    with torch.no_grad():
+        read = model.eval()(torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long())
+    np.testing.assert_allclose(read.last_hidden_state.numpy()[mask], vectors, **CLOSE)
+
+
+def test_a_t5_with_text_in_place_of_weights_is_refused(tmp_path):
+    folder = tiny.t5_folder(tmp_path / "t5")
+    (folder / "model.safetensors").unlink()
+    (folder / t5.PICKLE).write_text("version https://git-lfs.github.com/spec/v1")
+    done = launch("convert", "--from=t5", f"--input={folder}", f"--output={tmp_path}/out")
+    assert done.returncode == 2 and "is damaged, cut short or not PyTorch's" in done.stderr
+    assert not (tmp_path / "out").exists()
