@@ -42,6 +42,8 @@ def main(argv: Sequence[str]) -> None:
     if absent:
         raise UserError(f"{workdir} was trained by another version (no {', '.join(absent)}); evaluate it with that")
     if DATA.value is not None:
+        # The names of the run's own features are not those of other data, which are the usual ones.
+        config.data = base.get_config().data
         config.data.path = "" if DATA.value == SCENES else DATA.value
     train, test, test_split = open_data(config)
     tasks = choose_tasks(config, labelled=bool(test.tasks))

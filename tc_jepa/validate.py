@@ -92,9 +92,8 @@ def _check_features(config: ml_collections.ConfigDict) -> None:
         )
     both = set(chosen.captions) & set(chosen.descriptions)
     if both:
-        raise UserError(
-            f"{', '.join(sorted(both))} is in data.caption_features and data.description_features; a text is whole or split"
-        )
+        names = ", ".join(sorted(both))
+        raise UserError(f"{names} is in data.caption_features and in data.description_features; leave it out of one")
 
 
 def _check_conditioner(config: ml_collections.ConfigDict) -> None:

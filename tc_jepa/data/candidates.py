@@ -15,7 +15,7 @@ from typing import NamedTuple
 # A stop may be followed by what closes around it. Full stops of other scripts need no space after them. Possessive,
 # and only at the first of a run, so that the time is linear in the text.
 _STOP = re.compile(r"(?:(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s)|[。！？｡．।॥؟۔]+[\"'”’»)\]」』】]*)\s*")
-_WORD_BEFORE = re.compile(r"[\w.]*$")
+_WORD_BEFORE = re.compile(r"[\w.'’]*$")
 _WORD_AFTER = re.compile(r"[\"'“‘«(\[]*([^\W\d_]+)(?![\w.])")
 # A stop within these ends no sentence: 'He says "Stop. Now." and leaves.' Bounded, so that a lone quote stays harmless.
 _ENCLOSED = re.compile(r"(?<!\w)\"(?=\S)[^\"]{1,200}(?<=\S)\"|“[^”]{1,200}”|«[^»]{1,200}»|\([^()]{1,200}\)")
@@ -111,7 +111,7 @@ def _ends_sentence(line: str, start: int, stop: re.Match, has_capitals: bool) ->
         return False
     if not stop[0].startswith(".") or stop[0].startswith(".."):
         return True
-    word = _WORD_BEFORE.search(line, max(start, stop.start() - _LONGEST_WORD), stop.start())[0]
+    word = _WORD_BEFORE.search(line, max(start, stop.start() - _LONGEST_WORD), stop.start())[0].strip("'’")
     if word.isdigit() and _LIST_MARKER.match(line[start : stop.end()].lstrip()):
         return False  # "2. A cat."
     initial = len(word) == 1 and word.isalpha()

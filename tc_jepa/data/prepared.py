@@ -22,9 +22,9 @@ MASK = "mask"
 class Features:
     """What a dataset's features are to us, by name; a dot reaches into a nested one: captions.text.
 
-    A text feature is a text, or a sequence of texts, at any depth; all that are named are pooled. Captions are
-    candidates as they are, descriptions are split into sentences. A label feature is a ClassLabel, a task of kind
-    single, or a sequence of them, of kind multi.
+    A text feature is a text or a sequence of texts; all that are named are pooled. Captions are candidates as they are,
+    descriptions are split into sentences. A label feature is a ClassLabel, a task of kind single, or a sequence of
+    them, of kind multi. Sequences of sequences cannot be read without TensorFlow.
     """
 
     image: str = "image"
@@ -143,13 +143,13 @@ class _Held:
 
     def __init__(self, path: str, features: tfds.features.FeaturesDict):
         self._path, self._features = path, features
-        self._leaves = dict(_leaves(features, "", 0))
+        self._leaves = dict(sorted(_leaves(features, "", 0), key=lambda leaf: leaf[0]))
 
     def image(self, name: str) -> str:
         return self._known(name, "image", self.images())
 
     def texts(self, names: Collection[str]) -> list[str]:
-        held = [name for name, (feature, _) in self._leaves.items() if _is_text(feature)]
+        held = [name for name, (feature, depth) in self._leaves.items() if _is_text(feature) and depth <= 1]
         return [self._known(name, "text", held) for name in names]
 
     def usual_captions(self) -> list[str]:
@@ -201,9 +201,5 @@ def _value(record: dict[str, Any], name: str) -> Any:
     return record
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, bytes):
-        yield value.decode()
-    else:
-        for item in value:
-            yield from _texts(item)
+def _texts(value: bytes | list[bytes]) -> list[str]:
+    return [text.decode() for text in ([value] if isinstance(value, bytes) else value)]

@@ -51,9 +51,9 @@ class Places:
         self.offsets.append(place.offset)
         self.digests += digest
 
-    def shards(self, split: str, features: tfds.features.FeaturesDict) -> Iterator[Shard]:
-        """Cut into shards. Features are part of what they are made from: a new class may change every label."""
-        form = json.dumps(features.to_json(), sort_keys=True).encode()
+    def shards(self, split: str, classes: dict[str, list[str]]) -> Iterator[Shard]:
+        """Cut into shards. Classes are part of what they are made from: a new one may change every label's index."""
+        form = json.dumps(classes).encode()
         step = dataset.shard_size(len(self.numbers))
         for index, start in enumerate(range(0, len(self.numbers), step)):
             numbers, offsets = self.numbers[start : start + step], self.offsets[start : start + step]
@@ -93,8 +93,8 @@ def prepare_folder(
         raise UserError(f"--captions={listing} is no file; give one with a JSON object a line")
     dataset.refuse_existing(Path(output))
     model = dataset.read_vocabulary(vocabulary)
-    places, features = _survey(listing, folder)
-    shards = [shard for split, lines in places.items() for shard in lines.shards(split, features)]
+    places, classes, features = _survey(listing, folder)
+    shards = [shard for split, lines in places.items() for shard in lines.shards(split, classes)]
     job = dataset.Job(LineReader(listing, folder.resolve()), features, model, words, skip_bad)
     command = {"source": "folder", "images": str(folder.resolve()), "captions": str(listing.resolve())}
     return dataset.write(Path(output), job, shards, command, workers=workers, unit="images")
@@ -177,11 +177,11 @@ def _inside(root: Path, value: Any, key: str, where: str) -> Path:
     return path
 
 
-def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], tfds.features.FeaturesDict]:
-    """Lines by split, and the features that hold them all. Raises UserError where lines contradict each other."""
+def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], dict[str, list[str]], tfds.features.FeaturesDict]:
+    """Lines by split, classes by task, and the features that hold all. Raises UserError where lines contradict."""
     root = folder.resolve()
     numbers: dict[str, int] = {}  # by image
-    classes: dict[str, set[str]] = {"label": set(), "labels": set()}
+    found: dict[str, set[str]] = {"label": set(), "labels": set()}
     places: dict[str, Places] = {}
     first = None
     for place, raw in _lines(listing):
@@ -194,21 +194,22 @@ def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], tfds.featur
             has, lacks = (first, line) if key in first.annotations else (line, first)
             raise UserError(f'{lacks.where} has no "{key}" but {has.where} has; give it on every line or on none')
         if "label" in line.annotations:
-            classes["label"].add(line.annotations["label"])
+            found["label"].add(line.annotations["label"])
         if "labels" in line.annotations:
-            classes["labels"].update(line.annotations["labels"])
+            found["labels"].update(line.annotations["labels"])
         places.setdefault(line.split, Places()).add(place, _digest(raw, line))
     if first is None:
         raise UserError(f"{listing} has no lines; a dataset needs at least one image")
+    classes = {task: sorted(names) for task, names in found.items()}
     features = dataset.features(mask="mask" in first.annotations)
     features["file"] = tfds.features.Text()
     if "label" in first.annotations:
-        features["label"] = tfds.features.ClassLabel(names=sorted(classes["label"]))
+        features["label"] = tfds.features.ClassLabel(names=classes["label"])
     if "labels" in first.annotations:
         if not classes["labels"]:
             raise UserError(f'{listing}: "labels" is empty on every line; leave the key out, or name some')
-        features["labels"] = tfds.features.Sequence(tfds.features.ClassLabel(names=sorted(classes["labels"])))
-    return places, tfds.features.FeaturesDict(features)
+        features["labels"] = tfds.features.Sequence(tfds.features.ClassLabel(names=classes["labels"]))
+    return places, classes, tfds.features.FeaturesDict(features)
 
 
 def _digest(raw: bytes, line: Line) -> bytes:
