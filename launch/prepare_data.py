@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> None:
 def prepare():
     from tc_jepa.data import prepare
 
-    workers = len(os.sched_getaffinity(0)) if WORKERS.value is None else WORKERS.value
+    workers = cores() if WORKERS.value is None else WORKERS.value
     shared = {"vocabulary": VOCABULARY.value, "words": WORDS.value, "workers": workers}
     if SOURCE.value == "folder":
         return prepare.prepare_folder(IMAGES.value, CAPTIONS.value, OUTPUT.value, skip_bad=SKIP_BAD.value, **shared)
@@ -101,6 +101,11 @@ def prepare():
         fields = {"caption_fields": CAPTION_FIELDS.value, "description_fields": DESCRIPTION_FIELDS.value}
         return prepare.prepare_tars(INPUT.value, OUTPUT.value, skip_bad=SKIP_BAD.value, **fields, **shared)
     return prepare.prepare_scenes(COUNT.value, OUTPUT.value, SEED.value, SIZE.value, **shared)
+
+
+def cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def check_flags() -> None:

@@ -64,7 +64,8 @@ def test_fields_and_splits(tmp_path):
     with pytest.raises(UserError, match="--caption_fields: none of the first 2 samples of .*b.tar has 'txt'"):
         prepare.prepare_tars(inputs, str(tmp_path / "out"))
     (tmp_path / "b.tar").unlink()
-    write_tar(tmp_path / "b.tar", {"d/3.png": JPG, "d/4.jpeg": JPG, "d/4.json": {"tags": "z", "long": ""}})
+    members = {"d/3.png": JPG, "d/._4.jpeg": b"", "d/4.JPEG": JPG, "d/4.json": {"tags": "z", "long": ""}}
+    write_tar(tmp_path / "b.tar", members)
     prepare.prepare_tars(inputs, str(tmp_path / "out"), caption_fields=["tags"], description_fields=["long"])
     assert candidates(tmp_path) == [("x", "y", "One.", "Two."), ()]
     assert candidates(tmp_path, "val") == [(), ("z",)]
@@ -180,6 +181,17 @@ def test_members_that_reach_out_are_refused_whatever_is_skipped(tmp_path, member
     with pytest.raises(UserError, match=f"a.tar: .*{message}"):
         run(tmp_path, "a.tar", skip_bad=skip_bad)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar"]
+
+
+def test_a_member_of_negative_size_does_not_go_round_for_ever(tmp_path):
+    write_tar(tmp_path / "whole", sample("0"))
+    header = hostile(name="1.jpg", size=-2048).tobuf(tarfile.GNU_FORMAT)
+    data = (tmp_path / "whole").read_bytes()
+    with tarfile.open(tmp_path / "whole") as tar:
+        end = tar.getmembers()[-1].offset_data + 512
+    (tmp_path / "a.tar").write_bytes(data[:end] + header + bytes(1024))
+    with pytest.raises(UserError, match="a.tar is broken after"):
+        run(tmp_path, "a.tar")
 
 
 def test_an_image_of_gigabytes_is_not_read(tmp_path, monkeypatch):
