@@ -38,6 +38,19 @@ KEYS = (
     runtime("train.keep_checkpoints", 2, "checkpoints kept, the newest ones"),
     runtime("train.eval_every", 1000, "steps between two looks at held-out images (rank, text worth, regularisers)"),
     experiment("data.path", "", "prepared dataset (launch.prepare_data); empty: scenes drawn on the fly"),
+    experiment(
+        "data.image_feature", "image", "the feature of data.path that is the image; TFDS datasets have their own names"
+    ),
+    experiment(
+        "data.caption_features",
+        (),
+        "features of data.path, texts or sequences of them, that are pooled as candidates; dots reach into nested ones "
+        "(captions.text); empty: captions, where it has any",
+    ),
+    experiment(
+        "data.description_features", (), "features of data.path with long texts, each sentence of which is a candidate"
+    ),
+    experiment("data.label_features", (), "label features of data.path to judge by; empty: all that are not nested"),
     runtime("data.workers", 0, "processes that prepare batches; 0: threads of the main process"),
     experiment("data.train_scenes", 1_000_000, "distinct training scenes (without data.path)"),
     experiment("data.scenes_seed", 0, "seed of the scenes themselves, apart from train.seed"),

@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> None:
     weights = pretrained.open_encoder(path, STEP.value if step is None else step)
     config = folder_config(weights) if step is None else run_config(path)
     if DATA.value is not None:
+        # The names of the run's own features are not those of other data, which are the usual ones.
+        config.data = base.get_config().data
         config.data.path = "" if DATA.value == SCENES else DATA.value
     train, test, test_split = open_data(config)
     tasks = choose_tasks(config, labelled=bool(test.tasks))

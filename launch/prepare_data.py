@@ -1,29 +1,47 @@
-"""Prepare data: a folder of images with captions, or drawn scenes, into one folder that --config.data.path takes.
+"""Prepare data: images with captions, or drawn scenes, into one folder that --config.data.path takes.
 
   python -m launch.prepare_data --source=folder --images=DIR --captions=FILE.jsonl --output=DIR [--vocabulary=FILE]
+  python -m launch.prepare_data --source=tars --input='DIR/*.tar' --output=DIR [--vocabulary=FILE]
   python -m launch.prepare_data --source=scenes --count=10000 --output=DIR
 
 captions.jsonl holds one JSON object a line: "file", relative to --images; "captions", a list of strings, which may be
-empty; and optionally "split" (train, val or test; train when absent), "label" (a string), "labels" (a list of strings)
-and "mask" (relative to --images: a PNG of class indices, 255 = ignore, as large as the upright image). Label, labels
-and mask are each on every line or on none. Other keys are ignored.
+empty; and optionally "descriptions" (a long text or a list of them, whose sentences are captions too), "split" (train,
+val or test; train when absent), "label" (a string), "labels" (a list of strings) and "mask" (relative to --images: a
+PNG of class indices, 255 = ignore, as large as the upright image). Label, labels and mask are each on every line or on
+none. Other keys are ignored.
 
-The output is a TFDS dataset in ArrayRecord form. It appears when it is whole; a command that fails leaves nothing.
+Tars are those of img2dataset: an image with a .txt, a .json or both beside it, under the same name. --caption_fields
+and --description_fields say which texts are captions, and which are split into sentences: txt is the .txt, any other
+name a key of the .json.
+
+The output is a TFDS dataset in ArrayRecord form, with histograms of its captions as captions.json and captions.png. It
+appears when it is whole. When the command is killed or stops at bad input, finished shards stay in OUTPUT.partial, and
+the same command goes on from there; with nothing finished, nothing is left.
 """
 
 from collections.abc import Sequence
 import os
+from pathlib import Path
 import signal
+import sys
 
 from absl import flags
 
+from configs import base
 from launch import common
 from tc_jepa.errors import UserError
 
-SOURCE = flags.DEFINE_enum("source", None, ["folder", "scenes"], "What to prepare: images, or drawn scenes.")
+SOURCE = flags.DEFINE_enum(
+    "source", None, ["folder", "tars", "scenes"], "What to prepare: images with a captions.jsonl, tars, drawn scenes."
+)
 IMAGES = flags.DEFINE_string("images", None, "folder: the directory that files and masks are relative to.")
 CAPTIONS = flags.DEFINE_string("captions", None, "folder: the captions.jsonl.")
-SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "folder: name, leave out and count images that do not decode.")
+INPUT = flags.DEFINE_multi_string(
+    "input", None, "tars: a pattern of files, for split train; val:PATTERN and test:PATTERN for those. May be repeated."
+)
+CAPTION_FIELDS = flags.DEFINE_list("caption_fields", ["txt"], "tars: texts that are one caption each.")
+DESCRIPTION_FIELDS = flags.DEFINE_list("description_fields", [], "tars: texts whose sentences are captions.")
+SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "folder, tars: name, leave out and count images that do not decode.")
 COUNT = flags.DEFINE_integer("count", None, "scenes: how many to train on; val and test get a tenth as many each.")
 SEED = flags.DEFINE_integer("seed", 0, "scenes: the seed that they are drawn from.")
 SIZE = flags.DEFINE_integer("size", 64, "scenes: width and height in pixels.")
@@ -33,9 +51,22 @@ VOCABULARY = flags.DEFINE_string(
     None,
     "A SentencePiece model with T5's ids (pad 0, eos 1, unk 2) to store with the data. Scenes bring their own.",
 )
+WORDS = flags.DEFINE_integer(
+    "words",
+    base.get_config().captions.words,
+    "captions.words of the training to come: longer captions are counted. They are stored whole, and cut when read.",
+    lower_bound=2,
+)
+WORKERS = flags.DEFINE_integer(
+    "workers", None, "Processes; 0: only this one. Default: one a core. The result is the same.", lower_bound=0
+)
 
-NEEDED = {"folder": ("images", "captions", "output"), "scenes": ("count", "output")}
-UNUSED = {"folder": ("count", "seed", "size"), "scenes": ("images", "captions", "skip_bad")}
+NEEDED = {"folder": ("images", "captions", "output"), "tars": ("input", "output"), "scenes": ("count", "output")}
+OWN = {
+    "folder": ("images", "captions", "skip_bad"),
+    "tars": ("input", "caption_fields", "description_fields", "skip_bad"),
+    "scenes": ("count", "seed", "size"),
+}
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,25 +74,49 @@ def main(argv: Sequence[str]) -> None:
     check_flags()
     # OpenCV reads this when it is first imported. Its lines on a broken image would bury the one that names the file.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    from tc_jepa.data import prepare
+    from tc_jepa.data.prepare import statistics
 
     # A scheduler's SIGTERM ends the command as Ctrl-C does: nothing half-written stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if SOURCE.value == "folder":
-        summary = prepare.prepare_folder(IMAGES.value, CAPTIONS.value, OUTPUT.value, VOCABULARY.value, SKIP_BAD.value)
-    else:
-        summary = prepare.prepare_scenes(COUNT.value, OUTPUT.value, SEED.value, SIZE.value, VOCABULARY.value)
+    try:
+        summary = prepare()
+    except KeyboardInterrupt:
+        kept = Path(f"{OUTPUT.value}.partial")
+        left = f"finished shards are in {kept}: the same command goes on" if kept.exists() else "nothing is left"
+        print(f"interrupted; {left}", file=sys.stderr)
+        sys.exit(130)
     print(f"{OUTPUT.value}: {summary}")
+    print(statistics.text(summary))
+    print(f"plotted in {Path(OUTPUT.value) / statistics.PLOT_FILE}")
+
+
+def prepare():
+    from tc_jepa.data import prepare
+
+    workers = cores() if WORKERS.value is None else WORKERS.value
+    shared = {"vocabulary": VOCABULARY.value, "words": WORDS.value, "workers": workers}
+    if SOURCE.value == "folder":
+        return prepare.prepare_folder(IMAGES.value, CAPTIONS.value, OUTPUT.value, skip_bad=SKIP_BAD.value, **shared)
+    if SOURCE.value == "tars":
+        fields = {"caption_fields": CAPTION_FIELDS.value, "description_fields": DESCRIPTION_FIELDS.value}
+        return prepare.prepare_tars(INPUT.value, OUTPUT.value, skip_bad=SKIP_BAD.value, **fields, **shared)
+    return prepare.prepare_scenes(COUNT.value, OUTPUT.value, SEED.value, SIZE.value, **shared)
+
+
+def cores() -> int:
+    """Those that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def check_flags() -> None:
     """Refuses a missing flag, and one that the chosen source would ignore."""
     if SOURCE.value is None:
-        raise UserError("give --source=folder or --source=scenes")
+        raise UserError(f"give --source={', '.join(NEEDED)}")
     for name in NEEDED[SOURCE.value]:
         if flags.FLAGS[name].value in (None, ""):
             raise UserError(f"--source={SOURCE.value} needs --{name}; see --help")
-    for name in UNUSED[SOURCE.value]:
+    others = {name for names in OWN.values() for name in names} - set(OWN[SOURCE.value])
+    for name in sorted(others):
         if flags.FLAGS[name].present:
             raise UserError(f"--source={SOURCE.value} has no use for --{name}; leave it out")
 

@@ -11,7 +11,7 @@ import ml_collections
 from tc_jepa import optimizer, targets
 from tc_jepa.convert import t5
 from tc_jepa.data import captions, pipeline
-from tc_jepa.data.prepared import PreparedSource, splits, vocabulary_path
+from tc_jepa.data.prepared import Features, PreparedSource, splits, vocabulary_path
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Source, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
@@ -189,9 +189,17 @@ MASKS = {
 def source(config: Config, split: str) -> Source:
     """The data of one split; UserError where there is none."""
     if config.data.path:
-        return PreparedSource(config.data.path, split)
+        return PreparedSource(config.data.path, split, features(config))
     count = config.data.train_scenes if split == TRAIN else HELD_OUT_SCENES
     return SceneSource(config.data.scenes_seed, split, count, config.image.size)
+
+
+def features(config: Config) -> Features:
+    """What the data's features are to us."""
+    data = config.data
+    return Features(
+        data.image_feature, tuple(data.caption_features), tuple(data.description_features), tuple(data.label_features)
+    )
 
 
 def held_out_source(config: Config) -> Source:

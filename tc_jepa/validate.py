@@ -7,6 +7,7 @@ from absl import logging
 import ml_collections
 
 from tc_jepa import build
+from tc_jepa.data.prepared import Features
 from tc_jepa.errors import UserError
 from tc_jepa.masking import check_range
 from tc_jepa.models import vit
@@ -75,11 +76,24 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"model.predictor.width={width} must be divisible by 4 and by the {heads} heads of "
             f"model.encoder={config.model.encoder}"
         )
+    _check_features(config)
     _check_conditioner(config)
     _check_target(config)
     build.masks(config)  # refuses impossible masks by itself
     if config.image.flip and config.model.conditioner != "none":
         logging.warning("image.flip mirrors images but not captions: 'left of' becomes false in half of them")
+
+
+def _check_features(config: ml_collections.ConfigDict) -> None:
+    chosen = build.features(config)
+    if not config.data.path and chosen != Features():
+        raise UserError(
+            "data.image_feature and the like name features of data.path, which is not given; leave them out"
+        )
+    both = set(chosen.captions) & set(chosen.descriptions)
+    if both:
+        names = ", ".join(sorted(both))
+        raise UserError(f"{names} is in data.caption_features and in data.description_features; leave it out of one")
 
 
 def _check_conditioner(config: ml_collections.ConfigDict) -> None:

@@ -1,5 +1,6 @@
 """A folder of photographs, or scenes, to a prepared folder and back; and what is refused on the way."""
 
+from collections import Counter
 import json
 from pathlib import Path
 import pickle
@@ -9,11 +10,11 @@ import sys
 import numpy as np
 from PIL import Image
 import pytest
-import tensorflow_datasets as tfds
 
 from tc_jepa.data import prepare
-from tc_jepa.data.captions import scenes_vocabulary_path
+from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.data.images import decode_image, decode_mask
+from tc_jepa.data.prepare import dataset, statistics
 from tc_jepa.data.prepared import PreparedSource, splits, vocabulary_path
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.errors import UserError
@@ -116,9 +117,8 @@ def test_one_label_an_image(folder):
     assert [source.labels(index)["label"] for index in range(2)] == [1, 0]
 
 
-def test_more_images_than_one_write_or_shard_holds_keep_their_order(folder, monkeypatch):
-    monkeypatch.setattr(prepare, "IMAGES_PER_WRITE", 3)
-    monkeypatch.setattr(prepare, "IMAGES_PER_SHARD", 4)
+def test_more_images_than_one_shard_holds_keep_their_order(folder, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD_IMAGES", 4)
     lines = []
     for index in range(11):
         Image.new("RGB", (5, 5), (index, 0, 0)).save(folder / f"{index}.png")
@@ -135,6 +135,53 @@ def test_a_mask_is_held_to_the_upright_size(folder):
     prepare_lines(folder, [{"file": "turned.jpg", "captions": [], "mask": "mask.png"}])
     source = PreparedSource(str(folder.parent / "out"), "train")
     assert source[0].image.shape[:2] == source.mask(0).shape == (4, 6)
+
+
+def test_descriptions_become_candidates_sentence_by_sentence(folder):
+    lines = [
+        {"file": "a.png", "captions": ["a wall"], "descriptions": "A red wall. It is 2.5 m high. A wall!"},
+        {"file": "b.png", "captions": [], "descriptions": ["- one\n- two", "", "One. Three"]},
+    ]
+    summary = prepare_lines(folder, lines, vocabulary=scenes_vocabulary_path(), words=9)
+    source = PreparedSource(str(folder.parent / "out"), "train")
+    assert source[0].captions == ("a wall", "A red wall.", "It is 2.5 m high.")
+    assert source[1].captions == ("one", "two", "Three")
+    assert summary.captions == {3: 2} and (summary.duplicates, summary.blank) == (2, 1)
+
+
+def test_counts_are_told_drawn_and_kept(folder):
+    captions = ["red", "a red circle", "a red circle and a blue circle and a green square"]
+    lengths = CaptionTokenizer(scenes_vocabulary_path(), 99).lengths(captions)
+    lines = [{"file": "a.png", "captions": captions}, {"file": "b.png", "captions": [], "split": "val"}]
+    summary = prepare_lines(folder, lines, vocabulary=scenes_vocabulary_path(), words=lengths[1])
+    assert json.loads((folder.parent / "out" / "captions.json").read_text()) == {
+        "images": {"train": 1, "val": 1},
+        "images_by_candidates": {"0": 1, "3": 1},
+        "candidates_by_words": {str(length): 1 for length in sorted(lengths)},
+        "words": lengths[1],
+        "longer_than_words": 1,
+        "blank": 0,
+        "duplicates": 0,
+        "skipped": 0,
+    }
+    report = statistics.text(summary)
+    assert f"  {lengths[0]} | {'#' * 50} 1" in report.replace("   ", "  ")
+    assert f"longer than {lengths[1]} words, cut when read: 1 (33.3%)" in report
+    with Image.open(folder.parent / "out" / "captions.png") as plot:
+        assert plot.width > 500 and len(plot.getcolors(1 << 20)) > 10
+
+
+def test_words_are_not_counted_without_a_vocabulary(folder):
+    report = statistics.text(prepare_lines(folder, [GOOD], words=9))
+    assert "words per candidate: not counted" in report and "--vocabulary" in report
+    assert json.loads((folder.parent / "out" / "captions.json").read_text())["candidates_by_words"] is None
+
+
+def test_a_histogram_has_few_rows_and_loses_nothing():
+    summary = prepare.Summary(Counter(train=400), Counter({number: number for number in range(400)}))
+    rows = [line.split("|") for line in statistics.text(summary).splitlines() if "|" in line]
+    assert len(rows) <= 16 and sum(int(row[1].split()[-1]) for row in rows) == sum(range(400))
+    assert max(row[1].count("#") for row in rows) == 50
 
 
 def test_skip_bad_names_counts_and_leaves_out(folder, capsys):
@@ -161,6 +208,9 @@ BAD_LINES = {
     "null byte": ({"file": "a\0", "captions": []}, r":2: .*no usable path"),
     "unknown split": ({"file": "b.png", "captions": [], "split": "dev"}, r":2: \"split\" is 'dev'.*train, val, test"),
     "listed twice": ({"file": "./a.png", "captions": []}, r":2: ./a.png is already on line 1"),
+    "descriptions a number": ({"file": "b.png", "captions": [], "descriptions": 7}, r':2: "descriptions" holds 7'),
+    "descriptions of null": ({"file": "b.png", "captions": [], "descriptions": ["a", None]}, r":2: .* holds None"),
+    "10 MB": ({"file": "b.png", "captions": ["a " * 5_000_000]}, r"captions.jsonl:2 is longer than 1 MiB; write one"),
     "label on some lines": ({"file": "b.png", "captions": [], "label": "x"}, r':1 has no "label" but .*:2 has'),
     "label a number": ({"file": "b.png", "captions": [], "label": 7}, r':2: "label" holds 7'),
     "label of two lines": ({"file": "b.png", "captions": [], "label": "x\ny"}, r":2: .*no class name"),
@@ -227,7 +277,7 @@ def test_an_interrupted_command_leaves_nothing(folder, monkeypatch):
     def interrupt(data):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "decode_image", interrupt)
+    monkeypatch.setattr(prepare.folder, "decode_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare_lines(folder, [GOOD])
     assert sorted(path.name for path in folder.parent.iterdir()) == ["captions.jsonl", "images", "outside.png"]
@@ -251,31 +301,7 @@ def test_a_missing_shard_is_named_when_the_data_is_opened(folder):
         PreparedSource(str(folder.parent / "out"), "train")
 
 
-def test_tfds_folders_of_others_open_too(tmp_path):
-    """As coco_captions: dicts with text; a split called validation; unknown labels as -1."""
-    features = tfds.features.FeaturesDict(
-        {
-            "image": tfds.features.Image(),
-            "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
-            "label": tfds.features.ClassLabel(names=["cat", "dog"]),
-        }
-    )
-    identity = tfds.core.DatasetIdentity(name="x", version="1.0.0", data_dir=str(tmp_path), module_name="x")
-    info = tfds.core.DatasetInfo(builder=identity, features=features)
-    writer = tfds.core.SequentialWriter(info, 10, file_format="array_record")
-    writer.initialize_splits(["validation"])
-    image = (PHOTOS / listing_of("val")[0]["file"]).read_bytes()
-    example = {"image": image, "captions": [{"id": 4, "text": "a"}, {"id": 5, "text": "b"}], "label": "dog"}
-    writer.add_examples({"validation": [example, example | {"label": -1}]})
-    writer.close_all()
-    source = PreparedSource(str(tmp_path), "val")
-    assert source[0].captions == ("a", "b")
-    assert source.labels(0) == {"label": 1}
-    with pytest.raises(UserError, match="image 1 has no label"):
-        source.labels(1)
-
-
-def test_the_command_fails_in_one_line_and_succeeds_in_one(folder):
+def test_the_command_fails_in_one_line_and_says_what_it_wrote(folder):
     listing, out = write(folder, [GOOD, {"file": "half.png", "captions": []}]), folder.parent / "out"
     command = [sys.executable, "-m", "launch.prepare_data", "--source=folder", f"--images={folder}"]
     command += [f"--captions={listing}", f"--output={out}"]
@@ -286,4 +312,6 @@ def test_the_command_fails_in_one_line_and_succeeds_in_one(folder):
     assert "half.png" in line and "WARN" not in failed.stderr
     done = subprocess.run([*command, "--skip_bad"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0
-    assert done.stdout == f"{out}: images: 1 train; captions per image: min 1, mean 1.00, max 1; skipped: 1\n"
+    first, *histograms = done.stdout.splitlines()
+    assert first == f"{out}: images: 1 train; captions per image: min 1, mean 1.00, max 1; skipped: 1"
+    assert "  1 | ################################################## 1" in histograms

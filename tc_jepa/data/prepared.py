@@ -1,6 +1,7 @@
 """A prepared folder, as launch.prepare_data or TFDS itself writes it in ArrayRecord form, as a source."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +9,44 @@ from google.protobuf import json_format
 import numpy as np
 import tensorflow_datasets as tfds
 
+from tc_jepa.data.candidates import candidates
 from tc_jepa.data.images import decode_image, decode_mask
 from tc_jepa.data.sources import Example, Task, VALIDATION
 from tc_jepa.errors import UserError
 
 VOCABULARY = "vocabulary.model"  # in the folder, beside TFDS's own files
-IMAGES = ("image", "mask")  # the features whose bytes this project decodes itself
+MASK = "mask"
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What a dataset's features are to us, by name; a dot reaches into a nested one: captions.text.
+
+    A text feature is a text or a sequence of texts; all that are named are pooled. Captions are candidates as they are,
+    descriptions are split into sentences. A label feature is a ClassLabel, a task of kind single, or a sequence of
+    them, of kind multi. Sequences of sequences cannot be read without TensorFlow.
+    """
+
+    image: str = "image"
+    captions: tuple[
+        str, ...
+    ] = ()  # none: "captions", or "captions.text" as in TFDS's coco_captions, where there is one
+    descriptions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # none: all that are not nested
 
 
 class PreparedSource:
     """One split of a prepared folder as a sources.Source.
 
-    The image is the feature "image". Captions are the feature "captions", a text or a sequence of texts or, as in
-    TFDS's coco_captions, of dicts with "text"; a dataset without it has none. The mask is the feature "mask". Every
-    ClassLabel beside them is a task of kind single, every sequence of one a task of kind multi, under its own name.
+    Captions are made candidates as preparation does it; a dataset without any is fine. The mask is the feature "mask".
+    Tasks have their features' names.
 
-    Raises UserError for a path that is no such folder, a split that it does not hold, and files that are missing.
+    Raises UserError for a path that is no such folder, a split or feature that it does not hold, and missing files.
     """
 
-    def __init__(self, path: str, split: str):
+    def __init__(self, path: str, split: str, features: Features = Features()):
         builder = _open(path)
-        features, infos = builder.info.features, _split_infos(builder)
+        held, infos = _Held(path, builder.info.features), _split_infos(builder)
         if split not in infos:
             raise UserError(f"{path} has no split {split!r}; it holds {', '.join(infos)}")
         for shard in infos[split].filepaths:
@@ -39,45 +57,54 @@ class PreparedSource:
         self._records = builder.as_data_source(
             infos[split].name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        self.tasks: Mapping[str, Task] = _tasks(features)
-        self.has_masks = _is_image(features, "mask")
-        self._example = _only(features, {"image", "captions"} & features.keys())
-        self._labels = _only(features, self.tasks.keys())
-        self._mask = _only(features, {"mask"} if self.has_masks else ())
+        self._image = held.image(features.image)
+        self._captions = held.texts(features.captions or held.usual_captions())
+        self._descriptions = held.texts(features.descriptions)
+        self.tasks: Mapping[str, Task] = held.tasks(features.labels)
+        self.has_masks = MASK in held.images()
+        self._example = held.only([self._image, *self._captions, *self._descriptions])
+        self._labels = held.only(self.tasks)
+        self._mask = held.only([MASK] * self.has_masks)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """The decoded image and its captions. Raises UserError for an image that does not decode."""
+        """The decoded image and its candidates. Raises UserError for an image that does not decode."""
         record = self._read(self._example, index)
         try:
-            image = decode_image(record["image"])
+            image = decode_image(record[self._image])
         except ValueError as error:
             raise UserError(f"{self._name}: image {index} does not decode: {error}; prepare it anew") from error
-        return Example(image, _texts(record["captions"]) if "captions" in record else ())
+        captions, descriptions = (
+            [text for name in names for text in _texts(_value(record, name))]
+            for names in (self._captions, self._descriptions)
+        )
+        return Example(image, candidates(captions, descriptions).texts)
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """By task: the class as an int, or bool [classes]. Raises UserError where TFDS says -1, for unknown."""
         record = self._read(self._labels, index)
         labels: dict[str, int | np.ndarray] = {}
         for name, task in self.tasks.items():
+            value = _value(record, name)
             if task.kind == "multi":
-                labels[name] = np.isin(np.arange(len(task.classes)), record[name])
-            elif record[name] < 0:
+                labels[name] = np.isin(np.arange(len(task.classes)), value)
+            elif value < 0:
                 raise UserError(f"{self._name}: image {index} has no {name}; evaluate on a labelled split")
             else:
-                labels[name] = int(record[name])
+                labels[name] = int(value)
         return labels
 
     def mask(self, index: int) -> np.ndarray:
         """uint8 [height, width] of class indices, 255 = ignore; only where `has_masks`."""
-        return decode_mask(self._read(self._mask, index)["mask"])
+        return decode_mask(self._read(self._mask, index)[MASK])
 
     def _read(self, features: tfds.features.FeaturesDict, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._name} holds {len(self)} images, none of index {index}")
-        encoded = {name: tfds.decode.SkipDecoding() for name in IMAGES if name in features}
+        # Images stay bytes, which this project decodes itself.
+        encoded = {name: tfds.decode.SkipDecoding() for name in (self._image, MASK) if name in features}
         return features.deserialize_example_np(self._records[index], decoders=encoded)
 
 
@@ -103,9 +130,6 @@ def _open(path: str) -> tfds.core.DatasetBuilder:
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         form = builder.info.file_format.value
         raise UserError(f"{path} is in {form} form; prepare it again with TFDS's file_format='array_record'")
-    features = builder.info.features
-    if not _is_image(features, "image"):
-        raise UserError(f'{path} has no image feature "image" (it has {", ".join(features)}); {mend}')
     return builder
 
 
@@ -114,28 +138,68 @@ def _split_infos(builder: tfds.core.DatasetBuilder) -> dict[str, tfds.core.Split
     return {VALIDATION if name == "validation" else name: info for name, info in builder.info.splits.items()}
 
 
-def _is_image(features: tfds.features.FeaturesDict, name: str) -> bool:
-    return name in features and isinstance(features[name], tfds.features.Image)
+class _Held:
+    """The features that a dataset holds, by dotted name."""
+
+    def __init__(self, path: str, features: tfds.features.FeaturesDict):
+        self._path, self._features = path, features
+        self._leaves = dict(sorted(_leaves(features, "", 0), key=lambda leaf: leaf[0]))
+
+    def image(self, name: str) -> str:
+        return self._known(name, "image", self.images())
+
+    def texts(self, names: Collection[str]) -> list[str]:
+        held = [name for name, (feature, depth) in self._leaves.items() if _is_text(feature) and depth <= 1]
+        return [self._known(name, "text", held) for name in names]
+
+    def usual_captions(self) -> list[str]:
+        return [name for name in ("captions", "captions.text") if name in self._leaves]
+
+    def images(self) -> list[str]:
+        return [name for name, feature in self._features.items() if isinstance(feature, tfds.features.Image)]
+
+    def tasks(self, names: Collection[str]) -> dict[str, Task]:
+        labels = {
+            name: Task("multi" if depth else "single", tuple(feature.names))
+            for name, (feature, depth) in self._leaves.items()
+            if isinstance(feature, tfds.features.ClassLabel) and depth <= 1
+        }
+        chosen = [self._known(name, "label", labels) for name in names] or [name for name in labels if "." not in name]
+        return {name: labels[name] for name in sorted(chosen)}
+
+    def only(self, names: Collection[str]) -> tfds.features.FeaturesDict:
+        """What must be parsed to have these."""
+        tops = {name.partition(".")[0] for name in names}
+        return tfds.features.FeaturesDict({top: self._features[top] for top in tops})
+
+    def _known(self, name: str, kind: str, held: Collection[str]) -> str:
+        if name not in held:
+            has = f"it has {', '.join(held)}" if held else "it has none"
+            raise UserError(f"{self._path} has no {kind} feature {name!r}; {has}")
+        return name
 
 
-def _tasks(features: tfds.features.FeaturesDict) -> dict[str, Task]:
-    tasks = {}
-    for name in sorted(features):
-        kind, feature = "single", features[name]
-        if isinstance(feature, tfds.features.Sequence):
-            kind, feature = "multi", feature.feature
-        if isinstance(feature, tfds.features.ClassLabel):
-            tasks[name] = Task(kind, tuple(feature.names))
-    return tasks
+def _leaves(feature: tfds.features.FeatureConnector, name: str, depth: int) -> Iterator[tuple[str, tuple[Any, int]]]:
+    """Features that hold no others, each with the number of sequences that it lies in."""
+    if isinstance(feature, tfds.features.FeaturesDict):
+        for key in feature:
+            yield from _leaves(feature[key], f"{name}.{key}" if name else key, depth)
+    elif isinstance(feature, tfds.features.Sequence):
+        yield from _leaves(feature.feature, name, depth + 1)
+    else:
+        yield name, (feature, depth)
 
 
-def _only(features: tfds.features.FeaturesDict, names: Collection[str]) -> tfds.features.FeaturesDict:
-    return tfds.features.FeaturesDict({name: features[name] for name in names})
+def _is_text(feature: tfds.features.FeatureConnector) -> bool:
+    return isinstance(feature, tfds.features.Tensor) and feature.np_dtype == np.object_ and feature.shape == ()
 
 
-def _texts(captions: bytes | list[bytes] | dict[str, list[bytes]]) -> tuple[str, ...]:
-    if isinstance(captions, bytes):
-        captions = [captions]
-    elif isinstance(captions, dict):
-        captions = captions["text"]
-    return tuple(caption.decode() for caption in captions)
+def _value(record: dict[str, Any], name: str) -> Any:
+    """What lies under a dotted name. TFDS gives a sequence of dicts as a dict of lists."""
+    for key in name.split("."):
+        record = record[key]
+    return record
+
+
+def _texts(value: bytes | list[bytes]) -> list[str]:
+    return [text.decode() for text in ([value] if isinstance(value, bytes) else value)]

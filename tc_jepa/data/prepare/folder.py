@@ -1,0 +1,254 @@
+"""A folder of images with a captions.jsonl -> a dataset."""
+
+from array import array
+from collections.abc import Iterator
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from tc_jepa.data.candidates import candidates
+from tc_jepa.data.images import decode_image, decode_mask
+from tc_jepa.data.prepare import dataset, texts
+from tc_jepa.data.prepare.dataset import Bad, Record, Shard
+from tc_jepa.data.prepare.statistics import Summary
+from tc_jepa.data.sources import SPLITS, TRAIN
+from tc_jepa.errors import UserError
+from tc_jepa.files import refuse_existing
+
+DIGEST_BYTES = 16
+
+
+class Line(NamedTuple):
+    """One line of captions.jsonl, checked as far as it can be without opening an image."""
+
+    where: str  # FILE:NUMBER, for messages
+    file: str
+    path: Path
+    split: str
+    captions: list[str]
+    descriptions: list[str]
+    annotations: dict[str, Any]  # those of label (str), labels (list of str) and mask (Path) that the line has
+
+
+class Place(NamedTuple):
+    """Where in the file a line is."""
+
+    number: int  # from 1
+    offset: int  # in bytes
+
+
+class Places:
+    """The places of one split's lines and a digest of each, packed: a dataset may have tens of millions."""
+
+    def __init__(self):
+        self.numbers, self.offsets, self.digests = array("Q"), array("Q"), bytearray()
+
+    def add(self, place: Place, digest: bytes) -> None:
+        self.numbers.append(place.number)
+        self.offsets.append(place.offset)
+        self.digests += digest
+
+    def shards(self, split: str, classes: dict[str, list[str]]) -> Iterator[Shard]:
+        """Cut into shards. Classes are part of what they are made from: a new one may change every label's index."""
+        form = json.dumps(classes).encode()
+        step = dataset.shard_size(len(self.numbers))
+        for index, start in enumerate(range(0, len(self.numbers), step)):
+            numbers, offsets = self.numbers[start : start + step], self.offsets[start : start + step]
+            lines = self.digests[start * DIGEST_BYTES : (start + step) * DIGEST_BYTES]
+            digest = hashlib.blake2b(form + lines, digest_size=DIGEST_BYTES).hexdigest()
+            yield Shard(split, index, digest, len(numbers), (numbers, offsets))
+
+
+def prepare_folder(
+    images: str,
+    captions: str,
+    output: str,
+    vocabulary: str | None = None,
+    skip_bad: bool = False,
+    words: int | None = None,
+    workers: int = 0,
+) -> Summary:
+    """Writes the images that `captions` lists, and what it says of them, to the new folder `output`.
+
+    `captions` holds one JSON object a line: "file", relative to `images`; "captions", a list of strings, empty for an
+    image without any; and optionally "descriptions" (a long text or a list of them, whose sentences are captions too),
+    "split" (train, val or test; train when absent), "label" (a string), "labels" (a list of strings) and "mask"
+    (relative to `images`: a PNG of class indices as large as the upright image). Other keys are ignored, as are blank
+    lines. Label, labels and mask are each on every line or on none, because every image of a dataset answers the same
+    questions. A file is listed once: twice could put it in two splits.
+
+    `vocabulary`, a SentencePiece model in T5's id convention, is stored with the data; with `words`, S, the candidates
+    that are longer are counted. They are stored whole, and cut when they are read. Images that do not decode are an
+    error, or with `skip_bad` named on stderr, left out and counted. `workers` processes do the work, 0: this one.
+
+    Raises UserError, naming file and line. What dataset.write says of work under way holds.
+    """
+    folder, listing = Path(images), Path(captions)
+    if not folder.is_dir():
+        raise UserError(f"--images={folder} is no folder; give the one that the files in {listing} are relative to")
+    if not listing.is_file():
+        raise UserError(f"--captions={listing} is no file; give one with a JSON object a line")
+    refuse_existing(Path(output))
+    model = dataset.read_vocabulary(vocabulary)
+    places, classes, features = _survey(listing, folder)
+    shards = [shard for split, lines in places.items() for shard in lines.shards(split, classes)]
+    job = dataset.Job(LineReader(listing, folder.resolve()), features, model, words, skip_bad)
+    command = {"source": "folder", "images": str(folder.resolve()), "captions": str(listing.resolve())}
+    return dataset.write(Path(output), job, shards, command, workers=workers, unit="images")
+
+
+@dataclasses.dataclass(frozen=True)
+class LineReader:
+    """Reads the images that some of the file's lines name."""
+
+    listing: Path
+    root: Path
+
+    def read(self, items: tuple[array, array]) -> Iterator[Record | Bad]:
+        with open(self.listing, "rb") as file:
+            for number, offset in zip(*items):
+                file.seek(offset)
+                yield _record(_parse(file.readline(texts.LIMIT), f"{self.listing}:{number}", self.root))
+
+
+# Reading captions.jsonl
+
+
+def _lines(listing: Path) -> Iterator[tuple[Place, bytes]]:
+    """Lines that are not blank, read so that one of gigabytes is refused and not held."""
+    number = offset = 0
+    with open(listing, "rb") as file:
+        while raw := file.readline(texts.LIMIT + 1):
+            number += 1
+            if len(raw) > texts.LIMIT:
+                size = f"{texts.LIMIT >> 20} MiB"
+                raise UserError(
+                    f"{listing}:{number} is longer than {size}; write one JSON object a line, an image each"
+                )
+            if raw.strip():
+                yield Place(number, offset), raw
+            offset += len(raw)
+
+
+def _parse(raw: bytes, where: str, root: Path) -> Line:
+    entry = texts.parse(raw, where, 'write {"file": "...", "captions": ["..."]} on one line')
+    for key in ("file", "captions"):
+        if key not in entry:
+            raise UserError(f'{where} has no "{key}"; every line needs "file" and "captions", a list that may be empty')
+    split = entry["split"] if "split" in entry else TRAIN
+    if split not in SPLITS:
+        raise UserError(f'{where}: "split" is {split!r}; it must be one of {", ".join(SPLITS)}')
+    annotations: dict[str, Any] = {}
+    if "label" in entry:
+        annotations["label"] = _class_name(texts.string(entry["label"], "label", where), where)
+    if "labels" in entry:
+        labels = texts.strings(entry["labels"], "labels", where)
+        annotations["labels"] = sorted({_class_name(name, where) for name in labels})
+    if "mask" in entry:
+        annotations["mask"] = _inside(root, entry["mask"], "mask", where)
+    captions = texts.strings(entry["captions"], "captions", where)
+    descriptions = []
+    if "descriptions" in entry:
+        descriptions = texts.string_or_strings(entry["descriptions"], "descriptions", where)
+    path = _inside(root, entry["file"], "file", where)
+    return Line(where, entry["file"], path, split, captions, descriptions, annotations)
+
+
+def _class_name(name: str, where: str) -> str:
+    if name.splitlines() != [name.strip()]:  # TFDS keeps class names in a text file, one a line
+        raise UserError(f"{where}: {name!r} is no class name; give words on one line, without space around them")
+    return name
+
+
+def _inside(root: Path, value: Any, key: str, where: str) -> Path:
+    relative = texts.string(value, key, where)
+    try:
+        path = (root / relative).resolve()
+        is_file = path.is_file()
+    except (ValueError, OSError, RuntimeError) as error:  # a null byte, a name too long, links in a circle
+        raise UserError(f'{where}: "{key}" {relative!r} is no usable path ({error}); correct it') from error
+    if Path(relative).is_absolute() or not path.is_relative_to(root):
+        raise UserError(f'{where}: "{key}" {relative!r} leaves the images folder; give a path inside {root}')
+    if not is_file:
+        raise UserError(f'{where}: "{key}" {relative!r} is missing from {root}; put a file there or remove the line')
+    return path
+
+
+def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], dict[str, list[str]], tfds.features.FeaturesDict]:
+    """Lines by split, classes by task, and the features that hold all. Raises UserError where lines contradict."""
+    root = folder.resolve()
+    numbers: dict[str, int] = {}  # by image
+    found: dict[str, set[str]] = {"label": set(), "labels": set()}
+    places: dict[str, Places] = {}
+    first = None
+    for place, raw in _lines(listing):
+        line = _parse(raw, f"{listing}:{place.number}", root)
+        first = first or line
+        before = numbers.setdefault(str(line.path), place.number)
+        if before != place.number:
+            raise UserError(f"{line.where}: {line.file} is already on line {before}; put its captions on one line")
+        for key in sorted(first.annotations.keys() ^ line.annotations.keys()):
+            has, lacks = (first, line) if key in first.annotations else (line, first)
+            raise UserError(f'{lacks.where} has no "{key}" but {has.where} has; give it on every line or on none')
+        if "label" in line.annotations:
+            found["label"].add(line.annotations["label"])
+        if "labels" in line.annotations:
+            found["labels"].update(line.annotations["labels"])
+        places.setdefault(line.split, Places()).add(place, _digest(raw, line))
+    if first is None:
+        raise UserError(f"{listing} has no lines; a dataset needs at least one image")
+    classes = {task: sorted(names) for task, names in found.items()}
+    features = dataset.features(mask="mask" in first.annotations)
+    features["file"] = tfds.features.Text()
+    if "label" in first.annotations:
+        features["label"] = tfds.features.ClassLabel(names=classes["label"])
+    if "labels" in first.annotations:
+        if not classes["labels"]:
+            raise UserError(f'{listing}: "labels" is empty on every line; leave the key out, or name some')
+        features["labels"] = tfds.features.Sequence(tfds.features.ClassLabel(names=classes["labels"]))
+    return places, classes, tfds.features.FeaturesDict(features)
+
+
+def _digest(raw: bytes, line: Line) -> bytes:
+    """Of a line and of its files as far as size and time of change tell."""
+    files = [line.path, line.annotations["mask"]] if "mask" in line.annotations else [line.path]
+    stamps = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
+    return hashlib.blake2b(raw.strip() + repr(stamps).encode(), digest_size=DIGEST_BYTES).digest()
+
+
+# Reading what a line names
+
+
+def _record(line: Line) -> Record | Bad:
+    data = _read(line.path, line.where)
+    try:
+        shape = decode_image(data).shape[:2]
+    except ValueError as error:
+        return Bad(f"{line.where}: {line.file} does not decode: {error}", "mend it, remove its line")
+    example = {"image": data, "file": line.file, **line.annotations}
+    if "mask" in example:
+        example["mask"] = _read_mask(example["mask"], shape, line.where)
+    return Record(example, candidates(line.captions, line.descriptions))
+
+
+def _read(path: Path, where: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where}: {path} cannot be read ({error.strerror}); make it readable") from error
+
+
+def _read_mask(path: Path, shape: tuple[int, int], where: str) -> bytes:
+    data = _read(path, where)
+    try:
+        found = decode_mask(data).shape
+    except ValueError as error:
+        raise UserError(f"{where}: mask {path} does not decode: {error}; save it as a PNG of class indices") from error
+    if found != shape:
+        sizes = f"{found[1]} x {found[0]} pixels and its upright image {shape[1]} x {shape[0]}"
+        raise UserError(f"{where}: mask {path} is {sizes}; draw it at the image's size")
+    return data

@@ -1,0 +1,81 @@
+"""Drawn scenes -> a dataset."""
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+
+from tc_jepa.data.candidates import Candidates
+from tc_jepa.data.captions import scenes_vocabulary_path
+from tc_jepa.data.prepare import dataset
+from tc_jepa.data.prepare.statistics import Summary
+from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data.sources import Source, TEST, TRAIN, VALIDATION
+
+
+def prepare_scenes(
+    count: int,
+    output: str,
+    seed: int,
+    size: int,
+    vocabulary: str | None = None,
+    words: int | None = None,
+    workers: int = 0,
+) -> Summary:
+    """Writes `count` training scenes of `size` x `size` pixels, and a tenth as many (at least 1) to val and to test.
+
+    The vocabulary stored with them is the scenes' own unless another is given. `words` and `workers` are those of
+    prepare_folder. Raises UserError for a count or size below 1, a bad vocabulary and an existing output.
+    """
+    refuse_existing(Path(output))
+    held_out = max(1, count // 10)
+    counts = {TRAIN: count, VALIDATION: held_out, TEST: held_out}
+    sources = {split: SceneSource(seed, split, number, size) for split, number in counts.items()}
+    model = dataset.read_vocabulary(vocabulary or scenes_vocabulary_path())
+    job = dataset.Job(SceneReader(sources), _features(sources[TRAIN]), model, words, skip_bad=False)
+    shards = []
+    for split, number in counts.items():
+        step = dataset.shard_size(number)
+        for index, start in enumerate(range(0, number, step)):
+            stop = min(start + step, number)
+            shards.append(dataset.Shard(split, index, f"{start}:{stop}", stop - start, (split, start, stop)))
+    command = {"source": "scenes", "count": count, "seed": seed, "size": size}
+    return dataset.write(Path(output), job, shards, command, workers=workers, unit="images")
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneReader:
+    """Images and masks become PNGs; captions stay as they are."""
+
+    sources: Mapping[str, Source]
+
+    def read(self, items: tuple[str, int, int]) -> Iterator[dataset.Record]:
+        split, start, stop = items
+        for index in range(start, stop):
+            yield _record(self.sources[split], index)
+
+
+def _features(source: Source) -> tfds.features.FeaturesDict:
+    features = dataset.features(mask=source.has_masks)
+    for name, task in source.tasks.items():
+        label = tfds.features.ClassLabel(names=task.classes)
+        features[name] = label if task.kind == "single" else tfds.features.Sequence(label)
+    return tfds.features.FeaturesDict(features)
+
+
+def _record(source: Source, index: int) -> dataset.Record:
+    image, captions = source[index]
+    example: dict[str, Any] = {"image": _png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))}
+    for name, label in source.labels(index).items():
+        example[name] = label if source.tasks[name].kind == "single" else np.flatnonzero(label).tolist()
+    if source.has_masks:
+        example["mask"] = _png(source.mask(index))
+    return dataset.Record(example, Candidates(tuple(captions), blank=0, duplicates=0))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    return cv2.imencode(".png", pixels)[1].tobytes()

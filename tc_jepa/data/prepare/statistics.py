@@ -1,0 +1,148 @@
+"""What a preparation wrote, counted: one line, histograms, captions.json and a plot (the paper's Fig. 7)."""
+
+import collections
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from tc_jepa.data.sources import SPLITS
+
+JSON_FILE, PLOT_FILE = "captions.json", "captions.png"
+ROWS, BAR = 16, 50  # of a histogram in the terminal: rows at most, characters of the longest bar
+
+Counts = collections.Counter
+
+
+@dataclasses.dataclass
+class Summary:
+    """Counts over all images. Those of shards add up, and travel as JSON."""
+
+    images: Counts[str] = dataclasses.field(default_factory=Counts)  # by split
+    captions: Counts[int] = dataclasses.field(default_factory=Counts)  # images by their number of candidates
+    words: Counts[int] | None = None  # candidates by their ids, eos included; None: no vocabulary, not counted
+    longest: int | None = None  # S, if known: candidates with more words are cut to it
+    blank: int = 0
+    duplicates: int = 0
+    skipped: int = 0  # images left out
+
+    def add(self, other: "Summary") -> None:
+        """Adds another's counts. Both count words, or neither does."""
+        self.images.update(other.images)
+        self.captions.update(other.captions)
+        if self.words is not None:
+            self.words.update(other.words)
+        self.blank += other.blank
+        self.duplicates += other.duplicates
+        self.skipped += other.skipped
+
+    def count(self, split: str, texts: tuple[str, ...], lengths: list[int] | None) -> None:
+        """Counts one image."""
+        self.images[split] += 1
+        self.captions[len(texts)] += 1
+        if lengths is not None:
+            self.words.update(lengths)
+
+    @property
+    def cut(self) -> int | None:
+        """Candidates that are longer than S; None where words are not counted."""
+        if self.words is None or self.longest is None:
+            return None
+        return sum(count for length, count in self.words.items() if length > self.longest)
+
+    def __str__(self) -> str:
+        images = ", ".join(f"{self.images[split]} {split}" for split in SPLITS if self.images[split])
+        return (
+            f"images: {images}; captions per image: min {min(self.captions)}, mean {_mean(self.captions):.2f}, "
+            f"max {max(self.captions)}; skipped: {self.skipped}"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            name: {str(key): value[key] for key in sorted(value)} if isinstance(value, Counts) else value
+            for name, value in vars(self).items()
+        }
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> "Summary":
+        captions, words = (
+            None if fields[name] is None else Counts({int(key): count for key, count in fields[name].items()})
+            for name in ("captions", "words")
+        )
+        return cls(**fields | {"images": Counts(fields["images"]), "captions": captions, "words": words})
+
+
+def text(summary: Summary) -> str:
+    """Both histograms for a terminal, and what was left out of them."""
+    parts = [_bars("candidates per image", "images", summary.captions)]
+    if summary.words is None:
+        parts.append("words per candidate: not counted, as words are those of a vocabulary; give --vocabulary")
+    elif summary.words:
+        parts.append(_bars("words per candidate, end of sentence included", "candidates", summary.words))
+        if summary.cut is not None:
+            share = summary.cut / summary.words.total()
+            parts.append(f"longer than {summary.longest} words, cut when read: {summary.cut} ({share:.1%})")
+    parts.append(f"left out: {summary.duplicates} duplicates, {summary.blank} blank")
+    return "\n".join(parts)
+
+
+def write(summary: Summary, folder: Path) -> None:
+    """captions.json and captions.png."""
+    report = {
+        "images": {split: summary.images[split] for split in SPLITS if summary.images[split]},
+        "images_by_candidates": summary.as_json()["captions"],
+        "candidates_by_words": summary.as_json()["words"],
+        "words": summary.longest,
+        "longer_than_words": summary.cut,
+        "blank": summary.blank,
+        "duplicates": summary.duplicates,
+        "skipped": summary.skipped,
+    }
+    (folder / JSON_FILE).write_text(json.dumps(report, indent=1) + "\n")
+    _plot(summary, folder / PLOT_FILE)
+
+
+def _mean(counts: Counts[int]) -> float:
+    return sum(value * count for value, count in counts.items()) / counts.total()
+
+
+def _bars(title: str, unit: str, counts: Counts[int]) -> str:
+    low, high = min(counts), max(counts)
+    width = (high - low) // ROWS + 1
+    bins = [(start, start + width - 1) for start in range(low, high + 1, width)]
+    heights = [sum(counts[value] for value in range(first, last + 1)) for first, last in bins]
+    names = [str(first) if first == last else f"{first}-{last}" for first, last in bins]
+    column = max(map(len, names))
+    lines = [f"{title} ({counts.total()} {unit}, mean {_mean(counts):.2f})"]
+    for name, height in zip(names, heights):
+        bar = "#" * -(-height * BAR // max(heights))
+        lines.append(f"  {name:>{column}} | {bar}{' ' * bool(bar)}{height}")
+    return "\n".join(lines)
+
+
+def _plot(summary: Summary, path: Path) -> None:
+    from matplotlib.figure import Figure  # not pyplot, which may want a display
+
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _histogram(left, summary.captions, "candidates", "images")
+    if summary.words:
+        _histogram(right, summary.words, "words, end of sentence included", "candidates")
+        if summary.longest is not None:
+            right.axvline(summary.longest + 0.5, color="black", linestyle="--", linewidth=1)
+            right.set_title(f"{summary.cut / summary.words.total():.1%} longer than {summary.longest}", fontsize=10)
+    else:
+        right.set_axis_off()
+        reason = "no candidates" if summary.words is not None else "words not counted: no vocabulary"
+        right.text(0.5, 0.5, reason, ha="center", va="center")
+    figure.savefig(path, dpi=120)
+
+
+def _histogram(axes, counts: Counts[int], of: str, unit: str) -> None:
+    values = sorted(counts)
+    axes.bar(values, [counts[value] for value in values], width=0.9)
+    axes.axvline(_mean(counts), color="tab:orange", label=f"mean {_mean(counts):.2f}")
+    axes.set_xlabel(of)
+    axes.set_ylabel(unit)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend(frameon=False)

@@ -1,0 +1,263 @@
+"""Image-text tar shards, as img2dataset writes them for WebDataset -> a dataset.
+
+A sample is the run of members whose names are alike up to the first dot of their last part: 00042.jpg, 00042.txt and
+00042.json. Members are read in memory and never extracted.
+"""
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import glob
+import hashlib
+import itertools
+from pathlib import Path, PurePosixPath
+import tarfile
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from tc_jepa.data.candidates import candidates
+from tc_jepa.data.images import decode_image
+from tc_jepa.data.prepare import dataset, texts
+from tc_jepa.data.prepare.dataset import Bad, Record, Shard
+from tc_jepa.data.prepare.statistics import Summary
+from tc_jepa.data.sources import SPLITS, TRAIN
+from tc_jepa.errors import UserError
+from tc_jepa.files import refuse_existing
+
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
+IMAGE_LIMIT = 1 << 28  # bytes
+TEXT, JSON = "txt", "json"
+LOOKED_AT = 100  # samples that must hold, together, every field asked for
+MEND = "mend the tar"
+
+
+class Sample(NamedTuple):
+    where: str  # TAR: KEY
+    members: dict[str, tarfile.TarInfo]  # by ending
+
+
+class BrokenTar(Exception):
+    """A tar that cannot be read to its end; says why."""
+
+
+def prepare_tars(
+    inputs: Sequence[str],
+    output: str,
+    vocabulary: str | None = None,
+    skip_bad: bool = False,
+    caption_fields: Sequence[str] = (TEXT,),
+    description_fields: Sequence[str] = (),
+    words: int | None = None,
+    workers: int = 0,
+) -> Summary:
+    """Writes the samples of tars to the new folder `output`, in the order of the tars' names and of their members.
+
+    `inputs` are patterns of files for split train, or after "val:" or "test:" for those. A sample needs an image (jpg,
+    jpeg, png or webp). Its captions come from `caption_fields`, those that are split into sentences from
+    `description_fields`: "txt" is the text beside the image, any other name a key of the JSON beside it, which holds
+    a string, a list of strings, or null. A sample may lack a field. Other members are ignored.
+
+    The remaining arguments are those of prepare_folder. `skip_bad` leaves out and counts samples without an image,
+    with one that does not decode, with JSON or text that is none, and what follows the point where a tar breaks off.
+
+    Raises UserError, naming tar and member; for members that are links or devices, or whose names leave the folder,
+    with `skip_bad` too. What dataset.write says of work under way holds. A shard holds one tar or several, whole.
+    """
+    refuse_existing(Path(output))
+    model = dataset.read_vocabulary(vocabulary)
+    paths = _find(inputs)
+    reader = TarReader(tuple(caption_fields), tuple(description_fields))
+    for members in paths.values():
+        reader.check_fields(members[0])
+    features = tfds.features.FeaturesDict(dataset.features(mask=False) | {"file": tfds.features.Text()})
+    job = dataset.Job(reader, features, model, words, skip_bad)
+    shards = [shard for split, members in paths.items() for shard in _shards(split, members)]
+    command = {
+        "source": "tars",
+        "input": list(inputs),
+        "caption_fields": list(caption_fields),
+        "description_fields": list(description_fields),
+    }
+    return dataset.write(Path(output), job, shards, command, workers=workers, unit="B")
+
+
+def _find(inputs: Sequence[str]) -> dict[str, list[Path]]:
+    """By split, in the splits' order, the tars that its patterns match, each once, sorted."""
+    found: dict[str, set[str]] = {split: set() for split in SPLITS}
+    for given in inputs:
+        split, colon, pattern = given.partition(":")
+        if not colon or split not in SPLITS:
+            split, pattern = TRAIN, given
+        matched = glob.glob(pattern, recursive=True)
+        if not matched:
+            raise UserError(f"--input={given} matches no file; give a pattern such as 'DIR/*.tar', in quotes")
+        found[split].update(matched)
+    for one, other in itertools.combinations(SPLITS, 2):
+        for path in sorted(found[one] & found[other]):
+            raise UserError(f"--input: {path} is given for both {one} and {other}; a tar belongs to one split")
+    for path in itertools.chain.from_iterable(found.values()):
+        if not Path(path).is_file():
+            raise UserError(f"--input: {path} is no file; give a pattern that matches tars alone")
+    return {split: [Path(path) for path in sorted(paths)] for split, paths in found.items() if paths}
+
+
+def _shards(split: str, paths: list[Path]) -> Iterator[Shard]:
+    step = -(-len(paths) // dataset.MOST_SHARDS)
+    for index, start in enumerate(range(0, len(paths), step)):
+        members = paths[start : start + step]
+        stats = [path.stat() for path in members]
+        identity = [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(members, stats)]
+        digest = hashlib.blake2b(repr(identity).encode(), digest_size=16).hexdigest()
+        yield Shard(split, index, digest, sum(stat.st_size for stat in stats), members)
+
+
+@dataclasses.dataclass(frozen=True)
+class TarReader:
+    """Reads the samples of some tars; the fields are those of prepare_tars."""
+
+    captions: tuple[str, ...]
+    descriptions: tuple[str, ...]
+
+    def read(self, items: Sequence[Path]) -> Iterator[Record | Bad]:
+        for path in items:
+            yield from self._read(path)
+
+    def _read(self, path: Path) -> Iterator[Record | Bad]:
+        size, position, number = path.stat().st_size, 0, 0
+        try:
+            with _open(path) as tar:
+                for sample in _samples(tar, path):
+                    number += 1
+                    before, position = position, tar.offset
+                    try:
+                        record = self._record(tar, sample)
+                    except UserError as error:
+                        record = Bad(str(error), MEND)
+                    yield record._replace(size=position - before)
+        except BrokenTar as error:
+            yield Bad(f"{path} is broken after {number} samples ({error})", "fetch it again", size - position)
+
+    def check_fields(self, path: Path) -> None:
+        """Refuses a field that none of the tar's first samples has, naming those that they have."""
+        present: set[str] = set()
+        number = 0
+        try:
+            with _open(path) as tar:
+                for sample in itertools.islice(_samples(tar, path), LOOKED_AT):
+                    number += 1
+                    present |= {TEXT} & sample.members.keys()
+                    try:
+                        present |= _json(tar, sample).keys()
+                    except UserError:  # said, or skipped, when the sample's turn comes
+                        continue
+        except BrokenTar:
+            pass
+        for flag, fields in (("caption_fields", self.captions), ("description_fields", self.descriptions)):
+            for field in fields:
+                if number and field not in present:
+                    has = ", ".join(sorted(present)) or "no text at all"
+                    raise UserError(
+                        f"--{flag}: none of the first {number} samples of {path} has {field!r}; they have {has}"
+                    )
+
+    def _record(self, tar: tarfile.TarFile, sample: Sample) -> Record:
+        endings = [ending for ending in sample.members if ending.lower() in IMAGE_ENDINGS]
+        if len(endings) != 1:
+            found = f"{len(endings)} images" if endings else "no image"
+            raise UserError(
+                f"{sample.where} has {found} ({', '.join(sample.members)}), not one {'/'.join(IMAGE_ENDINGS)}"
+            )
+        member = sample.members[endings[0]]
+        name = texts.string(member.name, "name", sample.where)
+        data = _bytes(tar, member, IMAGE_LIMIT, sample.where)
+        try:
+            decode_image(data)
+        except ValueError as error:
+            raise UserError(f"{sample.where}: {name} does not decode: {error}") from error
+        wanted = {*self.captions, *self.descriptions}
+        entry: dict[str, Any] = _json(tar, sample) if wanted - {TEXT} else {}
+        if TEXT in wanted and TEXT in sample.members:
+            entry = entry | {TEXT: _text(tar, sample)}
+        captions, descriptions = (
+            [text for field in fields for text in _field(entry, field, sample.where)]
+            for fields in (self.captions, self.descriptions)
+        )
+        return Record({"image": data, "file": name}, candidates(captions, descriptions))
+
+
+def _open(path: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(path, mode="r:")  # r: no compression
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise BrokenTar(f"{error}; compressed tars are not read") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
+
+
+def _samples(tar: tarfile.TarFile, path: Path) -> Iterator[Sample]:
+    """Raises UserError for members that no harmless tar holds, and BrokenTar."""
+    seen: set[str] = set()
+    for key, run in itertools.groupby(_members(tar, path), key=lambda pair: pair[0]):
+        where, members = f"{path}: {key}", {}
+        if key in seen:
+            raise UserError(f"{where} comes twice; put the members of a sample side by side (tar --sort=name)")
+        seen.add(key)
+        for _, member in run:
+            ending = PurePosixPath(member.name).name.partition(".")[2]
+            if ending in members:
+                raise UserError(f"{where} has two members .{ending}; give every sample a name of its own")
+            members[ending] = member
+        yield Sample(where, members)
+
+
+def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Files with the keys of their samples."""
+    try:
+        while (member := tar.next()) is not None:
+            if member.size < 0:  # tarfile would go backwards, for ever
+                raise BrokenTar(f"member {member.name!r} is said to have {member.size} bytes")
+            name = PurePosixPath(member.name)
+            if name.is_absolute() or ".." in name.parts:
+                raise UserError(f"{path}: the name of member {member.name!r} leaves the tar's folder; remove it")
+            if not member.isreg() and not member.isdir():
+                raise UserError(f"{path}: member {member.name!r} is a link or device; put the file itself there")
+            if member.isreg() and not name.name.startswith("."):
+                yield str(name.parent / name.name.partition(".")[0]), member
+        # tarfile takes a damaged header, and the end of the file, for the end of the tar.
+        tar.fileobj.seek(tar.offset)
+        mark = tar.fileobj.read(tarfile.BLOCKSIZE)
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise BrokenTar(str(error)) from error
+    if mark != bytes(tarfile.BLOCKSIZE):
+        raise BrokenTar("it has no end" if not mark.strip(b"\0") else "a damaged header")
+
+
+def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int, where: str) -> bytes:
+    if member.size > limit:
+        raise UserError(f"{where}: {member.name} is larger than {limit >> 20} MiB")
+    try:
+        return tar.extractfile(member).read()
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise BrokenTar(str(error)) from error
+
+
+def _text(tar: tarfile.TarFile, sample: Sample) -> str:
+    member = sample.members[TEXT]
+    try:
+        return _bytes(tar, member, texts.LIMIT, sample.where).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{sample.where}: {member.name} is not UTF-8") from error
+
+
+def _json(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
+    if JSON not in sample.members:
+        return {}
+    member = sample.members[JSON]
+    raw = _bytes(tar, member, texts.LIMIT, sample.where)
+    return texts.parse(raw, f"{sample.where}: {member.name}", "write one object")
+
+
+def _field(entry: dict[str, Any], field: str, where: str) -> list[str]:
+    """A field's texts: none where it is missing or null."""
+    value = entry[field] if field in entry else None
+    return [] if value is None else texts.string_or_strings(value, field, where)

@@ -1,0 +1,154 @@
+"""TFDS folders of others, whose features have other names, read as they are."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from configs import base
+from tc_jepa import build
+from tc_jepa.data import prepare
+from tc_jepa.data.prepared import Features, PreparedSource
+from tc_jepa.errors import UserError
+from tc_jepa.validate import validate
+from tests.preparing import PHOTO_LINES, PHOTOS, write_lines
+
+TEXT, LABEL = tfds.features.Text(), tfds.features.ClassLabel(names=["cat", "dog"])
+PHOTO = (PHOTOS / PHOTO_LINES[0]["file"]).read_bytes()
+
+
+def write(folder: Path, features: dict, examples: list[dict], split: str = "train") -> str:
+    identity = tfds.core.DatasetIdentity(name="x", version="1.0.0", data_dir=str(folder), module_name="x")
+    info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features))
+    writer = tfds.core.SequentialWriter(info, 10, file_format="array_record")
+    writer.initialize_splits([split])
+    writer.add_examples({split: examples})
+    writer.close_all()
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory) -> str:
+    features = {
+        "jpg": tfds.features.Image(),
+        "title": TEXT,
+        "answers": tfds.features.Sequence({"id": np.int64, "long": TEXT}),
+        "about": {"alt": tfds.features.Sequence(TEXT), "deep": {"text": TEXT}},
+        "kind": LABEL,
+        "objects": tfds.features.Sequence({"bbox": tfds.features.BBoxFeature(), "name": LABEL}),
+    }
+    example = {
+        "jpg": PHOTO,
+        "title": "a cat",
+        "answers": [{"id": 1, "long": "A Cat. It sleeps. It sleeps!"}, {"id": 2, "long": "No dog"}],
+        "about": {"alt": ["x y", ""], "deep": {"text": "p"}},
+        "kind": "dog",
+        "objects": [{"bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0), "name": "cat"}],
+    }
+    return write(tmp_path_factory.mktemp("others"), features, [example])
+
+
+@pytest.mark.parametrize(
+    ("captions", "descriptions", "expected"),
+    [
+        ((), (), ()),
+        (("title",), (), ("a cat",)),
+        (("title", "about.alt"), (), ("a cat", "x y")),
+        (("about.alt", "title"), (), ("x y", "a cat")),
+        (("about.deep.text",), (), ("p",)),
+        (("title",), ("answers.long",), ("a cat", "It sleeps.", "No dog")),
+        (("answers.long",), (), ("A Cat. It sleeps. It sleeps!", "No dog")),
+    ],
+)
+def test_named_texts_are_pooled_and_split(others, captions, descriptions, expected):
+    source = PreparedSource(others, "train", Features("jpg", captions, descriptions))
+    assert source[0].captions == expected
+    assert source[0].image.ndim == 3
+
+
+def test_labels_are_the_named_ones_or_all_that_are_not_nested(others):
+    assert list(PreparedSource(others, "train", Features("jpg")).tasks) == ["kind"]
+    source = PreparedSource(others, "train", Features("jpg", labels=("objects.name", "kind")))
+    assert {name: task.kind for name, task in source.tasks.items()} == {"kind": "single", "objects.name": "multi"}
+    labels = source.labels(0)
+    assert labels["kind"] == 1 and labels["objects.name"].tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (Features(), "no image feature 'image'; it has jpg$"),
+        (Features("title"), "no image feature 'title'; it has jpg$"),
+        (Features("jpg", ("titel",)), "no text feature 'titel'; it has .*about.alt, .*title"),
+        (Features("jpg", ("answers",)), "no text feature 'answers'; it has .*answers.long"),
+        (Features("jpg", ("answers.id",)), "no text feature 'answers.id'"),
+        (Features("jpg", ("kind",)), "no text feature 'kind'"),
+        (Features("jpg", (), ("jpg",)), "no text feature 'jpg'"),
+        (Features("jpg", labels=("title",)), "no label feature 'title'; it has kind, objects.name$"),
+    ],
+)
+def test_features_that_are_not_there_are_named_beside_those_that_are(others, features, message):
+    with pytest.raises(UserError, match=message) as error:
+        PreparedSource(others, "train", features)
+    assert "\n" not in str(error.value) and others in str(error.value)
+
+
+def test_a_dataset_with_other_names_is_read_as_one_that_was_prepared(tmp_path):
+    lines = [line for line in PHOTO_LINES if line["split"] == "train"]
+    long = ["A long one. It ends " + str(index) for index in range(len(lines))]
+    given = [line | {"descriptions": text} for line, text in zip(lines, long)]
+    prepare.prepare_folder(str(PHOTOS), str(write_lines(tmp_path / "c.jsonl", given)), str(tmp_path / "ours"))
+    ours = PreparedSource(str(tmp_path / "ours"), "train")
+    features = {
+        "picture": tfds.features.Image(),
+        "raw": tfds.features.Sequence({"text": TEXT}),
+        "long": TEXT,
+        "things": tfds.features.Sequence(tfds.features.ClassLabel(names=ours.tasks["labels"].classes)),
+    }
+    (tmp_path / "theirs").mkdir()
+    examples = [
+        {
+            "picture": (PHOTOS / line["file"]).read_bytes(),
+            "raw": [{"text": text} for text in line["captions"]],
+            "long": text,
+            "things": sorted(line["labels"]),
+        }
+        for line, text in zip(lines, long)
+    ]
+    path = write(tmp_path / "theirs", features, examples)
+    theirs = PreparedSource(path, "train", Features("picture", ("raw.text",), ("long",), ("things",)))
+    assert len(theirs) == len(ours)
+    for index in range(len(ours)):
+        np.testing.assert_array_equal(theirs[index].image, ours[index].image)
+        assert theirs[index].captions == ours[index].captions
+        np.testing.assert_array_equal(theirs.labels(index)["things"], ours.labels(index)["labels"])
+
+
+def test_tfds_folders_as_coco_captions_open_without_a_word(tmp_path):
+    """Dicts with text; a split called validation; unknown labels as -1."""
+    captions = tfds.features.Sequence({"id": np.int64, "text": TEXT})
+    features = {"image": tfds.features.Image(), "captions": captions, "label": LABEL}
+    example = {"image": PHOTO, "captions": [{"id": 4, "text": "a"}, {"id": 5, "text": "b"}], "label": "dog"}
+    path = write(tmp_path, features, [example, example | {"label": -1}], split="validation")
+    source = PreparedSource(path, "val")
+    assert source[0].captions == ("a", "b")
+    assert source.labels(0) == {"label": 1}
+    with pytest.raises(UserError, match="image 1 has no label"):
+        source.labels(1)
+
+
+def test_the_configuration_names_features(others):
+    config = base.get_config()
+    config.data.path, config.data.image_feature = others, "jpg"
+    config.data.caption_features, config.data.description_features = ("title",), ("answers.long",)
+    config.data.label_features = ("objects.name",)
+    validate(config)
+    source = build.source(config, "train")
+    assert source[0].captions == ("a cat", "It sleeps.", "No dog") and list(source.tasks) == ["objects.name"]
+    config.data.description_features = ("title",)
+    with pytest.raises(UserError, match="title is in data.caption_features and in data.description_features"):
+        validate(config)
+    config.data.path = ""
+    with pytest.raises(UserError, match="data.path, which is not given"):
+        validate(config)
