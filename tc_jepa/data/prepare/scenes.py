@@ -15,6 +15,7 @@ from tc_jepa.data.prepare import dataset
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Source, TEST, TRAIN, VALIDATION
+from tc_jepa.files import refuse_existing
 
 
 def prepare_scenes(
