@@ -135,4 +135,4 @@ class PretrainedTextEncoder:
         wrong = ids[mask & ((ids < 0) | (ids >= self._vocabulary_size))]
         if wrong.size:
             raise UserError(f"id {wrong[0]} is not in the vocabulary, which has 0 to {self._vocabulary_size - 1}")
-        return np.where(mask, ids, 0).astype(np.int32), mask
+        return ids.astype(np.int32), mask

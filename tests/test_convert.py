@@ -265,6 +265,8 @@ def test_an_unusable_hugging_face_folder_is_refused_in_one_line(change, said, tm
         (lambda config: config.update(encoder=None), "does not describe the encoder"),
         (lambda config: config["encoder"].update(depth=2), "unexpected blocks_2/attn/proj/bias"),
         (lambda config: config["encoder"].update(heads=0), "heads is 0, not a positive integer"),
+        (lambda config: config["encoder"].update(heads=5), "5 heads do not divide the width, 48"),
+        (lambda config: config["encoder"].update(image_size=60), "patches of 14 px do not divide images of 60 px"),
         (lambda config: config["encoder"].update(stored_positions=False), "unexpected positions"),
         (lambda config: config.update(predictor=True), "predictor.safetensors cannot be read"),
     ],
