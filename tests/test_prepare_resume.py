@@ -12,7 +12,7 @@ import pytest
 
 from tc_jepa.data import prepare
 from tc_jepa.data.captions import scenes_vocabulary_path
-from tc_jepa.data.prepare import dataset
+from tc_jepa.data.prepare import dataset, processes
 from tc_jepa.data.prepared import PreparedSource, splits
 from tc_jepa.errors import UserError
 from tests.preparing import contents, PHOTO_LINES, PHOTOS, write_lines, write_tar
@@ -87,6 +87,20 @@ def test_two_processes_write_what_one_does(photos, capfd):
     assert capfd.readouterr().err.count("skipped ") == 2
     with pytest.raises(UserError, match="captions.jsonl:13: bad.jpg does not decode.*shards are whole"):
         run(photos, "three", workers=2)
+
+
+def endless(item: int, advance) -> None:
+    """Item 0 fails; any other ends only by being stopped."""
+    if item == 0:
+        raise UserError("bad input")
+    while True:
+        advance(1)
+        time.sleep(0.01)
+
+
+def test_an_error_in_one_process_ends_the_others():
+    with pytest.raises(UserError, match="bad input"):
+        list(processes.run(endless, [1, 0], 2, lambda count: None))
 
 
 def test_scenes_too(tmp_path):
