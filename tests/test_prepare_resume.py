@@ -12,7 +12,7 @@ import pytest
 
 from tc_jepa.data import prepare
 from tc_jepa.data.captions import scenes_vocabulary_path
-from tc_jepa.data.prepare import dataset
+from tc_jepa.data.prepare import dataset, processes
 from tc_jepa.data.prepared import PreparedSource, splits
 from tc_jepa.errors import UserError
 from tests.preparing import contents, PHOTO_LINES, PHOTOS, write_lines, write_tar
@@ -89,6 +89,20 @@ def test_two_processes_write_what_one_does(photos, capfd):
         run(photos, "three", workers=2)
 
 
+def endless(item: int, advance) -> None:
+    """Item 0 fails; any other ends only by being stopped."""
+    if item == 0:
+        raise UserError("bad input")
+    while True:
+        advance(1)
+        time.sleep(0.01)
+
+
+def test_an_error_in_one_process_ends_the_others():
+    with pytest.raises(UserError, match="bad input"):
+        list(processes.run(endless, [1, 0], 2, lambda count: None))
+
+
 def test_scenes_too(tmp_path):
     for workers in (0, 2):
         prepare.prepare_scenes(9, str(tmp_path / f"{workers}"), seed=1, size=16, workers=workers)
@@ -120,6 +134,7 @@ def test_a_killed_command_takes_its_processes_along_and_goes_on(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.stderr.read()  # ends when the last process that holds the pipe does
     before = {path.name: path.stat().st_mtime_ns for path in progress.glob("*.json")}
+    command[-1] = "--workers=0"
     again = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert f"{len(before)} of 24 shards are whole and stay" in again.stderr.readline()
     again.send_signal(signal.SIGTERM)
