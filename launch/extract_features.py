@@ -24,6 +24,8 @@ FEATURES = flags.DEFINE_list("features", ["pooled"], "Any of pooled (mean over p
 SPLITS = flags.DEFINE_list("splits", None, "Which splits; default: all.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "In what features are stored.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Side in pixels; default: what the encoder was trained on.", 1)
+IMAGE_FEATURE = flags.DEFINE_string("image_feature", "image", "The feature of the data that is the image.")
+LABEL_FEATURES = flags.DEFINE_list("label_features", [], "Its label features; default: all that are not nested.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images the encoder reads at once, over all devices.", 1)
 IMAGES_PER_SHARD = flags.DEFINE_integer("images_per_shard", 1024, "Images in a file.", 1)
 
@@ -36,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
     from tc_jepa import pretrained, sharding
     from tc_jepa.checkpoint import chosen_step, fingerprints
-    from tc_jepa.data.prepared import PreparedSource, splits
+    from tc_jepa.data.prepared import Features, PreparedSource, splits
     from tc_jepa.evaluation import extract
     from tc_jepa.evaluation.encoder import frozen_vit
     from tc_jepa.files import refuse_existing
@@ -48,7 +50,8 @@ def main(argv: Sequence[str]) -> None:
     unknown = [split for split in SPLITS.value or () if split not in held]
     if unknown:
         raise UserError(f"{DATA.value} has no split {', '.join(unknown)}; it holds {', '.join(held)}")
-    sources = {split: PreparedSource(DATA.value, split) for split in SPLITS.value or held}
+    names = Features(image=IMAGE_FEATURE.value, labels=tuple(LABEL_FEATURES.value))
+    sources = {split: PreparedSource(DATA.value, split, names) for split in SPLITS.value or held}
 
     path = Path(ENCODER.value)
     step = chosen_step(path, STEP.value) if pretrained.is_run(path) else STEP.value
