@@ -31,6 +31,7 @@ def runtime(name: str, default: Any, meaning: str) -> Key:
 
 KEYS = (
     experiment("train.seed", 0, "seed of initialisation, data order, crops, captions and masks"),
+    experiment("train.init_from", "", "begin with the weights of a workdir, a converted or a Hugging Face folder"),
     experiment("train.steps", 100_000, "length of the run in steps; every schedule spans it"),
     experiment("train.batch_size", 2048, "images a step, over all devices and hosts"),
     runtime("train.log_every", 50, "steps between two lines of metrics.jsonl"),

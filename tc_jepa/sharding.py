@@ -40,6 +40,11 @@ def parameter_sharding(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED_SIZE) 
     return jax.tree.map(rule, tree)
 
 
+def put_parameters(mesh: Mesh, tree: Any) -> Any:
+    """Parameters, of the host or of one device, laid out over the mesh."""
+    return jax.device_put(tree, parameter_sharding(mesh, tree))
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))

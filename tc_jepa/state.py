@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from flax import struct
+from flax import struct, traverse_util
 import jax
 import jax.numpy as jnp
 import optax
@@ -52,11 +52,13 @@ def initial_state(
     seed: int,
     frozen: Params,
     teacher: Params | None = None,
+    given: Params | None = None,
 ) -> TrainState:
     """The state before the first step. `example`, one row of a batch, only gives shapes.
 
-    `frozen` holds parameters that are not trained, by the name of their network. The target starts from the teacher's
-    parameters, or where there is no teacher from the encoder's.
+    `frozen` holds parameters that are not trained, by the name of their network. `given` parameters, nested as the
+    trained ones, take the place of their initial values. The target starts from the teacher's parameters, or where
+    there is no teacher from the encoder's.
     """
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), example)
     params = {"encoder": initial_encoder_params(networks.encoder, example.images.shape, seed)}
@@ -75,8 +77,15 @@ def initial_state(
         one.target_valid,
         Words(vectors, one.word_valid, one.caption_valid),
     )
+    if given:
+        params = merge(params, given)
     target_params = networks.target.begin(params["encoder"] if teacher is None else teacher)
     return TrainState(jnp.zeros((), jnp.int32), params, target_params, optimizer.init(params))
+
+
+def merge(params: Params, given: Params) -> Params:
+    """`params` with those of `given` in their places, at any depth."""
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | traverse_util.flatten_dict(given))
 
 
 def initial_encoder_params(encoder: VisionTransformer, image_shape: tuple[int, int, int], seed: int) -> Params:

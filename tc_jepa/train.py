@@ -14,7 +14,7 @@ import jax
 import ml_collections
 
 from tc_jepa import build, monitor, pretrained, sharding
-from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
+from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
 from tc_jepa.data import pipeline
 from tc_jepa.data.sources import Source, TRAIN
 from tc_jepa.errors import UserError
@@ -24,6 +24,7 @@ from tc_jepa.metrics import Progress
 from tc_jepa.optimizer import adamw
 from tc_jepa.state import initial_state, TrainState
 from tc_jepa.step import train_step
+from tc_jepa.warm_start import warm_start
 
 HELD_OUT_SEED = 0  # the same held-out crops, captions and masks in every run
 
@@ -40,9 +41,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     source, tokenizer = build.source(config, TRAIN), build.tokenizer(config)
     augment, masks = build.augment(config, tokenizer), build.masks(config)
     text_encoder, frozen = build.text_encoder(config, tokenizer.vocabulary_size)
-    frozen = jax.device_put(frozen, sharding.parameter_sharding(mesh, frozen))
+    frozen = sharding.put_parameters(mesh, frozen)
     constrain = sharding.constrain_to(mesh)
     teacher, teacher_params = pretrained.teacher(config, constrain)
+    teacher_params = sharding.put_parameters(mesh, teacher_params)
     networks = build.networks(config, text_encoder, teacher, constrain)
     objective, schedules = build.objective(config), build.schedules(config)
     optimizer = adamw(schedules, config.optimizer.beta1, config.optimizer.beta2, config.optimizer.epsilon)
@@ -51,6 +53,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     begin = functools.partial(initial_state, networks, example, optimizer, config.train.seed)
     abstract = jax.eval_shape(begin, frozen, teacher_params)
     layout = sharding.parameter_sharding(mesh, abstract)
+    given = None
+    if config.train.init_from and not saved_steps(workdir):
+        given = warm_start(config, abstract.params, tokenizer)
     step_function = jax.jit(
         functools.partial(
             train_step,
@@ -81,7 +86,10 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if start:
         state = checkpoints.restore(start, _placed(abstract, layout))
     else:
-        state = jax.jit(begin, out_shardings=layout)(frozen, teacher_params)
+        if given:
+            print(given.report, flush=True)
+        given_params = sharding.put_parameters(mesh, given.params if given else None)
+        state = jax.jit(begin, out_shardings=layout)(frozen, teacher_params, given_params)
     print(
         f"{'resuming' if start else 'training'} in {workdir} from step {start} of {config.train.steps} "
         f"on {mesh.size} {jax.devices()[0].platform} device(s): {_parameter_counts(abstract)}; {len(source)} images",

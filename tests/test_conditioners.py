@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from tc_jepa.models import fusion, layers
 from tc_jepa.models.compared_conditioners import AdaptiveNorm, InputFeature, WordSequence
@@ -17,6 +16,7 @@ from tc_jepa.models.cross_attention import (
     CrossAttentionLayer,
     WordCrossAttention,
 )
+from tests import tiny
 
 LINEAR = layers.Linear()
 EVERY = range(tiny.DEPTH)

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-import tiny
 
 from tc_jepa.convert import folder, hf_ijepa, ijepa, t5, tensors, torch_files
 from tc_jepa.errors import UserError
 from tc_jepa.files import new_folder
 from tc_jepa.models import layers, vit
+from tests import tiny
 
 ROOT = Path(__file__).parent.parent
 IJEPA, HF = ROOT / "tests/fixtures/ijepa_tiny", ROOT / "tests/fixtures/hf_ijepa_tiny"

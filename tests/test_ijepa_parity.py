@@ -12,7 +12,6 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-import tiny
 
 from tc_jepa.convert import ijepa
 from tc_jepa.models import conditioner, layers, vit
@@ -20,6 +19,7 @@ from tc_jepa.models.conditioner import Words
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.objective import loss_terms
 from tc_jepa.targets import EmaEncoder
+from tests import tiny
 
 FOLDER = Path(__file__).parent / "fixtures" / "ijepa_tiny"
 NETWORKS = ("encoder", "target_encoder", "predictor")

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from tc_jepa.models import conditioner, fusion, layers, vit
 from tc_jepa.models.conditioner import Words
 from tc_jepa.models.cross_attention import CrossAttentionLayer
 from tc_jepa.state import initial_encoder_params
 from tc_jepa.step import forward
+from tests import tiny
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ import functools
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from tc_jepa import monitor
 from tc_jepa.metrics import cut_back
 from tc_jepa.models.conditioner import Reading
 from tc_jepa.step import forward
+from tests import tiny
 
 
 def test_reading_metrics_count_valid_tokens_and_words_only():

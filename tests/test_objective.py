@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from tc_jepa import objective
 from tc_jepa.models.conditioner import Reading, Words
 from tc_jepa.step import forward
+from tests import tiny
 
 
 def test_prediction_forms():

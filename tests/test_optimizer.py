@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from tc_jepa.optimizer import adamw, match_rules, Schedules, WEIGHT_DECAY_RULES
+from tests import tiny
 
 # The released H/14 recipe at a tenth of its steps (ijepa configs/in1k_vith14_ep300.yaml).
 OFFICIAL = Schedules(18_750, 2_500, 2e-4, 1e-3, 1e-6, 0.04, 0.4, 0.996, 1.0)

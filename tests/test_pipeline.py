@@ -7,12 +7,12 @@ import itertools
 
 import numpy as np
 import pytest
-import tiny
 
 from tc_jepa.batch import Batch
 from tc_jepa.data import captions, pipeline, transforms
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.masking import Masks, OfficialMasks, RandomMasks
+from tests import tiny
 
 TOKENIZER = captions.CaptionTokenizer(captions.scenes_vocabulary_path(), 12)
 AUGMENT = pipeline.Augment(pipeline.Crop(tiny.IMAGE, (0.3, 1.0), (3 / 4, 4 / 3), False), TOKENIZER, 3)

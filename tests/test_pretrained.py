@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from configs import base
 import tc_jepa
@@ -19,6 +18,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.models import layers, vit
 from tc_jepa.models.text import EmbeddingText
 from tc_jepa.state import TrainState
+from tests import tiny
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HF = FIXTURES / "hf_ijepa_tiny"

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from tc_jepa import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
 from tc_jepa.models.conditioner import Conditioner
 from tc_jepa.step import forward, target_features
+from tests import tiny
 
 
 def test_step_moves_the_target_by_its_momentum_and_only_so():

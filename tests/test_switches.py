@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from tc_jepa import targets
 from tc_jepa.models import layers, vit
 from tc_jepa.state import initial_encoder_params
 from tc_jepa.step import join_targets, target_features
+from tests import tiny
 
 
 def initial(encoder, seed=0):

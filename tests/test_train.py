@@ -9,7 +9,6 @@ import signal
 import jax
 import numpy as np
 import pytest
-import tiny
 
 from configs import base
 from tc_jepa import metrics, sharding
@@ -19,6 +18,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.models import vit
 from tc_jepa.train import train
 from tc_jepa.validate import validate
+from tests import tiny
 
 
 @pytest.fixture(scope="module", autouse=True)

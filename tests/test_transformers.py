@@ -11,16 +11,23 @@ import subprocess
 import sys
 import zipfile
 
+import cv2
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-import tiny
 
 import tc_jepa
+from tc_jepa import pretrained
 from tc_jepa.convert import hf_ijepa, ijepa, t5
 from tc_jepa.convert.weights import EncoderWeights, square_encoder
+from tc_jepa.data.captions import scenes_vocabulary_path
+from tc_jepa.data.prepare import prepare_folder
 from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.models import layers, vit
+from tc_jepa.train import train
+from tests import tiny
+from tests.preparing import PHOTO_LINES, PHOTOS
+from tests.test_train import lines, tiny_config
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +87,43 @@ def test_an_official_file_becomes_a_folder_with_its_features(checkpoint, zipped,
     deviation = np.sqrt(found.var(axis=-1, keepdims=True) + 1e-5)
     np.testing.assert_allclose((found - found.mean(axis=-1, keepdims=True)) / deviation, target, **CLOSE)
     np.testing.assert_allclose(transformers_features(tmp_path / "theirs", images), found, **CLOSE)
+
+
+def test_the_whole_road(checkpoint, tmp_path, monkeypatch):
+    """An official I-JEPA goes on learning from captioned photographs, and leaves as a Hugging Face model."""
+    import torch
+
+    monkeypatch.setitem(vit.SIZES, "golden", vit.Size(width=48, depth=3, heads=4, hidden=192))
+    torch.save(checkpoint, tmp_path / "ijepa.pth.tar")
+    done = launch(
+        "convert", "--from=ijepa", f"--input={tmp_path}/ijepa.pth.tar", f"--output={tmp_path}/ours", "--heads=4"
+    )
+    assert done.returncode == 0, done.stderr
+    data = str(tmp_path / "photos")
+    prepare_folder(str(PHOTOS), str(PHOTOS / "captions.jsonl"), data, scenes_vocabulary_path())
+
+    settings = {"model.encoder": "golden", "model.predictor.width": 24, "model.predictor.depth": 2, "image.size": 64}
+    config = tiny_config(**settings, **{"data.path": data, "train.init_from": str(tmp_path / "ours")})
+    train(config, tmp_path / "run")
+    metrics = lines(tmp_path / "run")
+    assert metrics[-1]["step"] == config.train.steps and np.isfinite(metrics[-1]["loss"])
+    assert metrics[-1]["captions"] > 0
+
+    before, after = (pretrained.open_encoder(tmp_path / name) for name in ("ours", "run"))
+    assert (
+        np.abs(
+            before.params["blocks_0"]["attn"]["qkv"]["kernel"] - after.params["blocks_0"]["attn"]["qkv"]["kernel"]
+        ).max()
+        > 0
+    )
+    hf = tmp_path / "theirs"
+    hf.mkdir()
+    hf_ijepa.save(after, hf)
+    encoder = tc_jepa.load_encoder(tmp_path / "run")
+    photo = cv2.cvtColor(cv2.imread(str(PHOTOS / PHOTO_LINES[0]["file"])), cv2.COLOR_BGR2RGB)
+    image = resize_and_centre_crop(photo, 64)
+    expected = transformers_features(hf, np.asarray(layers.normalise_images(image[None])))
+    np.testing.assert_allclose(encoder(image[None]), expected, **CLOSE)
 
 
 class Runs:

@@ -36,6 +36,11 @@ class CaptionTokenizer:
         self._pieces = _load(name, proto)
 
     @property
+    def model(self) -> bytes:
+        """The SentencePiece model itself: equal for equal vocabularies."""
+        return self._pieces.serialized_model_proto()
+
+    @property
     def vocabulary_size(self) -> int:
         return self._pieces.get_piece_size()
 

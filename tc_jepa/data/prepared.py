@@ -16,6 +16,7 @@ from tc_jepa.errors import UserError
 
 VOCABULARY = "vocabulary.model"  # in the folder, beside TFDS's own files
 MASK = "mask"
+FILE = "file"  # what launch.prepare_data calls the name of an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +53,7 @@ class PreparedSource:
         for shard in infos[split].filepaths:
             if not shard.exists():
                 raise UserError(f"{shard} is missing; restore it or prepare the dataset anew")
-        self._name = f"{path}, split {split}"
+        self._name, self._split = f"{path}, split {split}", split
         # TFDS's partial decoding fails on data sources. So records come raw, and only what is asked for is parsed.
         self._records = builder.as_data_source(
             infos[split].name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -65,6 +66,7 @@ class PreparedSource:
         self._example = held.only([self._image, *self._captions, *self._descriptions])
         self._labels = held.only(self.tasks)
         self._mask = held.only([MASK] * self.has_masks)
+        self._file = held.only([FILE] * (FILE in builder.info.features))
 
     def __len__(self) -> int:
         return len(self._records)
@@ -95,6 +97,11 @@ class PreparedSource:
             else:
                 labels[name] = int(value)
         return labels
+
+    def file(self, index: int) -> str:
+        """The feature "file", which launch.prepare_data writes; SPLIT/INDEX where there is none."""
+        record = self._read(self._file, index)
+        return record[FILE].decode() if FILE in record else f"{self._split}/{index}"
 
     def mask(self, index: int) -> np.ndarray:
         """uint8 [height, width] of class indices, 255 = ignore; only where `has_masks`."""

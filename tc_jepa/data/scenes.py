@@ -181,6 +181,9 @@ class SceneSource:
         """ "shape", "colour", "pair": bool [classes]; "count", "background": int, the class's index."""
         return labels(self.scene(index))
 
+    def file(self, index: int) -> str:
+        return f"{self.split}/{index}"
+
     def mask(self, index: int) -> np.ndarray:
         """uint8 [size, size]: 0 is background, 1 + the index in SHAPES elsewhere."""
         return draw_mask(self.scene(index), self.size)

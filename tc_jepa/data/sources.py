@@ -42,5 +42,8 @@ class Source(Protocol):
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """One label for each of `tasks`, without reading the image."""
 
+    def file(self, index: int) -> str:
+        """What the image is called where it came from; SPLIT/INDEX where it has no name."""
+
     def mask(self, index: int) -> np.ndarray:
         """uint8 [height, width] of class indices, 255 = ignore; only where `has_masks`."""

@@ -55,7 +55,7 @@ class FrozenEncoder:
         self.width, self.image_size, self.patch_size = width, image_size, patch_size
         self.batch_size = -(-batch_size // mesh.size) * mesh.size
         self._mesh = mesh
-        self._params = jax.device_put(params, sharding.parameter_sharding(mesh, params))
+        self._params = sharding.put_parameters(mesh, params)
         self._forward = jax.jit(forward, out_shardings=sharding.batch_sharding(mesh))
 
     def __call__(self, images: np.ndarray) -> Features:

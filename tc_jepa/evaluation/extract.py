@@ -1,0 +1,144 @@
+"""Frozen features of a whole dataset on disk, in shards that a killed command finds again.
+
+A folder of features holds features.json (what was extracted, from what, by which encoder; the classes of all tasks; the
+number of images of every split) and, for every split, SPLIT-00000-of-00012.npz and so on: `images_per_shard` images or
+fewer in the order of the data. The arrays of a shard, each with one row an image:
+
+  pooled   [n, D]     mean over patches           (where asked for)
+  patches  [n, N, D]  row-major                   (where asked for)
+  name     str [n]    file in the data, or SPLIT/INDEX where it has none
+  TASK     one for each of the data's tasks: int64 [n] class indices, or bool [n, classes]
+
+numpy.load reads them; nothing in them is pickled.
+"""
+
+from collections.abc import Mapping, Sequence
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from tc_jepa.data.sources import Source
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
+from tc_jepa.files import refuse_existing, replace_text
+
+ABOUT = "features.json"
+KINDS = ("pooled", "patches")
+RESERVED = (*KINDS, "name", "file")  # the last is a parameter of numpy.savez
+
+
+def extract(
+    encoder: FrozenEncoder,
+    sources: Mapping[str, Source],
+    output: Path,
+    *,
+    kinds: Sequence[str],
+    dtype: str,
+    images_per_shard: int,
+    about: Mapping[str, Any],
+) -> None:
+    """Writes the features of every split of `sources` to the new folder `output`.
+
+    The work grows in OUTPUT.partial, which becomes `output` when it is whole; shards that are there already are kept.
+    `kinds` are of KINDS, `dtype` is float32 or float16. `about` says what the features are of; a partial folder that
+    says otherwise is refused. UserError for that, for an existing output, and for features that are not finite (in
+    float16 also: too large for it).
+    """
+    refuse_existing(output)
+    for name in next(iter(sources.values())).tasks:
+        if name in RESERVED:
+            raise UserError(f"the data's labels {name!r} have the name of an array of features; rename the feature")
+    about = {
+        **about,
+        "features": list(kinds),
+        "dtype": dtype,
+        "width": encoder.width,
+        "image_size": encoder.image_size,
+        "patch_size": encoder.patch_size,
+        "images_per_shard": images_per_shard,
+        "splits": {split: len(source) for split, source in sources.items()},
+        "classes": {name: list(task.classes) for name, task in next(iter(sources.values())).tasks.items()},
+    }
+    partial = output.with_name(f"{output.name}.partial")
+    _begin(partial, about)
+    total = sum(len(source) for source in sources.values())
+    with tqdm.tqdm(total=total, desc="features", unit="image", disable=None) as bar:
+        for split, source in sources.items():
+            for path, indices in shards(partial, split, len(source), images_per_shard).items():
+                if not path.exists():
+                    arrays = _features(encoder, source, indices, kinds, dtype, path)
+                    _save(path, arrays | _names_and_labels(source, indices))
+                bar.update(len(indices))
+    os.replace(partial, output)
+
+
+def check_kinds(names: Sequence[str]) -> None:
+    """A UserError for none, for one that does not exist, and for one given twice."""
+    for name in names or [""]:
+        if name not in KINDS or names.count(name) > 1:
+            raise UserError(f"--features={','.join(names)}: give one or both of {', '.join(KINDS)}")
+
+
+def digest(fingerprints: Mapping[str, int]) -> str:
+    """One short name for the weights of an encoder."""
+    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def shards(folder: Path, split: str, images: int, images_per_shard: int) -> dict[Path, range]:
+    """The files of a split, and which of its images each holds."""
+    count = -(-images // images_per_shard)
+    return {
+        folder / f"{split}-{number:05d}-of-{count:05d}.npz": range(start, min(start + images_per_shard, images))
+        for number, start in enumerate(range(0, images, images_per_shard))
+    }
+
+
+def _begin(partial: Path, about: Mapping[str, Any]) -> None:
+    """An empty folder that says what it is for, or one that was begun for the same."""
+    path = partial / ABOUT
+    if not partial.exists():
+        partial.mkdir(parents=True)
+    elif path.exists():
+        before = json.loads(path.read_text())
+        changed = sorted(name for name in before.keys() | about.keys() if before.get(name) != about.get(name))
+        if changed:
+            raise UserError(
+                f"{partial} was begun with another {', '.join(changed)}; give the same flags, or delete that folder"
+            )
+    replace_text(path, json.dumps(about, indent=2) + "\n")
+
+
+def _features(
+    encoder: FrozenEncoder, source: Source, indices: Sequence[int], kinds: Sequence[str], dtype: str, path: Path
+) -> dict[str, np.ndarray]:
+    parts: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    for images in read_images(source, indices, encoder.image_size, encoder.batch_size):
+        found = encoder(images)
+        for kind in kinds:
+            with np.errstate(over="ignore"):  # told of below
+                parts[kind].append(np.asarray(getattr(found, kind)).astype(dtype))
+    arrays = {kind: np.concatenate(batches) for kind, batches in parts.items()}
+    for kind, features in arrays.items():
+        if not np.isfinite(features).all():
+            mend = "give --dtype=float32, or an encoder whose training did not diverge"
+            raise UserError(f"{path.name}: some {kind} features are not finite in {dtype}; {mend}")
+    return arrays
+
+
+def _names_and_labels(source: Source, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    rows = [source.labels(index) for index in indices]
+    names = np.array([source.file(index) for index in indices])
+    return {"name": names} | {task: np.array([row[task] for row in rows]) for task in source.tasks}
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Under its name only when whole."""
+    beside = path.with_name(f"{path.name}.tmp")
+    with beside.open("wb") as file:
+        np.savez(file, **arrays)
+    os.replace(beside, path)
