@@ -69,7 +69,7 @@ def restore_encoder(workdir: Path, step: int | None, abstract_params: Params, *,
 def restore_trained(workdir: Path, step: int | None, network: str) -> Params:
     """The trained parameters of one network (encoder, predictor or text) in the shapes that they were stored in.
 
-    On one device. Without a description of the network: for readers that have none.
+    As host arrays. Without a description of the network: for readers that have none.
     """
     step = chosen_step(workdir, step)
     item = _directory(workdir) / str(step) / "state"
@@ -79,7 +79,7 @@ def restore_trained(workdir: Path, step: int | None, network: str) -> Params:
         raise UserError(f"{item} does not say what {network} it holds ({error}); restore an older step") from error
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored)
-    return _restore_trained(workdir, step, network, abstract)[0]
+    return jax.device_get(_restore_trained(workdir, step, network, abstract)[0])
 
 
 def _restore_trained(workdir: Path, step: int | None, network: str, abstract_params: Params) -> tuple[Params, int]:

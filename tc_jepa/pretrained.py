@@ -68,9 +68,8 @@ def _open_run(workdir: Path, step: int | None, predictor: bool) -> EncoderWeight
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params(encoder, image_size)
     )
     params, step = restore_encoder(workdir, step, shapes, ema=ema)
-    return EncoderWeights(
-        encoder, params, image_size, restore_trained(workdir, step, "predictor") if predictor else None
-    )
+    found = restore_trained(workdir, step, "predictor") if predictor else None
+    return EncoderWeights(encoder, jax.device_get(params), image_size, found)
 
 
 def teacher(

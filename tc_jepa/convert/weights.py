@@ -12,8 +12,8 @@ from tc_jepa.state import initial_encoder_params
 class EncoderWeights(NamedTuple):
     """An encoder that was trained on square images of `image_size` pixels, which its `trained_grid` says too.
 
-    `predictor` has I-JEPA's parameters, or those of a run with its conditioner; None where there is none, or where it
-    was not asked for.
+    Parameters are host arrays, for the caller to lay over devices. `predictor` has I-JEPA's, or those of a run with its
+    conditioner; None where there is none, or where it was not asked for.
     """
 
     encoder: VisionTransformer
