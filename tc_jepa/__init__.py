@@ -23,8 +23,10 @@ _EXPORTS = {
     "UserError": "tc_jepa.errors",
     "VisionTransformer": "tc_jepa.models.vit",
     "WordCrossAttention": "tc_jepa.models.cross_attention",
+    "WordsStamp": "tc_jepa.data.words",
     "WordSequence": "tc_jepa.models.compared_conditioners",
     "train_step": "tc_jepa.step",
+    "write_words": "tc_jepa.data.write_words",
 }
 __all__ = list(_EXPORTS)
 

@@ -9,14 +9,12 @@ import signal
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+import tiny
 
 from configs import base
-from tc_jepa import build, metrics, sharding
+from tc_jepa import metrics, sharding
 from tc_jepa.checkpoint import Checkpoints, fingerprints, restore_encoder, saved_steps
-from tc_jepa.convert import t5
 from tc_jepa.data import captions
-from tc_jepa.data.captions import scenes_vocabulary_path
 from tc_jepa.errors import UserError
 from tc_jepa.models import vit
 from tc_jepa.train import train
@@ -219,21 +217,7 @@ def test_a_teacher_made_from_pixels_teaches_a_student_of_another_size(tmp_path, 
 
 
 def test_a_frozen_t5_is_read_and_neither_trained_nor_saved(tmp_path):
-    folder = tmp_path / "t5"
-    folder.mkdir()
-    shutil.copy(scenes_vocabulary_path(), folder / "spiece.model")
-    pieces = build.tokenizer(tiny_config()).vocabulary_size
-    sizes = {"vocab_size": pieces, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "layer_norm_epsilon": 1e-6}
-    written = {"model_type": "t5", "feed_forward_proj": "relu"} | sizes | buckets
-    (folder / "config.json").write_text(json.dumps(written))
-    size = t5.T5Config(pieces, 8, 4, 16, 1, 2, 8, 16, gated=False, epsilon=1e-6)
-    rng = np.random.default_rng(0)
-    places = {name: place for name, place in t5.encoder_tensors(size).items() if name != "encoder.embed_tokens.weight"}
-    tensors = {name: rng.normal(size=place.shape).astype(np.float32) for name, place in places.items()}
-    save_file(tensors, folder / "model.safetensors")
-
-    words = {"model.text": "t5", "model.text_weights": str(folder)}
+    words = {"model.text": "t5", "model.text_weights": tiny.t5_folder(tmp_path / "t5")}
     train(tiny_config(**words), tmp_path / "run")
     assert not any("text" in name for name in final_state(tmp_path / "run"))
     rows = lines(tmp_path / "run")

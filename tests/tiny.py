@@ -1,12 +1,18 @@
 """A model and a batch small enough for every test: 4 x 4 patches, 2 predictor layers, 3 captions of 5 words."""
 
 import functools
+import json
+from pathlib import Path
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
 from tc_jepa.batch import Batch
+from tc_jepa.convert import t5
+from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.masking import BlockMasks
 from tc_jepa.models import conditioner, layers, text, vit
 from tc_jepa.models.cross_attention import WordCrossAttention
@@ -77,6 +83,23 @@ def step_function(nets: Networks):
 def loss_function(nets: Networks):
     """The loss terms, compiled, as a function of params, target_params, batch and optionally StoP's key."""
     return jax.jit(lambda *arguments: forward(*arguments[:3], nets, OBJECTIVE, *arguments[3:])[0])
+
+
+def t5_folder(folder: Path, seed: int = 0) -> str:
+    """A T5 with the scenes' vocabulary and random weights: one layer, 8 channels."""
+    folder.mkdir()
+    shutil.copy(scenes_vocabulary_path(), folder / t5.VOCABULARY)
+    pieces = CaptionTokenizer(scenes_vocabulary_path(), WORDS).vocabulary_size
+    sizes = {"vocab_size": pieces, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "layer_norm_epsilon": 1e-6}
+    written = {"model_type": "t5", "feed_forward_proj": "relu"} | sizes | buckets
+    (folder / t5.CONFIG).write_text(json.dumps(written))
+    size = t5.T5Config(pieces, 8, 4, 16, 1, 2, 8, 16, gated=False, epsilon=1e-6)
+    rng = np.random.default_rng(seed)
+    places = {name: place for name, place in t5.encoder_tensors(size).items() if name != t5.EMBEDDINGS[1]}
+    tensors = {name: rng.normal(size=place.shape).astype(np.float32) for name, place in places.items()}
+    save_file(tensors, folder / t5.WEIGHTS)
+    return str(folder)
 
 
 def lively(params, seed: int = 1):

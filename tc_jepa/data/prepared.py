@@ -42,6 +42,7 @@ class PreparedSource:
         self.tasks: Mapping[str, Task] = _tasks(features)
         self.has_masks = _is_image(features, "mask")
         self._example = _only(features, {"image", "captions"} & features.keys())
+        self._captions = _only(features, {"captions"} & features.keys())
         self._labels = _only(features, self.tasks.keys())
         self._mask = _only(features, {"mask"} if self.has_masks else ())
 
@@ -55,7 +56,11 @@ class PreparedSource:
             image = decode_image(record["image"])
         except ValueError as error:
             raise UserError(f"{self._name}: image {index} does not decode: {error}; prepare it anew") from error
-        return Example(image, _texts(record["captions"]) if "captions" in record else ())
+        return Example(image, _captions(record))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The image's captions, without decoding it."""
+        return _captions(self._read(self._captions, index))
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """By task: the class as an int, or bool [classes]. Raises UserError where TFDS says -1, for unknown."""
@@ -133,7 +138,10 @@ def _only(features: tfds.features.FeaturesDict, names: Collection[str]) -> tfds.
     return tfds.features.FeaturesDict({name: features[name] for name in names})
 
 
-def _texts(captions: bytes | list[bytes] | dict[str, list[bytes]]) -> tuple[str, ...]:
+def _captions(record: Mapping[str, Any]) -> tuple[str, ...]:
+    if "captions" not in record:
+        return ()
+    captions: bytes | list[bytes] | dict[str, list[bytes]] = record["captions"]
     if isinstance(captions, bytes):
         captions = [captions]
     elif isinstance(captions, dict):
