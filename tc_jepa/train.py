@@ -1,5 +1,6 @@
 """The train loop: everything that is done around the pure step."""
 
+from collections.abc import Sequence
 import contextlib
 import functools
 import json
@@ -14,9 +15,10 @@ import jax
 import ml_collections
 
 from tc_jepa import build, monitor, sharding
-from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
+from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
 from tc_jepa.data import pipeline
-from tc_jepa.data.sources import Source, TRAIN
+from tc_jepa.data.sources import Captioned
+from tc_jepa.data.words import WordsFolder
 from tc_jepa.errors import UserError
 from tc_jepa.files import replace_text
 from tc_jepa.masking import MaskSampler
@@ -26,6 +28,7 @@ from tc_jepa.state import initial_state, TrainState
 from tc_jepa.step import train_step
 
 HELD_OUT_SEED = 0  # the same held-out crops, captions and masks in every run
+WORDS_FILE = "words.json"  # in a workdir: which stored word vectors the run reads
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -37,9 +40,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
-    source, tokenizer = build.source(config, TRAIN), build.tokenizer(config)
-    augment, masks = build.augment(config, tokenizer), build.masks(config)
-    text_encoder, frozen = build.text_encoder(config, tokenizer.vocabulary_size)
+    words = build.word_folders(config)
+    _check_words(workdir, words)
+    source, reader = build.training_source(config, words), build.caption_reader(config, words)
+    augment, masks = build.augment(config, reader), build.masks(config)
+    text_encoder, frozen = build.text_encoder(config, reader)
     frozen = jax.device_put(frozen, sharding.parameter_sharding(mesh, frozen))
     constrain = sharding.constrain_to(mesh)
     teacher, teacher_params = build.teacher(config, constrain)
@@ -72,6 +77,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     workdir.mkdir(parents=True, exist_ok=True)
     replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
+    if words:
+        replace_text(workdir / WORDS_FILE, json.dumps([folder.identity for folder in words]) + "\n")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     start = checkpoints.latest() or 0
     if start >= config.train.steps:
@@ -88,7 +95,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         flush=True,
     )
 
-    held_out = _held_out_batches(config, augment, masks, mesh)
+    held_out = _held_out_batches(config, build.held_out_source(config, words), augment, masks, mesh)
 
     def look(state: TrainState) -> dict[str, float]:
         looks = []
@@ -128,8 +135,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         sys.exit(128 + stop.signal)
 
 
+def _check_words(workdir: Path, words: Sequence[WordsFolder]) -> None:
+    """Refuses to go on with other word vectors than the run began with, though they lie in the same folders."""
+    path = workdir / WORDS_FILE
+    if words and saved_steps(workdir) and path.is_file():
+        if json.loads(path.read_text()) != [folder.identity for folder in words]:
+            raise UserError(
+                f"{workdir} was trained on other word vectors than {', '.join(folder.path for folder in words)} holds "
+                f"now; restore those, or give another --workdir"
+            )
+
+
 def _process_batches(
-    source: Source, augment: pipeline.Augment, masks: MaskSampler, batch_size: int, seed: int
+    source: Captioned, augment: pipeline.Augment, masks: MaskSampler, batch_size: int, seed: int
 ) -> grain.MapDataset:
     """This process's part of the batches of `batch_size` images over all processes."""
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -137,10 +155,13 @@ def _process_batches(
 
 
 def _held_out_batches(
-    config: ml_collections.ConfigDict, augment: pipeline.Augment, masks: MaskSampler, mesh: jax.sharding.Mesh
+    config: ml_collections.ConfigDict,
+    source: Captioned,
+    augment: pipeline.Augment,
+    masks: MaskSampler,
+    mesh: jax.sharding.Mesh,
 ):
     """A function that yields the monitor's batches, read anew at each look: they may be too large to keep."""
-    source = build.held_out_source(config)
     width = build.encoder(config).size.width
     batch_size, count = monitor.held_out_size(width, config.train.batch_size, len(source), mesh.size)
     if batch_size * count < 2 * width:

@@ -14,6 +14,7 @@ import numpy as np
 
 from tc_jepa.batch import Batch
 from tc_jepa.data import captions, transforms
+from tc_jepa.data.mixtures import Mixture
 from tc_jepa.data.sources import Captioned, Example
 from tc_jepa.masking import MaskSampler
 
@@ -82,7 +83,10 @@ def batches(
     if batch_size % process_count:
         raise ValueError(f"a global batch of {batch_size} does not split over {process_count} processes")
     shuffle_seed, augment_seed, mask_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
-    dataset = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None)
+    if isinstance(source, Mixture):
+        dataset = source.stream(shuffle_seed)
+    else:
+        dataset = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None)
     dataset = dataset.random_map(augment, seed=augment_seed).map_with_index(AddMasks(masks, mask_seed))
     return dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
 
