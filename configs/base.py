@@ -38,7 +38,16 @@ KEYS = (
     runtime("train.checkpoint_every", 1000, "steps between two checkpoints; the last step always has one"),
     runtime("train.keep_checkpoints", 2, "checkpoints kept, the newest ones"),
     runtime("train.eval_every", 1000, "steps between two looks at held-out images (rank, text worth, regularisers)"),
-    experiment("data.path", "", "prepared dataset (launch.prepare_data); empty: scenes drawn on the fly"),
+    experiment(
+        "data.path",
+        "",
+        "prepared dataset (launch.prepare_data), or several separated by commas; empty: scenes drawn on the fly",
+    ),
+    experiment(
+        "data.weights",
+        (),
+        "exact ratio of the images drawn from several datasets, such as (7, 3); empty: every image once an epoch",
+    ),
     experiment(
         "data.image_feature", "image", "the feature of data.path that is the image; TFDS datasets have their own names"
     ),
@@ -64,6 +73,11 @@ KEYS = (
     experiment("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included"),
     experiment(
         "captions.vocabulary", "", "SentencePiece model; empty: the one stored with the data, or the scenes' own"
+    ),
+    experiment(
+        "captions.vectors",
+        "",
+        "folder of word vectors (launch.encode_captions; text=stored), for several datasets one each, with commas",
     ),
     experiment(
         "masking.kind",
@@ -99,9 +113,15 @@ KEYS = (
     experiment("model.predictor.width", 384, "channels of the predictor; its heads are as many as the encoder's"),
     experiment("model.predictor.depth", 6, "blocks of the predictor"),
     experiment("model.conditioner", "word_cross_attention", "how the predictor reads captions; none is I-JEPA"),
-    experiment("model.text", "embedding", "text encoder; embedding: word vectors learned along; t5: a frozen T5"),
+    experiment(
+        "model.text", "embedding", "text encoder; embedding: learned along; t5: a frozen T5; stored: captions.vectors"
+    ),
     experiment("model.text_width", 256, "channels of the learned word vectors (text=embedding)"),
-    experiment("model.text_weights", "", "Hugging Face folder of the T5 (text=t5): safetensors and spiece.model"),
+    experiment(
+        "model.text_weights",
+        "",
+        "Hugging Face folder of the T5 (text=t5): safetensors and spiece.model; text=stored compares, if given",
+    ),
     experiment("model.text_dtype", "float32", "type of the T5's parameters and products: float32 or bfloat16"),
     experiment("model.position_noise", 0.0, "StoP's sigma, variance of the noise in mask tokens' places; 0: off"),
     experiment("model.joint_targets", False, "predict all target blocks in one sequence, not each in its own"),

@@ -107,11 +107,12 @@ def open_data(config):
     from tc_jepa.data.prepared import splits
     from tc_jepa.data.sources import TEST, TRAIN, VALIDATION
 
+    train = build.source(config, TRAIN)
     held = splits(config.data.path) if config.data.path else (TRAIN, VALIDATION, TEST)
     test_split = next((split for split in (TEST, VALIDATION) if split in held), None)
     if test_split is None:
         raise UserError(f"{config.data.path} holds only {', '.join(held)}; prepare it with a split test or val")
-    return build.source(config, TRAIN), build.source(config, test_split), test_split
+    return train, build.source(config, test_split), test_split
 
 
 def choose_tasks(config, labelled: bool) -> list[str]:

@@ -23,10 +23,12 @@ _EXPORTS = {
     "UserError": "tc_jepa.errors",
     "VisionTransformer": "tc_jepa.models.vit",
     "WordCrossAttention": "tc_jepa.models.cross_attention",
+    "WordsStamp": "tc_jepa.data.words",
     "WordSequence": "tc_jepa.models.compared_conditioners",
     "load_encoder": "tc_jepa.pretrained",
     "load_text_encoder": "tc_jepa.pretrained_text",
     "train_step": "tc_jepa.step",
+    "write_words": "tc_jepa.data.write_words",
 }
 __all__ = list(_EXPORTS)
 

@@ -9,11 +9,11 @@ class Batch(NamedTuple):
     """B images with their captions and masks (without the leading B: one example).
 
     Padded entries of the index arrays hold 0 and are marked False in the mask beside them; they influence nothing.
-    A caption that is marked missing influences nothing either, whatever its ids are.
+    A caption that is marked missing influences nothing either, whatever its words are.
     """
 
     images: Array  # uint8 [B, height, width, 3], RGB
-    caption_ids: Array  # int32 [B, C, S], SentencePiece ids
+    caption_words: Array  # int32 [B, C, S], SentencePiece ids; or stored vectors, floating [B, C, S, E]
     word_valid: Array  # bool [B, C, S]
     caption_valid: Array  # bool [B, C]; all False where the image has no caption
     context_indices: Array  # int32 [B, K], row-major patch indices

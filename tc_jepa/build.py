@@ -1,6 +1,7 @@
 """The door: from a resolved configuration to the typed objects that the rest of the library takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any
 
 from absl import logging
@@ -8,12 +9,14 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from tc_jepa import optimizer, targets
+from tc_jepa import optimizer, targets, text_encoding
 from tc_jepa.convert import t5
 from tc_jepa.data import captions, pipeline
+from tc_jepa.data.mixtures import Concatenation, Mixture
 from tc_jepa.data.prepared import Features, PreparedSource, splits, vocabulary_path
 from tc_jepa.data.scenes import SceneSource
-from tc_jepa.data.sources import Source, TRAIN, VALIDATION
+from tc_jepa.data.sources import Captioned, Source, TRAIN, VALIDATION
+from tc_jepa.data.words import WordsFolder, WordVectors
 from tc_jepa.errors import UserError
 from tc_jepa.masking import BlockMasks, MaskSampler, OfficialMasks, RandomMasks
 from tc_jepa.models import conditioner, fusion, layers, vit
@@ -22,7 +25,7 @@ from tc_jepa.models.cross_attention import CaptionCrossAttention, CrossAttention
 from tc_jepa.models.layers import Params
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.models.t5 import T5Encoder
-from tc_jepa.models.text import EmbeddingText
+from tc_jepa.models.text import EmbeddingText, StoredWords
 from tc_jepa.objective import Objective
 from tc_jepa.state import Networks
 
@@ -54,7 +57,7 @@ def linear(config: Config) -> layers.Linear:
 
 def networks(
     config: Config,
-    text_encoder: EmbeddingText | T5Encoder,
+    text_encoder: EmbeddingText | StoredWords | T5Encoder,
     teacher: vit.VisionTransformer | None = None,
     constrain: Constrain = unconstrained,
 ) -> Networks:
@@ -89,15 +92,19 @@ def target(config: Config, online: vit.VisionTransformer, teacher: vit.VisionTra
     raise UserError(f"target_encoder.kind={config.target_encoder.kind!r} is unknown; one of {', '.join(TARGETS)}")
 
 
-def text_encoder(config: Config, vocabulary_size: int) -> tuple[EmbeddingText | T5Encoder, Params]:
-    """The text encoder, and its parameters where they are not trained (else none)."""
+def text_encoder(
+    config: Config, reader: captions.CaptionReader
+) -> tuple[EmbeddingText | StoredWords | T5Encoder, Params]:
+    """The text encoder of what `reader` reads, and its parameters where they are not trained (else none)."""
     if config.model.text == "embedding":
         words = config.captions.words
-        return EmbeddingText(vocabulary_size, config.model.text_width, words, config.model.init_std), {}
+        return EmbeddingText(reader.vocabulary_size, config.model.text_width, words, config.model.init_std), {}
     if config.model.text == "t5":
         size, params = t5.load(config.model.text_weights)
-        t5.check_vocabulary(size, vocabulary_size, t5.vocabulary(config.model.text_weights))
+        t5.check_vocabulary(size, reader.vocabulary_size, t5.vocabulary(config.model.text_weights))
         return T5Encoder(size, DTYPES[config.model.text_dtype]), {"text": params}
+    if config.model.text == "stored":
+        return StoredWords(), {"text": {}}
     raise UserError(f"model.text={config.model.text!r} is unknown; one of {', '.join(TEXT_ENCODERS)}")
 
 
@@ -131,7 +138,7 @@ CONDITIONERS = {
 }
 FUSIONS = {"max": fusion.MaxPool, "mean": fusion.MeanPool, "attention": fusion.AttentionPool}
 INITS = {"official": False, "depth_rescaled": True}  # of layers.Linear.depth_rescaled
-TEXT_ENCODERS = ("embedding", "t5")
+TEXT_ENCODERS = ("embedding", "t5", "stored")
 TARGETS = ("ema", "frozen", "pixels")
 
 
@@ -186,10 +193,17 @@ MASKS = {
 }
 
 
+def data_paths(config: Config) -> list[str]:
+    return config.data.path.split(",") if config.data.path else []
+
+
 def source(config: Config, split: str) -> Source:
-    """The data of one split; UserError where there is none."""
-    if config.data.path:
-        return PreparedSource(config.data.path, split, features(config))
+    """One split with its labels, for an evaluation; UserError where there is none."""
+    paths = data_paths(config)
+    if len(paths) > 1:
+        raise UserError(f"labels belong to one dataset: choose with --data one of {', '.join(paths)}")
+    if paths:
+        return PreparedSource(paths[0], split, features(config))
     count = config.data.train_scenes if split == TRAIN else HELD_OUT_SCENES
     return SceneSource(config.data.scenes_seed, split, count, config.image.size)
 
@@ -202,12 +216,59 @@ def features(config: Config) -> Features:
     )
 
 
-def held_out_source(config: Config) -> Source:
-    """Validation data for the monitor; where prepared data has none, the training data, said once."""
-    if config.data.path and VALIDATION not in splits(config.data.path):
-        logging.warning("%s has no split %r: the monitor looks at training images", config.data.path, VALIDATION)
+def training_source(config: Config, words: Sequence[WordsFolder] = ()) -> Captioned:
+    """What a run is trained on. `words` are the word_folders."""
+    paths = data_paths(config)
+    if not paths:
         return source(config, TRAIN)
-    return source(config, VALIDATION)
+    parts = [_prepared(config, path, TRAIN, words, number) for number, path in enumerate(paths)]
+    if config.data.weights:
+        return Mixture(parts, config.data.weights)
+    return Concatenation(parts) if len(parts) > 1 else parts[0]
+
+
+def held_out_source(config: Config, words: Sequence[WordsFolder] = ()) -> Captioned:
+    """Validation data for the monitor, all that there is; where there is none, the training data, said once."""
+    paths = data_paths(config)
+    if not paths:
+        return source(config, VALIDATION)
+    numbers = [number for number, path in enumerate(paths) if VALIDATION in splits(path)]
+    if not numbers:
+        logging.warning("%s has no split %r: the monitor looks at training images", config.data.path, VALIDATION)
+        return training_source(config, words)
+    return Concatenation([_prepared(config, paths[number], VALIDATION, words, number) for number in numbers])
+
+
+def _prepared(config: Config, path: str, split: str, words: Sequence[WordsFolder], number: int) -> Captioned:
+    prepared = PreparedSource(path, split, features(config))
+    return words[number].attach(prepared, split) if words else prepared
+
+
+def word_folders(config: Config) -> list[WordsFolder]:
+    """The stored word vectors, a folder for each dataset; none where a text encoder runs along.
+
+    UserError where they were not all made alike, or otherwise than the configuration says.
+    """
+    if config.model.text != "stored":
+        return []
+    folders = [WordsFolder(path) for path in config.captions.vectors.split(",")]
+    wanted: dict[str, tuple[str, Any]] = {"captions.words": ("words", config.captions.words)}
+    if config.model.text_weights:
+        wanted["model.text_weights"] = ("weights", text_encoding.fingerprint(*t5.load(config.model.text_weights)))
+    if config.captions.vocabulary:
+        wanted["captions.vocabulary"] = ("vocabulary", text_encoding.file_sha256(config.captions.vocabulary))
+    for folder in folders:
+        for name, (key, value) in wanted.items():
+            folder.check(name, key, value)
+        for key, value in dataclasses.asdict(folders[0].stamp).items():
+            if key != "encoder" or folder.stamp.weights is None:  # a name, which says nothing beside a hash
+                folder.check(folders[0].path, key, value)
+    return folders
+
+
+def caption_reader(config: Config, words: Sequence[WordsFolder] = ()) -> captions.CaptionReader:
+    """Of the stored vectors where there are any, else of texts."""
+    return WordVectors(words[0].stamp) if words else tokenizer(config)
 
 
 def tokenizer(config: Config) -> captions.CaptionTokenizer:
@@ -219,15 +280,25 @@ def tokenizer(config: Config) -> captions.CaptionTokenizer:
     elif not config.data.path:
         path = captions.scenes_vocabulary_path()
     else:
-        path = vocabulary_path(config.data.path)
-        if path is None:
-            raise UserError(
-                f"{config.data.path} holds no vocabulary; give --config.captions.vocabulary=FILE, a SentencePiece model"
-            )
+        path = _common_vocabulary(data_paths(config))
     return captions.CaptionTokenizer(path, config.captions.words)
 
 
-def augment(config: Config, tokenizer: captions.CaptionTokenizer) -> pipeline.Augment:
+def _common_vocabulary(paths: Sequence[str]) -> str:
+    found = {path: vocabulary_path(path) for path in paths}
+    for path, vocabulary in found.items():
+        if vocabulary is None:
+            raise UserError(
+                f"{path} holds no vocabulary; give --config.captions.vocabulary=FILE, a SentencePiece model"
+            )
+        if text_encoding.file_sha256(vocabulary) != text_encoding.file_sha256(found[paths[0]]):
+            raise UserError(
+                f"{path} holds another vocabulary than {paths[0]}; give --config.captions.vocabulary=FILE for both"
+            )
+    return found[paths[0]]
+
+
+def augment(config: Config, reader: captions.CaptionReader) -> pipeline.Augment:
     image = config.image
     crop = pipeline.Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
-    return pipeline.Augment(crop, tokenizer, config.captions.per_image, config.captions.candidates)
+    return pipeline.Augment(crop, reader, config.captions.per_image, config.captions.candidates)

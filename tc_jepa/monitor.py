@@ -39,7 +39,7 @@ def look(
     absent captions share one compiled program.
     """
     batch = batch._replace(
-        caption_ids=jnp.roll(batch.caption_ids, shift, axis=0),
+        caption_words=jnp.roll(batch.caption_words, shift, axis=0),
         word_valid=jnp.roll(batch.word_valid, shift, axis=0),
         caption_valid=jnp.roll(batch.caption_valid, shift, axis=0) & keep,
     )

@@ -12,7 +12,7 @@ from tc_jepa.models.conditioner import Words
 from tc_jepa.models.layers import Params
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.models.t5 import T5Encoder
-from tc_jepa.models.text import EmbeddingText
+from tc_jepa.models.text import EmbeddingText, StoredWords
 from tc_jepa.models.vit import VisionTransformer
 from tc_jepa.targets import Target
 
@@ -26,7 +26,7 @@ class Networks(NamedTuple):
 
     encoder: VisionTransformer
     predictor: Predictor
-    text: EmbeddingText | T5Encoder
+    text: EmbeddingText | StoredWords | T5Encoder
     target: Target
     joint_targets: bool = False
 
@@ -64,9 +64,9 @@ def initial_state(
     params = {"encoder": initial_encoder_params(networks.encoder, example.images.shape, seed)}
     text_key, predictor_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
     if "text" in frozen:
-        vectors = networks.text.apply({"params": frozen["text"]}, one.caption_ids, one.word_valid)
+        vectors = networks.text.apply({"params": frozen["text"]}, one.caption_words, one.word_valid)
     else:
-        params["text"], vectors = initialise(networks.text, text_key, one.caption_ids, one.word_valid)
+        params["text"], vectors = initialise(networks.text, text_key, one.caption_words, one.word_valid)
     params["predictor"], _ = initialise(
         networks.predictor,
         predictor_key,

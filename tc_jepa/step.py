@@ -73,7 +73,7 @@ def forward(
     context_BxKxD = networks.encoder.apply(
         {"params": params["encoder"]}, images, batch.context_indices, batch.context_valid
     )
-    vectors = networks.text.apply({"params": params["text"]}, batch.caption_ids, batch.word_valid)
+    vectors = networks.text.apply({"params": params["text"]}, batch.caption_words, batch.word_valid)
     words = Words(vectors, batch.word_valid, batch.caption_valid)
     predicted_BxMxTxD, readings = networks.predictor.apply(
         {"params": params["predictor"]},

@@ -1,5 +1,6 @@
 """The train loop: everything that is done around the pure step."""
 
+from collections.abc import Sequence
 import contextlib
 import functools
 import json
@@ -16,7 +17,8 @@ import ml_collections
 from tc_jepa import build, monitor, pretrained, sharding
 from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
 from tc_jepa.data import pipeline
-from tc_jepa.data.sources import Source, TRAIN
+from tc_jepa.data.sources import Captioned
+from tc_jepa.data.words import WordsFolder
 from tc_jepa.errors import UserError
 from tc_jepa.files import replace_text
 from tc_jepa.masking import MaskSampler
@@ -27,6 +29,7 @@ from tc_jepa.step import train_step
 from tc_jepa.warm_start import warm_start
 
 HELD_OUT_SEED = 0  # the same held-out crops, captions and masks in every run
+WORDS_FILE = "words.json"  # in a workdir: which stored word vectors the run reads
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -38,9 +41,11 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
-    source, tokenizer = build.source(config, TRAIN), build.tokenizer(config)
-    augment, masks = build.augment(config, tokenizer), build.masks(config)
-    text_encoder, frozen = build.text_encoder(config, tokenizer.vocabulary_size)
+    words = build.word_folders(config)
+    _check_words(workdir, words)
+    source, reader = build.training_source(config, words), build.caption_reader(config, words)
+    augment, masks = build.augment(config, reader), build.masks(config)
+    text_encoder, frozen = build.text_encoder(config, reader)
     frozen = sharding.put_parameters(mesh, frozen)
     constrain = sharding.constrain_to(mesh)
     teacher, teacher_params = pretrained.teacher(config, constrain)
@@ -55,7 +60,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     layout = sharding.parameter_sharding(mesh, abstract)
     given = None
     if config.train.init_from and not saved_steps(workdir):
-        given = warm_start(config, abstract.params, tokenizer)
+        given = warm_start(config, abstract.params, reader)
     step_function = jax.jit(
         functools.partial(
             train_step,
@@ -77,6 +82,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
 
     workdir.mkdir(parents=True, exist_ok=True)
     replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
+    if words:
+        replace_text(workdir / WORDS_FILE, json.dumps([folder.identity for folder in words]) + "\n")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     start = checkpoints.latest() or 0
     if start >= config.train.steps:
@@ -96,7 +103,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         flush=True,
     )
 
-    held_out = _held_out_batches(config, augment, masks, mesh)
+    held_out = _held_out_batches(config, build.held_out_source(config, words), augment, masks, mesh)
 
     def look(state: TrainState) -> dict[str, float]:
         looks = []
@@ -136,8 +143,19 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         sys.exit(128 + stop.signal)
 
 
+def _check_words(workdir: Path, words: Sequence[WordsFolder]) -> None:
+    """Refuses to go on with other word vectors than the run began with, though they lie in the same folders."""
+    path = workdir / WORDS_FILE
+    if words and saved_steps(workdir) and path.is_file():
+        if json.loads(path.read_text()) != [folder.identity for folder in words]:
+            raise UserError(
+                f"{workdir} was trained on other word vectors than {', '.join(folder.path for folder in words)} holds "
+                f"now; restore those, or give another --workdir"
+            )
+
+
 def _process_batches(
-    source: Source, augment: pipeline.Augment, masks: MaskSampler, batch_size: int, seed: int
+    source: Captioned, augment: pipeline.Augment, masks: MaskSampler, batch_size: int, seed: int
 ) -> grain.MapDataset:
     """This process's part of the batches of `batch_size` images over all processes."""
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -145,10 +163,13 @@ def _process_batches(
 
 
 def _held_out_batches(
-    config: ml_collections.ConfigDict, augment: pipeline.Augment, masks: MaskSampler, mesh: jax.sharding.Mesh
+    config: ml_collections.ConfigDict,
+    source: Captioned,
+    augment: pipeline.Augment,
+    masks: MaskSampler,
+    mesh: jax.sharding.Mesh,
 ):
     """A function that yields the monitor's batches, read anew at each look: they may be too large to keep."""
-    source = build.held_out_source(config)
     width = build.encoder(config).size.width
     batch_size, count = monitor.held_out_size(width, config.train.batch_size, len(source), mesh.size)
     if batch_size * count < 2 * width:

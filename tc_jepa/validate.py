@@ -7,6 +7,7 @@ from absl import logging
 import ml_collections
 
 from tc_jepa import build
+from tc_jepa.data.mixtures import whole_weights
 from tc_jepa.data.prepared import Features
 from tc_jepa.errors import UserError
 from tc_jepa.masking import check_range
@@ -79,6 +80,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check_features(config)
     _check_conditioner(config)
     _check_target(config)
+    _check_data(config)
     build.masks(config)  # refuses impossible masks by itself
     if config.image.flip and config.model.conditioner != "none":
         logging.warning("image.flip mirrors images but not captions: 'left of' becomes false in half of them")
@@ -128,13 +130,36 @@ def _check_target(config: ml_collections.ConfigDict) -> None:
         raise UserError(
             f"target_encoder.kind=pixels is trained by objective.prediction=mse, not {config.objective.prediction}"
         )
-    if (text.text == "t5") != bool(text.text_weights):
+    if text.text == "embedding" and text.text_weights or text.text == "t5" and not text.text_weights:
         raise UserError(
-            f"model.text={text.text} and model.text_weights={text.text_weights!r} do not fit: t5, and nothing else, "
-            "needs the folder of a Hugging Face T5"
+            f"model.text={text.text} and model.text_weights={text.text_weights!r} do not fit: t5 needs the folder of a "
+            "Hugging Face T5, and learned words have none"
         )
     if text.text == "t5" and config.captions.vocabulary:
         raise UserError("captions.vocabulary has no place beside model.text=t5, which brings its own; leave it out")
+
+
+def _check_data(config: ml_collections.ConfigDict) -> None:
+    paths, weights, vectors = build.data_paths(config), config.data.weights, config.captions.vectors
+    if "" in paths:
+        raise UserError(f"data.path={config.data.path!r} names an empty path; separate folders with single commas")
+    if weights and (len(paths) < 2 or len(weights) != len(paths)):
+        raise UserError(
+            f"data.weights={tuple(weights)} are {len(weights)} for {len(paths)} datasets in data.path; give one for "
+            "each of several, or none"
+        )
+    if weights:
+        whole_weights(weights)  # refuses impossible ones by itself
+    if (config.model.text == "stored") != bool(vectors):
+        raise UserError(
+            f"model.text={config.model.text} and captions.vectors={vectors!r} do not fit: stored, and nothing else, "
+            "needs the folder that launch.encode_captions wrote"
+        )
+    if vectors and len(vectors.split(",")) != len(paths):
+        raise UserError(
+            f"captions.vectors names {len(vectors.split(','))} folders for {len(paths)} datasets in data.path; give "
+            "one for each, separated by commas (scenes drawn on the fly have none)"
+        )
 
 
 def _one_of(name: str, value: str, choices: Collection[str]) -> None:

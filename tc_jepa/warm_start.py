@@ -13,7 +13,7 @@ import ml_collections
 from tc_jepa import build, pretrained
 from tc_jepa.checkpoint import read_config, restore_trained
 from tc_jepa.convert.weights import EncoderWeights
-from tc_jepa.data.captions import CaptionTokenizer
+from tc_jepa.data.captions import CaptionReader
 from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 
@@ -29,7 +29,7 @@ class WarmStart(NamedTuple):
     report: str
 
 
-def warm_start(config: ml_collections.ConfigDict, trained: Params, reader: CaptionTokenizer) -> WarmStart:
+def warm_start(config: ml_collections.ConfigDict, trained: Params, reader: CaptionReader) -> WarmStart:
     """What config.train.init_from gives to a run with trained parameters of the shapes of `trained`.
 
     `reader` is what the run reads captions with. UserError where the encoder does not fit.
@@ -81,7 +81,7 @@ def _check_encoder(config: ml_collections.ConfigDict, ours: Params, weights: Enc
         raise UserError(f"{where} is no model.encoder={config.model.encoder}: {odd}; give the model.encoder that it is")
 
 
-def _why_unread(config: ml_collections.ConfigDict, ours: Params, theirs: Params, reader: CaptionTokenizer) -> str:
+def _why_unread(config: ml_collections.ConfigDict, ours: Params, theirs: Params, reader: CaptionReader) -> str:
     """Why the conditioner of the run in train.init_from does not read this run's words; empty where it does."""
     path = config.train.init_from
     if CONDITIONER not in theirs:

@@ -51,15 +51,15 @@ def test_bytes_and_path_give_the_same_vocabulary(tokenizer):
 def test_blank_captions_count_as_missing(tokenizer):
     arrays = caption_arrays(["", "a star", " \n"], 3, tokenizer, np.random.default_rng(0))
     np.testing.assert_array_equal(arrays["caption_valid"], [True, False, False])
-    assert tokenizer.decode(arrays["caption_ids"][0]) == "a star"
-    assert not arrays["caption_ids"][1:].any() and not arrays["word_valid"][1:].any()
+    assert tokenizer.decode(arrays["caption_words"][0]) == "a star"
+    assert not arrays["caption_words"][1:].any() and not arrays["word_valid"][1:].any()
     assert not tokenizer.encode([" \n"])[1].any()
 
 
 def test_an_image_without_captions_has_none_that_is_valid(tokenizer):
     arrays = caption_arrays([], 2, tokenizer, np.random.default_rng(0))
     assert {name: (value.shape, value.dtype.name) for name, value in arrays.items()} == {
-        "caption_ids": ((2, 12), "int32"),
+        "caption_words": ((2, 12), "int32"),
         "word_valid": ((2, 12), "bool"),
         "caption_valid": ((2,), "bool"),
     }

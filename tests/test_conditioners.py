@@ -41,7 +41,7 @@ READERS = {
 
 BATCH = tiny.batch(4)  # the last image has no caption
 CONTEXT = np.random.default_rng(0).normal(size=(*BATCH.context_indices.shape, 32)).astype(np.float32)
-VECTORS = np.random.default_rng(1).normal(size=(*BATCH.caption_ids.shape, 12)).astype(np.float32)
+VECTORS = np.random.default_rng(1).normal(size=(*BATCH.caption_words.shape, 12)).astype(np.float32)
 
 
 @functools.cache

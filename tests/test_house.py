@@ -100,7 +100,7 @@ def test_every_config_builds(path):
         config.target_encoder.kind = "ema"
     validate(config)
     tokenizer = build.tokenizer(config)
-    text_encoder, frozen = build.text_encoder(config, tokenizer.vocabulary_size)
+    text_encoder, frozen = build.text_encoder(config, tokenizer)
     networks = build.networks(config, text_encoder)
     optimizer = adamw(build.schedules(config), 0.9, 0.999, 1e-8)
     row = pipeline.example(build.source(config, "train"), build.augment(config, tokenizer), build.masks(config))

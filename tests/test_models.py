@@ -31,7 +31,7 @@ def predict(nets, params, batch, vectors=None):
     images = layers.normalise_images(batch.images)
     context = nets.encoder.apply({"params": params["encoder"]}, images, batch.context_indices, batch.context_valid)
     if vectors is None:
-        vectors = nets.text.apply({"params": params["text"]}, batch.caption_ids, batch.word_valid)
+        vectors = nets.text.apply({"params": params["text"]}, batch.caption_words, batch.word_valid)
     return nets.predictor.apply(
         {"params": params["predictor"]},
         context,
@@ -93,7 +93,7 @@ def test_padded_words_and_missing_captions_influence_nothing(nets, params):
     batch = tiny.batch(4)
     real = batch.word_valid & batch.caption_valid[..., None]
     assert not batch.word_valid.all() and not batch.caption_valid.all()
-    vectors = np.random.default_rng(0).normal(size=(*batch.caption_ids.shape, 12)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(*batch.caption_words.shape, 12)).astype(np.float32)
     before, readings = predict(nets, params, batch, vectors)
     after, _ = predict(nets, params, batch, np.where(real[..., None], vectors, 50.0))
     np.testing.assert_allclose(before, after, atol=1e-5)
@@ -105,7 +105,7 @@ def test_padded_words_and_missing_captions_influence_nothing(nets, params):
 def test_every_real_word_influences_every_layer(nets, params):
     batch = tiny.batch(3)
     real = batch.word_valid & batch.caption_valid[..., None]
-    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(*batch.caption_ids.shape, 12)), jnp.float32)
+    vectors = jnp.asarray(np.random.default_rng(0).normal(size=(*batch.caption_words.shape, 12)), jnp.float32)
     for layer in range(tiny.DEPTH):
         # Only this layer's keys and values see the perturbed words; the others see a copy without gradient.
         def attended(vectors, layer=layer):
@@ -122,7 +122,7 @@ def test_captions_in_another_order_change_nothing(nets, params):
     batch = tiny.batch(3)
     before, _ = predict(nets, params, batch)
     turned = batch._replace(
-        caption_ids=batch.caption_ids[:, ::-1],
+        caption_words=batch.caption_words[:, ::-1],
         word_valid=batch.word_valid[:, ::-1],
         caption_valid=batch.caption_valid[:, ::-1],
     )
@@ -177,7 +177,7 @@ def test_without_conditioner_captions_do_not_matter():
     params = tiny.lively(tiny.state(nets).params)
     batch = tiny.batch(3)
     before, readings = predict(nets, params, batch)
-    after, _ = predict(nets, params, batch._replace(caption_ids=np.full_like(batch.caption_ids, 4)))
+    after, _ = predict(nets, params, batch._replace(caption_words=np.full_like(batch.caption_words, 4)))
     np.testing.assert_array_equal(before, after)
     assert readings == []
 

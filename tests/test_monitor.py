@@ -40,7 +40,9 @@ def test_look_tells_true_from_shuffled_and_absent_captions():
     metrics = monitor.summarise([looks])
 
     loss = jax.jit(lambda b: forward(params, state.target_params, b, nets, tiny.OBJECTIVE)[0]["prediction"])
-    turned = {name: np.roll(getattr(batch, name), 1, axis=0) for name in ("caption_ids", "word_valid", "caption_valid")}
+    turned = {
+        name: np.roll(getattr(batch, name), 1, axis=0) for name in ("caption_words", "word_valid", "caption_valid")
+    }
     true, shuffled = float(loss(batch)), float(loss(batch._replace(**turned)))
     absent = float(loss(batch._replace(caption_valid=np.zeros_like(batch.caption_valid))))
     assert metrics["heldout/prediction"] == pytest.approx(true, rel=1e-5)

@@ -71,7 +71,7 @@ def test_every_epoch_shows_every_image_once_but_cropped_anew():
     seen = []
     for batch in (first, second):
         found = set()
-        for ids in batch.caption_ids:
+        for ids in batch.caption_words:
             sentence = TOKENIZER.decode(ids[0])
             found |= {i for i in range(20) if any(c.startswith(sentence) or sentence == c for c in SOURCE[i].captions)}
         seen.append(found)
@@ -91,7 +91,7 @@ def test_only_the_first_candidates_are_sampled_and_nothing_else_changes():
     for seed in range(5):
         limited, all_of_them = (augment.random_map(example, np.random.default_rng(seed)) for augment in (few, AUGMENT))
         assert limited["caption_valid"].tolist() == [True, True, False]
-        assert {ids.tobytes() for ids in limited["caption_ids"][:2]} == first
+        assert {ids.tobytes() for ids in limited["caption_words"][:2]} == first
         assert all_of_them["caption_valid"].all()
         np.testing.assert_array_equal(limited["images"], all_of_them["images"])
 
@@ -99,7 +99,7 @@ def test_only_the_first_candidates_are_sampled_and_nothing_else_changes():
 def test_the_kind_of_masks_changes_neither_images_nor_captions():
     for kind in MASKS:
         for one, other in zip(eight(), eight(kind), strict=True):
-            for name in ("images", "caption_ids", "word_valid", "caption_valid"):
+            for name in ("images", "caption_words", "word_valid", "caption_valid"):
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
@@ -128,11 +128,11 @@ def test_rows_are_what_the_model_expects():
     batch = eight()[0]
     assert batch.images.shape == (6, tiny.IMAGE, tiny.IMAGE, 3) and batch.images.dtype == np.uint8
     assert batch.images.std() > 10  # no black images
-    assert batch.caption_ids.shape == batch.word_valid.shape == (6, 3, 12)
+    assert batch.caption_words.shape == batch.word_valid.shape == (6, 3, 12)
     assert batch.caption_valid.all()  # a scene has more than 8 candidates
     assert batch.context_dropped.shape == (6,) and batch.context_dropped.dtype == np.int32
     assert batch.context_indices.shape == (6, 12) and batch.target_indices.shape[:2] == (6, 2)
-    assert all(len({tuple(ids) for ids in row}) == 3 for row in batch.caption_ids)  # without replacement
+    assert all(len({tuple(ids) for ids in row}) == 3 for row in batch.caption_words)  # without replacement
 
 
 def test_crop_is_part_of_the_image_and_full_scale_is_all_of_it():

@@ -217,8 +217,7 @@ def test_a_teacher_made_from_pixels_teaches_a_student_of_another_size(tmp_path, 
 
 
 def test_a_frozen_t5_is_read_and_neither_trained_nor_saved(tmp_path):
-    folder = tiny.t5_folder(tmp_path / "t5")
-    words = {"model.text": "t5", "model.text_weights": str(folder)}
+    words = {"model.text": "t5", "model.text_weights": str(tiny.t5_folder(tmp_path / "t5"))}
     train(tiny_config(**words), tmp_path / "run")
     assert not any("text" in name for name in final_state(tmp_path / "run"))
     rows = lines(tmp_path / "run")

@@ -85,25 +85,25 @@ def loss_function(nets: Networks):
     return jax.jit(lambda *arguments: forward(*arguments[:3], nets, OBJECTIVE, *arguments[3:])[0])
 
 
+def t5_folder(folder: Path, seed: int = 0) -> Path:
+    """A T5 1.0 of one layer with random weights and the scenes' vocabulary, as Hugging Face publishes them."""
+    folder.mkdir()
+    shutil.copy(scenes_vocabulary_path(), folder / t5.VOCABULARY)
+    pieces = CaptionTokenizer(scenes_vocabulary_path(), WORDS).vocabulary_size
+    sizes = {"vocab_size": pieces, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "layer_norm_epsilon": 1e-6}
+    written = {"model_type": "t5", "feed_forward_proj": "relu"} | sizes | buckets
+    (folder / t5.CONFIG).write_text(json.dumps(written))
+    size = t5.T5Config(pieces, 8, 4, 16, 1, 2, 8, 16, gated=False, epsilon=1e-6)
+    rng = np.random.default_rng(seed)
+    places = {name: place for name, place in t5.encoder_tensors(size).items() if name != t5.EMBEDDINGS[1]}
+    tensors = {name: rng.normal(size=place.shape).astype(np.float32) for name, place in places.items()}
+    save_file(tensors, folder / t5.WEIGHTS)
+    return folder
+
+
 def lively(params, seed: int = 1):
     """Parameters of ordinary size instead of the initial 0.02, so that every path carries signal."""
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     return tree.unflatten([x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)])
-
-
-def t5_folder(folder: Path) -> Path:
-    """A T5 1.0 of one layer with random weights and the scenes' vocabulary, as Hugging Face publishes them."""
-    folder.mkdir()
-    shutil.copy(scenes_vocabulary_path(), folder / "spiece.model")
-    pieces = CaptionTokenizer(scenes_vocabulary_path(), 2).vocabulary_size
-    sizes = {"vocab_size": pieces, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
-    buckets = {"relative_attention_num_buckets": 8, "relative_attention_max_distance": 16, "layer_norm_epsilon": 1e-6}
-    written = {"model_type": "t5", "feed_forward_proj": "relu"} | sizes | buckets
-    (folder / "config.json").write_text(json.dumps(written))
-    size = t5.T5Config(pieces, 8, 4, 16, 1, 2, 8, 16, gated=False, epsilon=1e-6)
-    rng = np.random.default_rng(0)
-    places = {name: place for name, place in t5.encoder_tensors(size).items() if name != "encoder.embed_tokens.weight"}
-    tensors = {name: rng.normal(size=place.shape).astype(np.float32) for name, place in places.items()}
-    save_file(tensors, folder / "model.safetensors")
-    return folder

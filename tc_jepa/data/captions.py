@@ -1,12 +1,14 @@
-"""Captions as the model reads them: SentencePiece ids in fixed shapes, with masks that say which of them are real."""
+"""Captions as the model reads them: ids or stored vectors in fixed shapes, with masks that say which are real."""
 
 from collections.abc import Sequence
 import os
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import sentencepiece
 
+from tc_jepa.data.sources import Caption
 from tc_jepa.errors import UserError
 
 PAD, EOS, UNKNOWN = 0, 1, 2  # T5's convention, which a vocabulary must follow
@@ -17,6 +19,19 @@ def scenes_vocabulary_path() -> str:
     return str(Path(__file__).with_name("scenes_vocabulary.model"))
 
 
+class CaptionReader(Protocol):
+    """Captions of one kind to rows of S = `words` words. Implementations pickle."""
+
+    words: int
+    blank: Caption
+
+    def encode(self, captions: Sequence[Caption]) -> tuple[np.ndarray, np.ndarray]:
+        """Words, [len(captions), S] or [len(captions), S, E], and which of them are real, bool [len(captions), S].
+
+        Nothing is real in the row of a caption that is blank.
+        """
+
+
 class CaptionTokenizer:
     """Captions to rows of S = `words` ids and back. Pickles.
 
@@ -24,6 +39,8 @@ class CaptionTokenizer:
     UserError where the file is missing or no such model, where its pad, eos and unk ids are not T5's, or where `words`
     leaves no room for a word beside eos.
     """
+
+    blank = ""
 
     def __init__(self, model: bytes | str | os.PathLike, words: int):
         if words < 2:
@@ -53,7 +70,7 @@ class CaptionTokenizer:
         ids = np.full((len(captions), self.words), PAD, np.int32)
         lengths = np.zeros((len(captions), 1), np.int32)
         for row, caption in enumerate(captions):
-            if caption.strip():
+            if not is_blank(caption):
                 pieces = [*self._pieces.encode(caption)[: self.words - 1], EOS]
                 ids[row, : len(pieces)] = pieces
                 lengths[row] = len(pieces)
@@ -69,23 +86,28 @@ class CaptionTokenizer:
         return self._pieces.decode(np.asarray(ids).tolist())
 
 
-def sample_captions(candidates: Sequence[str], count: int, rng: np.random.Generator) -> tuple[str, ...]:
+def is_blank(caption: Caption) -> bool:
+    """Whether a caption says nothing: white space only, or no vectors."""
+    return not (caption.strip() if isinstance(caption, str) else len(caption))
+
+
+def sample_captions(candidates: Sequence[Caption], count: int, rng: np.random.Generator) -> tuple[Caption, ...]:
     """At most `count` of the candidates that are not blank, none twice, in random order."""
-    present = [caption for caption in candidates if caption.strip()]
+    present = [caption for caption in candidates if not is_blank(caption)]
     return tuple(present[i] for i in rng.permutation(len(present))[:count])
 
 
 def caption_arrays(
-    candidates: Sequence[str], count: int, tokenizer: CaptionTokenizer, rng: np.random.Generator
+    candidates: Sequence[Caption], count: int, reader: CaptionReader, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """One image's part of a Batch, with C = `count` captions of S words, sampled from the candidates.
 
-    caption_ids int32 [C, S]; word_valid bool [C, S]; caption_valid bool [C]. Captions that the image lacks come last;
-    their rows are PAD and not valid. An image without captions is normal.
+    caption_words as the reader gives them, [C, S] or [C, S, E]; word_valid bool [C, S]; caption_valid bool [C].
+    Captions that the image lacks come last; their rows are 0 and not valid. An image without captions is normal.
     """
     sampled = sample_captions(candidates, count, rng)
-    ids, valid = tokenizer.encode(sampled + ("",) * (count - len(sampled)))
-    return {"caption_ids": ids, "word_valid": valid, "caption_valid": np.arange(count) < len(sampled)}
+    words, valid = reader.encode(sampled + (reader.blank,) * (count - len(sampled)))
+    return {"caption_words": words, "word_valid": valid, "caption_valid": np.arange(count) < len(sampled)}
 
 
 def _read(path: str | os.PathLike) -> bytes:

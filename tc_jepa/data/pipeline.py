@@ -14,7 +14,8 @@ import numpy as np
 
 from tc_jepa.batch import Batch
 from tc_jepa.data import captions, transforms
-from tc_jepa.data.sources import Example, Source
+from tc_jepa.data.mixtures import Mixture
+from tc_jepa.data.sources import Captioned, Example
 from tc_jepa.masking import MaskSampler
 
 # Batches held ready by each worker. Grain's own default, 500, counts batches here: gigabytes.
@@ -40,7 +41,7 @@ class Augment(grain.transforms.RandomMap):
     """
 
     crop: Crop
-    tokenizer: captions.CaptionTokenizer
+    reader: captions.CaptionReader
     captions: int
     candidates: int = 0
 
@@ -50,7 +51,7 @@ class Augment(grain.transforms.RandomMap):
         if crop.flip and rng.random() < 0.5:
             image = image[:, ::-1]
         candidates = example.captions[: self.candidates or None]
-        words = captions.caption_arrays(candidates, self.captions, self.tokenizer, rng)
+        words = captions.caption_arrays(candidates, self.captions, self.reader, rng)
         return {"images": np.ascontiguousarray(image), **words}
 
 
@@ -66,7 +67,7 @@ class AddMasks(grain.transforms.MapWithIndex):
 
 
 def batches(
-    source: Source,
+    source: Captioned,
     augment: Augment,
     masks: MaskSampler,
     *,
@@ -82,12 +83,15 @@ def batches(
     if batch_size % process_count:
         raise ValueError(f"a global batch of {batch_size} does not split over {process_count} processes")
     shuffle_seed, augment_seed, mask_seed = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
-    dataset = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None)
+    if isinstance(source, Mixture):
+        dataset = source.stream(shuffle_seed)
+    else:
+        dataset = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None)
     dataset = dataset.random_map(augment, seed=augment_seed).map_with_index(AddMasks(masks, mask_seed))
     return dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
 
 
-def example(source: Source, augment: Augment, masks: MaskSampler) -> Batch:
+def example(source: Captioned, augment: Augment, masks: MaskSampler) -> Batch:
     """One row of a batch, for its shapes."""
     return AddMasks(masks, 0).map_with_index(0, augment.random_map(source[0], np.random.default_rng(0)))
 

@@ -67,6 +67,7 @@ class PreparedSource:
         self._labels = held.only(self.tasks)
         self._mask = held.only([MASK] * self.has_masks)
         self._file = held.only([FILE] * (FILE in builder.info.features))
+        self._texts = held.only([*self._captions, *self._descriptions])
 
     def __len__(self) -> int:
         return len(self._records)
@@ -78,11 +79,18 @@ class PreparedSource:
             image = decode_image(record[self._image])
         except ValueError as error:
             raise UserError(f"{self._name}: image {index} does not decode: {error}; prepare it anew") from error
+        return Example(image, self._candidates(record))
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The image's candidates, without decoding it."""
+        return self._candidates(self._read(self._texts, index))
+
+    def _candidates(self, record: dict[str, Any]) -> tuple[str, ...]:
         captions, descriptions = (
             [text for name in names for text in _texts(_value(record, name))]
             for names in (self._captions, self._descriptions)
         )
-        return Example(image, candidates(captions, descriptions).texts)
+        return candidates(captions, descriptions).texts
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """By task: the class as an int, or bool [classes]. Raises UserError where TFDS says -1, for unknown."""

@@ -9,11 +9,14 @@ import numpy as np
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "val", "test")
 
 
+Caption = str | np.ndarray  # a text; or a text encoder's vectors of its words, [words, E]
+
+
 class Example(NamedTuple):
     """One captioned image, before any augmentation."""
 
     image: np.ndarray  # uint8 [height, width, 3], RGB
-    captions: tuple[str, ...]  # candidates; empty when the image has none
+    captions: tuple[Caption, ...]  # candidates; empty when the image has none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +31,20 @@ class Task:
     classes: tuple[str, ...]
 
 
-class Source(Protocol):
-    """Random access to one split of captioned images. Implementations pickle, so that worker processes can hold one."""
-
-    tasks: Mapping[str, Task]
-    has_masks: bool
+class Captioned(Protocol):
+    """Random access to captioned images: all that training asks for. Implementations pickle, for worker processes."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Example:
         """The image and its candidate captions; 0 <= index < len(self)."""
+
+
+class Source(Captioned, Protocol):
+    """One split of captioned images with the labels that an evaluation asks for."""
+
+    tasks: Mapping[str, Task]
+    has_masks: bool
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """One label for each of `tasks`, without reading the image."""

@@ -1,0 +1,86 @@
+"""Run the frozen text encoder once over all captions of a prepared folder, and store the vectors of their words.
+
+  python -m launch.encode_captions --data=DATA --text=T5 [--words=32] [--dtype=bfloat16] [--output=DATA/words/NAME]
+  python -m launch.train --config.data.path=DATA --config.model.text=stored --config.captions.vectors=DATA/words/NAME
+
+--words must be the run's captions.words. The same command goes on where it was stopped, shard by shard. Vectors of any
+other text encoder: tc_jepa.write_words (README, "Words encoded once").
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+import sys
+
+from absl import flags, logging
+
+from configs import base
+from launch import common
+from tc_jepa.errors import UserError
+
+DATA = flags.DEFINE_string("data", None, "The prepared folder (launch.prepare_data).")
+TEXT = flags.DEFINE_string("text", None, "Hugging Face folder of a T5: safetensors and spiece.model.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder of the vectors; default: DATA/words/NAME, NAME being --text's.")
+WORDS = flags.DEFINE_integer(
+    "words", base.get_config().captions.words, "Pieces that a caption is cut to, end of sentence included."
+)
+DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16"], "Type of the stored vectors.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Captions that the T5 reads at once, over all devices.")
+
+SAMPLE = 1000  # images from which the size is estimated
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    if DATA.value == "scenes":
+        raise UserError("scenes are drawn as they are read; store some with launch.prepare_data --source=scenes first")
+    if DATA.value is None or TEXT.value is None:
+        raise UserError("give --data=FOLDER, as launch.prepare_data wrote it, and --text=T5, a Hugging Face folder")
+    # Imported here, so that --help and a mistyped flag answer at once.
+    from tc_jepa.data.prepared import splits
+    from tc_jepa.data.write_words import write_words
+    from tc_jepa.text_encoding import T5Captions
+
+    logging.set_verbosity(logging.WARNING)
+    counts = splits(DATA.value)
+    encoder = T5Captions(TEXT.value, WORDS.value, BATCH_SIZE.value)
+    name = Path(TEXT.value).resolve().name
+    stamp = encoder.stamp(name, DTYPE.value)
+    output = Path(OUTPUT.value or Path(DATA.value) / "words" / name)
+    if not output.exists():
+        announce(counts, encoder, stamp)
+    try:
+        write_words(DATA.value, str(output), encoder, stamp)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last finished shard", file=sys.stderr)
+        sys.exit(130)
+    images = ", ".join(f"{count} {split}" for split, count in counts.items())
+    print(f"{output} holds the words of all captions: {images}")
+
+
+def announce(counts: dict[str, int], encoder, stamp) -> None:
+    """Prints how large the output will be, from a sample of the captions."""
+    from tc_jepa.data.prepared import PreparedSource
+    from tc_jepa.data.words import DTYPES
+
+    images, captions, words, all_images = 0, 0, 0, sum(counts.values())
+    for split, count in counts.items():
+        source, step = PreparedSource(DATA.value, split), max(1, all_images // SAMPLE)
+        for index in range(0, count, step):
+            _, valid = encoder.tokenizer.encode(source.captions(index))
+            images, captions, words = images + 1, captions + valid.any(axis=1).sum(), words + valid.sum()
+    word = stamp.width * DTYPES[stamp.dtype].numpy(0).itemsize
+    size = words / images * all_images * word
+    print(
+        f"{all_images} images, {captions / images:.2f} captions of {words / max(1, captions):.1f} words an image: "
+        f"about {readable(size)} in {stamp.dtype}, {size / all_images / 1e3:.1f} kB an image, before compression "
+        f"(estimated from {images} images)",
+        flush=True,
+    )
+
+
+def readable(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+if __name__ == "__main__":
+    common.run(main)
