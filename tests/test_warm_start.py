@@ -14,7 +14,6 @@ from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE, restore_trained
 from tc_jepa.convert import folder
 from tc_jepa.convert.weights import EncoderWeights
 from tc_jepa.data import pipeline
-from tc_jepa.data.sources import TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.optimizer import adamw
 from tc_jepa.state import initial_state
@@ -55,8 +54,8 @@ def converted(run, tmp_path_factory):
 
 def beginning(config):
     """The state before the first step, as a function of its given parameters, and the tokenizer of the run."""
-    source, tokenizer = build.source(config, TRAIN), build.tokenizer(config)
-    text_encoder, frozen = build.text_encoder(config, tokenizer.vocabulary_size)
+    source, tokenizer = build.training_source(config), build.tokenizer(config)
+    text_encoder, frozen = build.text_encoder(config, tokenizer)
     optimizer = adamw(build.schedules(config), 0.9, 0.999, 1e-8)
     example = pipeline.example(source, build.augment(config, tokenizer), build.masks(config))
     networks = build.networks(config, text_encoder)

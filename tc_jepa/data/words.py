@@ -1,10 +1,11 @@
 """Word vectors that a frozen text encoder computed before training: their format on disk, and reading them.
 
 A folder holds words.json and ArrayRecord shards (write_words.py writes both). Record i of a split's shards, in the
-order that words.json lists them, belongs to image i of the split and is the bytes of a safetensors file:
+order that words.json lists them, belongs to image i of the split, whose candidates are those that PreparedSource reads
+(none blank, none twice), and is the bytes of a safetensors file:
 
   vectors   [words of all candidates, E], of words.json's dtype: the candidates' vectors, one after the other
-  lengths   int32 [candidates]: how many of the vectors are each candidate's, 1 to S; 0 for blank ones, and only them
+  lengths   int32 [candidates]: how many of the vectors are each candidate's, 1 to S
   captions  uint8 [32]: sha256 of the image's candidates, json.dumps(list of all of them)
 
 words.json: format "tc_jepa word vectors"; version 1; encoder, a name; weights and vocabulary, sha256 or null; words,
@@ -25,7 +26,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from tc_jepa.data.captions import is_blank
 from tc_jepa.data.prepared import PreparedSource
 from tc_jepa.data.sources import Example
 from tc_jepa.errors import UserError
@@ -207,9 +207,9 @@ def unpack(record: bytes, captions: Sequence[str], stamp: WordsStamp) -> tuple[n
         raise ValueError("its vectors are of other captions than the data has")
     vectors = np.frombuffer(tensors["vectors"]["data"], form.numpy).reshape(tensors["vectors"]["shape"])
     lengths = np.frombuffer(tensors["lengths"]["data"], np.int32)
-    if [length > 0 for length in lengths] != [not is_blank(caption) for caption in captions]:
+    if len(lengths) != len(captions) or (lengths < 1).any():
         raise ValueError(f"{len(captions)} captions have vectors of lengths {lengths.tolist()}")
-    if vectors.shape != (lengths.sum(), stamp.width) or not ((lengths >= 0) & (lengths <= stamp.words)).all():
+    if vectors.shape != (lengths.sum(), stamp.width) or (lengths > stamp.words).any():
         raise ValueError(f"vectors {vectors.shape} of lengths {lengths.tolist()} do not fit {STAMP_FILE}")
     if not is_finite(vectors, form):
         raise ValueError("its vectors are not all finite")

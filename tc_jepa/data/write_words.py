@@ -17,7 +17,6 @@ import numpy as np
 import safetensors
 from tqdm import tqdm
 
-from tc_jepa.data.captions import is_blank
 from tc_jepa.data.prepared import PreparedSource, splits
 from tc_jepa.data.words import (
     DTYPES,
@@ -47,11 +46,11 @@ def write_words(
 ) -> dict[str, int]:
     """Encodes all captions of all splits of the prepared folder `data` into the folder `output`.
 
-    `encode` is called with captions that are not blank, up to a few thousand, and returns a vector for each word of
+    `encode` is called with up to a few thousand captions and returns a vector for each word of
     each: floating arrays [words, E], 1 <= words <= stamp.words and E = stamp.width. They must not depend on what else
     is in the call.
 
-    Works in a hidden folder beside `output`, which takes its name when whole. A call that was cut short leaves
+    Works in OUTPUT.partial, which takes its name when whole. A call that was cut short leaves
     finished shards there, and the same call goes on from them. A finished `output` of the same stamp is left alone.
     Returns the number of images by split. UserError where `output` is something else or the work was begun otherwise,
     where `data` is no prepared folder, and where `encode` returns what cannot be stored.
@@ -91,7 +90,7 @@ def write_words(
 
 def work_folder(output: Path) -> Path:
     """Where an unfinished `output` is being made."""
-    return output.with_name(f".{output.name}.begun")
+    return output.with_name(f"{output.name}.partial")
 
 
 # The encoder's answers
@@ -101,20 +100,16 @@ def _records(source: PreparedSource, images: range, encode: Encode, stamp: Words
     for start in range(0, len(images), IMAGES_PER_CALL):
         called = images[start : start + IMAGES_PER_CALL]
         candidates = [source.captions(image) for image in called]
-        texts = [caption for captions in candidates for caption in captions if not is_blank(caption)]
+        texts = [caption for captions in candidates for caption in captions]
         answers = list(encode(texts)) if texts else []
         if len(answers) != len(texts):
             raise UserError(
                 f"the encoder returned {len(answers)} arrays for {len(texts)} captions; return one for each"
             )
         remaining = iter(answers)
-        blank = np.zeros((0, stamp.width), DTYPES[stamp.dtype].numpy)
         for image, captions in zip(called, candidates):
             where = f"{name}, image {image}"
-            vectors = [
-                blank if is_blank(text) else _checked(next(remaining), stamp, f"{where}, {text[:60]!r}")
-                for text in captions
-            ]
+            vectors = [_checked(next(remaining), stamp, f"{where}, {text[:60]!r}") for text in captions]
             yield pack(vectors, captions, stamp)
 
 
