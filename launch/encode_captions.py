@@ -3,8 +3,8 @@
   python -m launch.encode_captions --data=DATA --text=T5 [--words=32] [--dtype=bfloat16] [--output=DATA/words/NAME]
   python -m launch.train --config.data.path=DATA --config.model.text=stored --config.captions.vectors=DATA/words/NAME
 
---words must be the run's captions.words. The same command goes on where it was stopped, shard by shard. Vectors of any
-other text encoder: tc_jepa.write_words (README, "Words encoded once").
+--words must be the run's captions.words, and features those of its data.*_features. The same command goes on where it
+was stopped, shard by shard. Vectors of any other text encoder: tc_jepa.write_words (README, "Words encoded once").
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,9 @@ OUTPUT = flags.DEFINE_string("output", None, "Folder of the vectors; default: DA
 WORDS = flags.DEFINE_integer(
     "words", base.get_config().captions.words, "Pieces that a caption is cut to, end of sentence included."
 )
+IMAGE_FEATURE = flags.DEFINE_string("image_feature", "image", "The run's data.image_feature.")
+CAPTION_FEATURES = flags.DEFINE_list("caption_features", [], "The run's data.caption_features.")
+DESCRIPTION_FEATURES = flags.DEFINE_list("description_features", [], "The run's data.description_features.")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16"], "Type of the stored vectors.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Captions that the T5 reads at once, over all devices.")
 
@@ -36,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     if DATA.value is None or TEXT.value is None:
         raise UserError("give --data=FOLDER, as launch.prepare_data wrote it, and --text=T5, a Hugging Face folder")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa.data.prepared import splits
+    from tc_jepa.data.prepared import Features, splits
     from tc_jepa.data.write_words import write_words
     from tc_jepa.text_encoding import T5Captions
 
@@ -46,10 +49,11 @@ def main(argv: Sequence[str]) -> None:
     name = Path(TEXT.value).resolve().name
     stamp = encoder.stamp(name, DTYPE.value)
     output = Path(OUTPUT.value or Path(DATA.value) / "words" / name)
+    features = Features(IMAGE_FEATURE.value, tuple(CAPTION_FEATURES.value), tuple(DESCRIPTION_FEATURES.value))
     if not output.exists():
-        announce(counts, encoder, stamp)
+        announce(counts, encoder, stamp, features)
     try:
-        write_words(DATA.value, str(output), encoder, stamp)
+        write_words(DATA.value, str(output), encoder, stamp, features=features)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last finished shard", file=sys.stderr)
         sys.exit(130)
@@ -57,14 +61,14 @@ def main(argv: Sequence[str]) -> None:
     print(f"{output} holds the words of all captions: {images}")
 
 
-def announce(counts: dict[str, int], encoder, stamp) -> None:
+def announce(counts: dict[str, int], encoder, stamp, features) -> None:
     """Prints how large the output will be, from a sample of the captions."""
     from tc_jepa.data.prepared import PreparedSource
     from tc_jepa.data.words import DTYPES
 
     images, captions, words, all_images = 0, 0, 0, sum(counts.values())
     for split, count in counts.items():
-        source, step = PreparedSource(DATA.value, split), max(1, all_images // SAMPLE)
+        source, step = PreparedSource(DATA.value, split, features), max(1, all_images // SAMPLE)
         for index in range(0, count, step):
             _, valid = encoder.tokenizer.encode(source.captions(index))
             images, captions, words = images + 1, captions + valid.any(axis=1).sum(), words + valid.sum()

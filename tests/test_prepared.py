@@ -10,6 +10,8 @@ from configs import base
 from tc_jepa import build
 from tc_jepa.data import prepare
 from tc_jepa.data.prepared import Features, PreparedSource
+from tc_jepa.data.words import WordsFolder, WordsStamp
+from tc_jepa.data.write_words import write_words
 from tc_jepa.errors import UserError
 from tc_jepa.validate import validate
 from tests.preparing import PHOTO_LINES, PHOTOS, write_lines
@@ -65,6 +67,22 @@ def test_named_texts_are_pooled_and_split(others, captions, descriptions, expect
     source = PreparedSource(others, "train", Features("jpg", captions, descriptions))
     assert source[0].captions == expected
     assert source[0].image.ndim == 3
+
+
+def test_words_are_encoded_of_the_named_texts(others, tmp_path):
+    def encode(texts):
+        return [np.full((1, 2), len(text)) for text in texts]
+
+    stamp, output = WordsStamp("lengths", None, None, 4, 2, "float32"), str(tmp_path / "words")
+    named = Features("jpg", ("title",), ("answers.long",))
+    with pytest.raises(UserError, match="no image feature 'image'"):
+        write_words(others, output, encode, stamp)
+    write_words(others, output, encode, stamp, features=named)
+    words = WordsFolder(output)
+    captions = words.attach(PreparedSource(others, "train", named), "train")[0].captions
+    assert [caption[0, 0] for caption in captions] == [len("a cat"), len("It sleeps."), len("No dog")]
+    with pytest.raises(UserError, match="of other captions than the data has"):
+        words.attach(PreparedSource(others, "train", Features("jpg", ("title",))), "train")
 
 
 def test_labels_are_the_named_ones_or_all_that_are_not_nested(others):

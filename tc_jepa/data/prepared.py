@@ -29,11 +29,12 @@ class Features:
     """
 
     image: str = "image"
-    captions: tuple[
-        str, ...
-    ] = ()  # none: "captions", or "captions.text" as in TFDS's coco_captions, where there is one
+    captions: tuple[str, ...] = ()  # none: "captions", or "captions.text" as in TFDS's coco_captions, if it is there
     descriptions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()  # none: all that are not nested
+
+
+USUAL_FEATURES = Features()
 
 
 class PreparedSource:
@@ -45,7 +46,7 @@ class PreparedSource:
     Raises UserError for a path that is no such folder, a split or feature that it does not hold, and missing files.
     """
 
-    def __init__(self, path: str, split: str, features: Features = Features()):
+    def __init__(self, path: str, split: str, features: Features = USUAL_FEATURES):
         builder = _open(path)
         held, infos = _Held(path, builder.info.features), _split_infos(builder)
         if split not in infos:

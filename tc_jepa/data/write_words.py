@@ -17,7 +17,7 @@ import numpy as np
 import safetensors
 from tqdm import tqdm
 
-from tc_jepa.data.prepared import PreparedSource, splits
+from tc_jepa.data.prepared import Features, PreparedSource, splits, USUAL_FEATURES
 from tc_jepa.data.words import (
     DTYPES,
     FORMAT,
@@ -42,9 +42,16 @@ BEGUN_FILE = "begun.json"  # the stamp and the finished shards of a folder that 
 
 
 def write_words(
-    data: str, output: str, encode: Encode, stamp: WordsStamp, images_per_shard: int = IMAGES_PER_SHARD
+    data: str,
+    output: str,
+    encode: Encode,
+    stamp: WordsStamp,
+    images_per_shard: int = IMAGES_PER_SHARD,
+    features: Features = USUAL_FEATURES,
 ) -> dict[str, int]:
     """Encodes all captions of all splits of the prepared folder `data` into the folder `output`.
+
+    `features` names those with the captions where they are not the usual ones; a run names the same.
 
     `encode` is called with up to a few thousand captions and returns a vector for each word of
     each: floating arrays [words, E], 1 <= words <= stamp.words and E = stamp.width. They must not depend on what else
@@ -57,7 +64,7 @@ def write_words(
     """
     if stamp.dtype not in DTYPES or min(stamp.words, stamp.width) < 1:
         raise UserError(f"{stamp} cannot be stored: words and width are at least 1, dtype one of {', '.join(DTYPES)}")
-    sources = {split: PreparedSource(data, split) for split in splits(data)}
+    sources = {split: PreparedSource(data, split, features) for split in splits(data)}
     counts = {split: len(source) for split, source in sources.items()}
     if os.path.lexists(output):
         _check_finished(Path(output), stamp, counts)
