@@ -33,7 +33,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
                 f"--config={path}: there is no such file; give a path such as --config=configs/quickstart.py"
             )
         if argument.startswith("-") and flag.startswith(f"{CONFIG_FLAG}."):
-            _check_key(flag.removeprefix(f"{CONFIG_FLAG}."))
+            name = flag.removeprefix(f"{CONFIG_FLAG}.")
+            if not any(key.name.startswith(f"{name}.") for key in base.KEYS):  # a group is left to ml_collections
+                check_key(name, f"--{CONFIG_FLAG}.")
     try:
         rest = flags.FLAGS(list(argv))
     except (AttributeError, KeyError) as error:  # a config file that sets a key which configs/base.py does not declare
@@ -48,11 +50,12 @@ def _parse(argv: Sequence[str]) -> list[str]:
     return rest
 
 
-def _check_key(name: str) -> None:
+def check_key(name: str, prefix: str = "") -> None:
+    """Refuses a name that is no configuration key, with the nearest that is; both are shown behind `prefix`."""
     names = [key.name for key in base.KEYS]
-    if name not in names and not any(known.startswith(name + ".") for known in names):
+    if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise UserError(f"--config.{name} is no key of configs/base.py; did you mean --config.{nearest}?")
+        raise UserError(f"{prefix}{name} is no key of configs/base.py; did you mean {prefix}{nearest}?")
 
 
 def check_workdir(workdir: Path, config) -> None:

@@ -12,7 +12,6 @@ the command without --only, once all are finished, writes it.
 
 import ast
 from collections.abc import Mapping, Sequence
-import difflib
 import os
 from pathlib import Path
 import runpy
@@ -155,7 +154,7 @@ def _assignment(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--set={text}: give KEY=VALUE, such as --set=train.steps=1000")
-    _check_key(name)
+    common.check_key(name)
     if isinstance(base.flatten(base.get_config())[name], str):
         return name, value
     try:
@@ -166,18 +165,11 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 def _apply(config, settings: Mapping[str, Any]) -> None:
     for name, value in settings.items():
-        _check_key(name)
+        common.check_key(name)
         try:
             config.update_from_flattened_dict({name: value})
         except TypeError as error:
             raise UserError(f"{name}={value!r} is of the wrong type: {' '.join(str(error).split())}") from error
-
-
-def _check_key(name: str) -> None:
-    names = [key.name for key in base.KEYS]
-    if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise UserError(f"{name} is no key of configs/base.py; did you mean {nearest}?")
 
 
 if __name__ == "__main__":

@@ -10,11 +10,21 @@ import shutil
 from tc_jepa.errors import UserError
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file at, which is moved to `path` when the block ends well, else removed."""
+    beside = path.with_name(f"{path.name}.tmp")
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes `text` beside `path` and moves it there when whole."""
-    beside = path.with_name(f"{path.name}.tmp")
-    beside.write_text(text)
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        beside.write_text(text)
 
 
 def refuse_existing(output: Path) -> None:

@@ -5,13 +5,12 @@ import csv
 import io
 import json
 import math
-import os
 from pathlib import Path
 import statistics
 from typing import NamedTuple
 
 from tc_jepa.evaluation.results import BASELINES
-from tc_jepa.files import replace_text
+from tc_jepa.files import replace_text, replacing
 from tc_jepa.metrics import METRICS_FILE
 
 RANK, TEXT_WORTH = "rank/rankme", "text_worth/shuffled"
@@ -158,9 +157,8 @@ def plot(path: Path, name: str, variants: Sequence[str], rows: Sequence[Row]) ->
         axis.set_title(metric if metric == RANK else f"{metric}, %", fontsize=10)
         axis.grid(alpha=0.3)
     figure.suptitle(f"{name}: dots are seeds; mean and standard deviation in black", fontsize=11)
-    beside = path.with_name(f"{path.name}.tmp")
-    figure.savefig(beside, dpi=120, format="png")
-    os.replace(beside, path)
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=120, format="png")
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -25,7 +25,7 @@ import tqdm
 from tc_jepa.data.sources import Source
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
-from tc_jepa.files import refuse_existing, replace_text
+from tc_jepa.files import refuse_existing, replace_text, replacing
 
 ABOUT = "features.json"
 KINDS = ("pooled", "patches")
@@ -138,7 +138,5 @@ def _names_and_labels(source: Source, indices: Sequence[int]) -> dict[str, np.nd
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Under its name only when whole."""
-    beside = path.with_name(f"{path.name}.tmp")
-    with beside.open("wb") as file:
+    with replacing(path) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)
-    os.replace(beside, path)

@@ -31,7 +31,7 @@ from tc_jepa.data.prepare import processes, statistics
 from tc_jepa.data.prepare.statistics import Counts, Summary
 from tc_jepa.data.prepared import VOCABULARY
 from tc_jepa.errors import UserError
-from tc_jepa.files import refuse_existing, replace_text
+from tc_jepa.files import refuse_existing, replace_text, replacing
 
 FORMAT = 1  # of what a command writes: a partial of another format is not gone on with
 SHARD_IMAGES, MOST_SHARDS = 1000, 512
@@ -175,41 +175,40 @@ class ShardWriter:
         """`advance` is told the size of everything that was read."""
         job, path = self._job, self._partial / DATA / _file_name(shard)
         serializer = tfds.core.example_serializer.ExampleSerializer(job.features.get_serialized_info())
-        beside = path.with_name(f"{path.name}.tmp")
-        # The option that TFDS writes with: records in groups of one, each readable without its neighbours.
-        records = ArrayRecordWriter(os.fspath(beside), "group_size:1")
         summary, skipped, example_bytes = _empty_summary(job), [], 0
-        try:
-            for record in job.reader.read(shard.items):
-                if isinstance(record, Bad):
-                    if not job.skip_bad:
+        with replacing(path) as beside:
+            # The option that TFDS writes with: records in groups of one, each readable without its neighbours.
+            records = ArrayRecordWriter(os.fspath(beside), "group_size:1")
+            try:
+                for record in job.reader.read(shard.items):
+                    if isinstance(record, Record):
+                        serialized = self._serialized(record, serializer)
+                        records.write(serialized)
+                        example_bytes += len(serialized)
+                        self._count(record.candidates, shard.split, summary)
+                    elif job.skip_bad:
+                        skipped.append(record.message)
+                        summary.skipped += 1
+                    else:
                         raise UserError(f"{record.message}; {record.mend}, or pass --skip_bad")
-                    skipped.append(record.message)
-                    summary.skipped += 1
-                else:
-                    texts = record.candidates.texts
-                    example = record.example | {"captions": list(texts)}
-                    proto = serializer.get_tf_example(job.features.encode_example(example))
-                    serialized = proto.SerializeToString(
-                        deterministic=True
-                    )  # else a process orders features its own way
-                    records.write(serialized)
-                    example_bytes += len(serialized)
-                    lengths = None if self._tokenizer is None else self._tokenizer.lengths(texts)
-                    summary.count(shard.split, texts, lengths)
-                    summary.blank += record.candidates.blank
-                    summary.duplicates += record.candidates.duplicates
-                advance(record.size)
-        except BaseException:
-            records.close()
-            beside.unlink()
-            raise
-        records.close()
-        beside.replace(path)
+                    advance(record.size)
+            finally:
+                records.close()
         examples = summary.images.total()
         done = Done(shard.digest, examples, example_bytes, path.stat().st_size, skipped, summary.as_json())
         replace_text(self._partial / PROGRESS / f"{shard.name}.json", json.dumps(dataclasses.asdict(done)))
         return done
+
+    def _serialized(self, record: Record, serializer: tfds.core.example_serializer.ExampleSerializer) -> bytes:
+        example = record.example | {"captions": list(record.candidates.texts)}
+        proto = serializer.get_tf_example(self._job.features.encode_example(example))
+        return proto.SerializeToString(deterministic=True)  # else a process orders features its own way
+
+    def _count(self, candidates: Candidates, split: str, summary: Summary) -> None:
+        lengths = None if self._tokenizer is None else self._tokenizer.lengths(candidates.texts)
+        summary.count(split, candidates.texts, lengths)
+        summary.blank += candidates.blank
+        summary.duplicates += candidates.duplicates
 
 
 @contextlib.contextmanager
