@@ -64,12 +64,16 @@ KEYS = (
     runtime("data.workers", 0, "processes that prepare batches; 0: threads of the main process"),
     experiment("data.train_scenes", 1_000_000, "distinct training scenes (without data.path)"),
     experiment("data.scenes_seed", 0, "seed of the scenes themselves, apart from train.seed"),
+    experiment("data.scenes_level", "standard", "standard: 1 to 5 objects; hard: 5 to 8, which hide each other more"),
     experiment("image.size", 224, "side of a crop in pixels"),
     experiment("image.crop_scale", (0.3, 1.0), "area of a random crop, as a fraction of the image"),
     experiment("image.crop_aspect", (3 / 4, 4 / 3), "width / height of a random crop before it is resized"),
     experiment("image.flip", False, "mirror half the images; makes 'left of' in captions false"),
     experiment("captions.per_image", 8, "captions sampled from an image's candidates, at most"),
     experiment("captions.candidates", 0, "only so many of an image's captions are candidates, the first; 0: all"),
+    experiment(
+        "captions.shuffled", False, "a control: images of a batch get each other's captions, which say nothing of them"
+    ),
     experiment("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included"),
     experiment(
         "captions.vocabulary", "", "SentencePiece model; empty: the one stored with the data, or the scenes' own"

@@ -205,7 +205,7 @@ def source(config: Config, split: str) -> Source:
     if paths:
         return PreparedSource(paths[0], split, features(config))
     count = config.data.train_scenes if split == TRAIN else HELD_OUT_SCENES
-    return SceneSource(config.data.scenes_seed, split, count, config.image.size)
+    return SceneSource(config.data.scenes_seed, split, count, config.image.size, config.data.scenes_level)
 
 
 def features(config: Config) -> Features:
@@ -286,12 +286,14 @@ def tokenizer(config: Config) -> captions.CaptionTokenizer:
 
 def _common_vocabulary(paths: Sequence[str]) -> str:
     found = {path: vocabulary_path(path) for path in paths}
+    hashes = set()
     for path, vocabulary in found.items():
         if vocabulary is None:
             raise UserError(
                 f"{path} holds no vocabulary; give --config.captions.vocabulary=FILE, a SentencePiece model"
             )
-        if text_encoding.file_sha256(vocabulary) != text_encoding.file_sha256(found[paths[0]]):
+        hashes.add(text_encoding.file_sha256(vocabulary))
+        if len(hashes) > 1:
             raise UserError(
                 f"{path} holds another vocabulary than {paths[0]}; give --config.captions.vocabulary=FILE for both"
             )

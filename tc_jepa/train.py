@@ -113,7 +113,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             looks.append({name: see(*variant) for name, variant in monitor.VARIANTS.items()})
         return monitor.summarise(looks)
 
-    dataset = _process_batches(source, augment, masks, config.train.batch_size, config.train.seed)
+    shuffled = config.captions.shuffled
+    dataset = _process_batches(source, augment, masks, config.train.batch_size, config.train.seed, shuffled)
     steps, every = config.train.steps, config.train
     with contextlib.ExitStack() as stack:
         stack.enter_context(_last_checkpoint_named(checkpoints))
@@ -155,11 +156,18 @@ def _check_words(workdir: Path, words: Sequence[WordsFolder]) -> None:
 
 
 def _process_batches(
-    source: Captioned, augment: pipeline.Augment, masks: MaskSampler, batch_size: int, seed: int
+    source: Captioned,
+    augment: pipeline.Augment,
+    masks: MaskSampler,
+    batch_size: int,
+    seed: int,
+    shuffle_captions: bool = False,
 ) -> grain.MapDataset:
     """This process's part of the batches of `batch_size` images over all processes."""
     process = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    return pipeline.batches(source, augment, masks, batch_size=batch_size, seed=seed, **process)
+    return pipeline.batches(
+        source, augment, masks, batch_size=batch_size, seed=seed, shuffle_captions=shuffle_captions, **process
+    )
 
 
 def _held_out_batches(

@@ -75,10 +75,12 @@ def batches(
     seed: int,
     process_index: int = 0,
     process_count: int = 1,
+    shuffle_captions: bool = False,
 ) -> grain.MapDataset:
     """This process's part of every global batch, by step, without end. `batch_size` is global.
 
-    The union over processes of part `i` is the single process's batch `i`, in another order.
+    The union over processes of part `i` is the single process's batch `i`, in another order. `shuffle_captions`: all is
+    as without it, but then each image gets the captions of its neighbour in the process's part.
     """
     if batch_size % process_count:
         raise ValueError(f"a global batch of {batch_size} does not split over {process_count} processes")
@@ -88,7 +90,14 @@ def batches(
     else:
         dataset = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None)
     dataset = dataset.random_map(augment, seed=augment_seed).map_with_index(AddMasks(masks, mask_seed))
-    return dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
+    dataset = dataset[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
+    return dataset.map(roll_captions) if shuffle_captions else dataset
+
+
+def roll_captions(batch: Batch) -> Batch:
+    """Image i with the captions of image i - 1."""
+    names = ("caption_words", "word_valid", "caption_valid")
+    return batch._replace(**{name: np.roll(getattr(batch, name), 1, axis=0) for name in names})
 
 
 def example(source: Captioned, augment: Augment, masks: MaskSampler) -> Batch:

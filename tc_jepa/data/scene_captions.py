@@ -28,7 +28,7 @@ SYNONYMS = {
     "speckled": ("speckled", "grainy"),
     "cloudy": ("cloudy", "blotchy"),
 }
-NUMBERS = ("none", "one", "two", "three", "four", "five")
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 THINGS = (("object", "objects"), ("shape", "shapes"), ("figure", "figures"))
 EDGE = 0.12  # of the image, from its middle: nearer than this an object is neither left nor right, neither up nor down
 PLACES = {  # (column, row), each -1, 0 or 1
@@ -76,10 +76,12 @@ RELATION_TEMPLATES = {
 CLEARLY_APART = 0.15  # of the image: between two centres of which one is "left of" or "above" the other
 OBJECT_SENTENCES = 8  # shared out among the objects, rounded up: at least 8 in a scene
 SCENE_SENTENCES = 4
+MOST_RELATIONS = 10  # as many pairs as five objects have; a crowd has more, which would crowd out the objects
+MOST_LISTED = 5  # objects that a sentence lists: more would not fit into the words that a caption is cut to
 
 
 def captions(scene: "Scene", rng: random.Random) -> tuple[str, ...]:
-    """Between 12 and 24 different sentences."""
+    """Between 12 and 24 different sentences, where no more than eight objects are."""
     return tuple(
         dict.fromkeys([*_object_sentences(scene, rng), *_relation_sentences(scene, rng), *_scene_sentences(scene, rng)])
     )
@@ -108,7 +110,7 @@ def _relation_sentences(scene: "Scene", rng: random.Random) -> list[str]:
                 relation, first, second = rng.choice(held)
                 template = rng.choice(RELATION_TEMPLATES[relation])
                 sentences.append(_article(template.format(a=_name(first, named, rng), b=_name(second, named, rng))))
-    return sentences
+    return sentences if len(sentences) <= MOST_RELATIONS else rng.sample(sentences, MOST_RELATIONS)
 
 
 def relations(a: "SceneObject", b: "SceneObject", covered: bool) -> list[tuple[str, "SceneObject", "SceneObject"]]:
@@ -140,15 +142,18 @@ def _scene_sentences(scene: "Scene", rng: random.Random) -> list[str]:
         f"a {background} background with {number} {things}",
         f"there {verb} {number} {things} in the picture",
         f"the background is {background}",
-        f"{number} {things} in {colours}",
-        f"there {verb} {number} {things}: {_inventory(objects, rng)}",
-        f"{_inventory(objects, rng)} on a {background} background",
     ]
+    if len(objects) <= MOST_LISTED:
+        sentences += [
+            f"{number} {things} in {colours}",
+            f"there {verb} {number} {things}: {_inventory(objects, rng)}",
+            f"{_inventory(objects, rng)} on a {background} background",
+        ]
     if len(objects) > 1:
         large = sum(item.size == "large" for item in objects)
         sentences.append(f"{number} {things}, {NUMBERS[large]} large and {NUMBERS[len(objects) - large]} small")
     ordered = sorted(objects, key=lambda item: item.x)
-    if len(objects) > 1 and all(b.x - a.x >= CLEARLY_APART / 2 for a, b in zip(ordered, ordered[1:])):
+    if 1 < len(objects) <= MOST_LISTED and all(b.x - a.x >= CLEARLY_APART / 2 for a, b in zip(ordered, ordered[1:])):
         sentences.append(f"from left to right: {_inventory(ordered, rng)}")
     return [_article(sentence) for sentence in rng.sample(sentences, SCENE_SENTENCES)]
 

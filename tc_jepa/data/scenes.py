@@ -1,4 +1,4 @@
-"""Captioned scenes, drawn on the fly: a few coloured shapes on a textured background.
+"""Captioned scenes, drawn on the fly: coloured shapes on a textured background.
 
 A scene is a pure function of (seed, split, index). Its geometry is kept in fractions of the image, so that a scene is
 the same at every image size; pictures, labels, masks, boxes and captions all read that one geometry.
@@ -22,7 +22,6 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "cre
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 BACKGROUNDS = ("checked", "striped", "dotted", "gradient", "speckled", "cloudy")
 PAIRS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
-COUNTS = ("1", "2", "3", "4", "5")
 
 RADII = {"small": (0.085, 0.105), "large": (0.145, 0.185)}  # of the image; apart, so that the two words are clear
 TEXTURES = ("plain", "striped")
@@ -38,7 +37,6 @@ HSV = {  # hue in degrees, saturation, value; the jitter below keeps neighbours 
     "purple": (278, 0.75, 0.62),
     "pink": (330, 0.42, 1.00),
 }
-LEAST_VISIBLE = 0.6  # of an object's own area, once all that is in front of it is drawn
 CLEARLY_COVERED = 0.1  # of an object's own area, hidden by one other: "in front of" is then plain to see
 PLACES = 20  # places tried for an object before the scene does without it
 LAYOUT_SIZE = 64  # pixels at which visibility is judged, whatever the image size
@@ -47,6 +45,22 @@ STRIPE_PERIOD = 0.075  # of the image: at 64 pixels the bands are 2.4 pixels wid
 SHIFT = 6  # fractional bits of the coordinates handed to OpenCV
 
 Colour = tuple[float, float, float]  # RGB, 0 to 255
+
+
+class Level(NamedTuple):
+    """How crowded scenes are: the number of objects, and the share of an object's own area that is left in sight."""
+
+    fewest: int
+    most: int
+    least_visible: float
+
+    @property
+    def counts(self) -> tuple[str, ...]:
+        """The classes of the task "count": an object without a place is left out, so there may be few."""
+        return tuple(str(number) for number in range(1, self.most + 1))
+
+
+LEVELS = {"standard": Level(1, 5, 0.6), "hard": Level(5, 8, 0.4)}
 
 
 class SceneObject(NamedTuple):
@@ -83,17 +97,17 @@ class Scene(NamedTuple):
     covers: tuple[tuple[int, int], ...]
 
 
-def random_scene(rng: random.Random) -> Scene:
-    """One to five objects, each of them with at least LEAST_VISIBLE of it in sight."""
+def random_scene(rng: random.Random, level: Level) -> Scene:
+    """As many objects as `level` says, each of them with at least its least_visible in sight."""
     layout = np.zeros((LAYOUT_SIZE, LAYOUT_SIZE), np.uint8)  # 1 + index of the object that is seen there
     objects, areas, visible, covers = [], [], [], []  # areas and visible in pixels of the layout
-    for _ in range(rng.randint(1, len(COUNTS))):
+    for _ in range(rng.randint(level.fewest, level.most)):
         sketch = _random_object(rng)
         for _ in range(PLACES):
             placed = _moved(sketch, rng)
             trial = cv2.fillPoly(layout.copy(), _contours(placed, LAYOUT_SIZE), len(objects) + 1, shift=SHIFT)
             *left, own = np.bincount(trial.ravel(), minlength=len(objects) + 2)[1:].tolist()
-            if all(seen >= LEAST_VISIBLE * area for seen, area in zip(left, areas)):
+            if all(seen >= level.least_visible * area for seen, area in zip(left, areas)):
                 hidden = [(before - seen) / area for before, seen, area in zip(visible, left, areas)]
                 covers += [(len(objects), back) for back, part in enumerate(hidden) if part >= CLEARLY_COVERED]
                 layout, visible = trial, [*left, own]
@@ -143,28 +157,34 @@ def labels(scene: Scene) -> dict[str, int | np.ndarray]:
 class SceneSource:
     """`count` scenes of one split as a sources.Source, drawn `size` pixels wide and high; nothing is stored.
 
-    Raises UserError for an unknown split, or a count or size below 1.
+    `level` is one of LEVELS. Raises UserError for an unknown split or level, or a count or size below 1.
     """
 
     seed: int
     split: str
     count: int
     size: int
+    level: str = "standard"
 
-    tasks: ClassVar[dict[str, Task]] = {
-        "shape": Task("multi", SHAPES),
-        "colour": Task("multi", COLOURS),
-        "pair": Task("multi", PAIRS),
-        "count": Task("single", COUNTS),
-        "background": Task("single", BACKGROUNDS),
-    }
     has_masks: ClassVar[bool] = True
 
     def __post_init__(self):
+        if self.level not in LEVELS:
+            raise UserError(f"scenes have no level {self.level!r}: choose one of {', '.join(LEVELS)}")
         if self.split not in SPLITS:
             raise UserError(f"scenes have no split {self.split!r}: choose one of {', '.join(SPLITS)}")
         if self.count < 1 or self.size < 1:
             raise UserError(f"scenes need a count and a size of at least 1, not count={self.count}, size={self.size}")
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        return {
+            "shape": Task("multi", SHAPES),
+            "colour": Task("multi", COLOURS),
+            "pair": Task("multi", PAIRS),
+            "count": Task("single", LEVELS[self.level].counts),
+            "background": Task("single", BACKGROUNDS),
+        }
 
     def __len__(self) -> int:
         return self.count
@@ -175,7 +195,7 @@ class SceneSource:
 
     def scene(self, index: int) -> Scene:
         """The geometry of scene `index`. Raises IndexError outside 0 <= index < len(self)."""
-        return random_scene(self._rng(index, "scene"))
+        return random_scene(self._rng(index, "scene"), LEVELS[self.level])
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """ "shape", "colour", "pair": bool [classes]; "count", "background": int, the class's index."""

@@ -1,0 +1,17 @@
+"""TC-JEPA on crowded scenes of which little is seen: where words have something to say. For two CPU cores.
+
+  python -m launch.train --config=configs/scenes_hard.py --workdir=runs/scenes_hard
+
+The quickstart with 5 to 8 objects that hide each other, 4 captions, and a context of 8 of 36 patches at most: what is
+hidden cannot be guessed from what is seen, while the words tell it.
+"""
+
+from configs import quickstart
+
+
+def get_config():
+    config = quickstart.get_config()
+    config.data.scenes_level = "hard"
+    config.captions.per_image = 4
+    config.masking.context_tokens = 8
+    return config
