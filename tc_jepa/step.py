@@ -1,5 +1,7 @@
 """One training step, as a pure function. It runs un-jitted, without a mesh, on any batch: that is how it is tested."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -66,6 +68,28 @@ def forward(
     noise_key: jax.Array | None = None,
 ) -> tuple[dict[str, jax.Array], list[Reading]]:
     """The loss terms of a batch, and what each predictor layer read. Without a key, places are certain (StoP)."""
+    guess = predict(params, target_params, batch, networks, noise_key)
+    tokens = token_validity(guess.batch)
+    terms = loss_terms(
+        guess.predicted, guess.targets, guess.batch.target_valid, tokens, guess.readings, guess.words, objective
+    )
+    return terms, guess.readings
+
+
+class Prediction(NamedTuple):
+    """What a batch's hidden patches are predicted to be, what they are, and what was read on the way."""
+
+    batch: Batch  # with its targets as they were predicted: joined where the networks say so
+    predicted: jax.Array  # float32 [B, M, T, D]
+    targets: jax.Array  # float32 [B, M, T, D]
+    words: Words
+    readings: list[Reading]
+
+
+def predict(
+    params: Params, target_params: Params, batch: Batch, networks: Networks, noise_key: jax.Array | None = None
+) -> Prediction:
+    """Context encoder, predictor and target on a batch."""
     if networks.joint_targets:
         batch = join_targets(batch)
     images = layers.normalise_images(batch.images)
@@ -85,10 +109,7 @@ def forward(
         words,
         rngs=None if noise_key is None else {"positions": noise_key},
     )
-    terms = loss_terms(
-        predicted_BxMxTxD, targets_BxMxTxD, batch.target_valid, token_validity(batch), readings, words, objective
-    )
-    return terms, readings
+    return Prediction(batch, predicted_BxMxTxD, targets_BxMxTxD, words, readings)
 
 
 def join_targets(batch: Batch) -> Batch:

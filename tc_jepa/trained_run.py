@@ -1,0 +1,69 @@
+"""A training run's networks with their parameters, for those who look at more of it than its encoder."""
+
+from collections.abc import Sequence
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import ml_collections
+
+from tc_jepa import build, pretrained
+from tc_jepa.checkpoint import chosen_step, read_config, restore_encoder, restore_trained
+from tc_jepa.convert.weights import abstract_params
+from tc_jepa.data.captions import CaptionReader
+from tc_jepa.evaluation.reading import FrozenReader
+from tc_jepa.models.layers import Params
+from tc_jepa.state import Networks
+
+READS_WORDS = "word_cross_attention"  # of model.conditioner: the only one with a cosine for each patch and word
+
+
+class TrainedRun(NamedTuple):
+    """`params` holds encoder, predictor and text; `target_params` the target's; `captions` reads what the run read."""
+
+    config: ml_collections.ConfigDict
+    step: int
+    networks: Networks
+    params: Params
+    target_params: Params
+    captions: CaptionReader
+
+    @property
+    def reads_words(self) -> bool:
+        return self.config.model.conditioner == READS_WORDS
+
+    def judged(self) -> Params:
+        """The parameters of the encoder that the run is for."""
+        return self.networks.target.judged(self.target_params, self.params["encoder"])
+
+    def reader(self) -> FrozenReader:
+        """Its text side, frozen."""
+        form, grid = self.config.objective.prediction, build.grid(self.config)
+        return FrozenReader(self.networks, self.params, self.target_params, grid=grid, form=form)
+
+
+def open_run(workdir: str | os.PathLike, step: int | None = None, words: Sequence = ()) -> TrainedRun:
+    """The run in a workdir, at a step or its newest. UserError where anything is missing or does not fit.
+
+    `words` are build.word_folders of the run's configuration, needed only where it read stored word vectors.
+    """
+    workdir = Path(workdir)
+    step = chosen_step(workdir, step)
+    config = read_config(workdir)
+    captions = build.caption_reader(config, words)
+    text_encoder, frozen = build.text_encoder(config, captions)
+    teacher, teacher_params = pretrained.teacher(config)
+    networks = build.networks(config, text_encoder, teacher)
+    trained = [name for name in ("encoder", "predictor", "text") if name not in frozen]
+    params = {name: restore_trained(workdir, step, name) for name in trained} | frozen
+    if config.target_encoder.kind == "ema":
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+            abstract_params(networks.encoder, config.image.size),
+        )
+        target_params = jax.device_get(restore_encoder(workdir, step, shapes, ema=True)[0])
+    else:
+        target_params = teacher_params or {}
+    return TrainedRun(config, step, networks, params, target_params, captions)
