@@ -171,9 +171,10 @@ KEYS = (
     experiment("target_encoder.final_momentum", 1.0, "EMA momentum at the end, reached linearly"),
     runtime("mesh.data", -1, "devices along the axis that only splits the batch; -1: all that remain"),
     runtime("mesh.fsdp", 1, "devices along the axis that splits the batch and the parameters"),
-    runtime("evaluation.tasks", "knn,linear_fast,rank", "what launch.evaluate runs by default"),
+    runtime("evaluation.tasks", "knn,linear_fast,rank", "what launch.evaluate runs by default, as far as a run has it"),
     runtime("evaluation.train_examples", 4000, "examples that probes are fitted on, at most"),
     runtime("evaluation.test_examples", 2000, "examples that probes are tested on, at most"),
+    runtime("evaluation.dense_examples", 1000, "images that segmentation is fitted on, at most; all patches are kept"),
     runtime("evaluation.batch_size", 250, "images the frozen encoder reads at once, over all devices"),
 )
 

@@ -1,9 +1,11 @@
 """Judge an encoder beside the same encoder at initialisation and raw pixels, on frozen features.
 
   python -m launch.evaluate --encoder=runs/quickstart [--data=scenes] [--tasks=knn,linear_fast,rank] [--step=600]
+  python -m launch.evaluate --encoder=runs/scenes_hard --tasks=segmentation,grounding
   python -m launch.evaluate --encoder=weights/vith14 --data=data/photos
 
-The encoder is a training run's, or one in a converted folder (launch.convert) or a Hugging Face I-JEPA folder. Writes
+The encoder is a training run's, or one in a converted folder (launch.convert) or a Hugging Face I-JEPA folder.
+segmentation needs data with masks; grounding needs a run whose predictor attends to words, on scenes. Writes
 results.json (one flat object) and results.md into --output, and prints the table. How many examples are read, and how
 many at once, stands in the run's configuration under `evaluation`; for a folder those are the defaults of
 configs/base.py.
@@ -23,7 +25,9 @@ SCENES = "scenes"
 
 ENCODER = flags.DEFINE_string("encoder", None, "Workdir of a training run, or a folder with an encoder.")
 DATA = flags.DEFINE_string("data", None, f"{SCENES!r}, or a prepared folder; default: a run's own data.")
-TASKS = flags.DEFINE_list("tasks", None, "Any of knn, linear_fast, rank; default: a run's evaluation.tasks.")
+TASKS = flags.DEFINE_list(
+    "tasks", None, "Any of knn, linear_fast, rank, segmentation, grounding; default: a run's evaluation.tasks."
+)
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; default: ENCODER/eval/STEP, or ENCODER/eval.")
 
@@ -49,11 +53,16 @@ def main(argv: Sequence[str]) -> None:
         config.data = base.get_config().data
         config.data.path = "" if DATA.value == SCENES else DATA.value
     train, test, test_split = open_data(config)
-    tasks = choose_tasks(config, labelled=bool(test.tasks))
+    tasks = choose_tasks(config, test, is_run=step is not None)
     judged, baselines = frozen_encoders(config, weights)
 
-    sizes = {"train_examples": config.evaluation.train_examples, "test_examples": config.evaluation.test_examples}
+    sizes = {name: config.evaluation[name] for name in ("train_examples", "test_examples", "dense_examples")}
     found = evaluate.evaluate(judged, baselines, train, test, tasks, **sizes)
+    if evaluate.GROUNDING in tasks:
+        readers, tokenizer = word_readers(path, step)
+        found |= evaluate.ground(
+            readers, tokenizer, test, image_size=config.image.size, test_examples=sizes["test_examples"]
+        )
 
     output = Path(OUTPUT.value or path / "eval" / ("" if step is None else str(step)))
     data = config.data.path or SCENES
@@ -115,16 +124,37 @@ def open_data(config):
     return train, build.source(config, test_split), test_split
 
 
-def choose_tasks(config, labelled: bool) -> list[str]:
-    """The tasks asked for, or the run's own as far as the data has labels for them."""
+def choose_tasks(config, test, *, is_run: bool) -> list[str]:
+    """The tasks asked for; or the run's own, as far as data and run have what they need. UserError for the others."""
     from tc_jepa.evaluation import evaluate
+    from tc_jepa.trained_run import READS_WORDS
 
     tasks = TASKS.value if TASKS.value is not None else config.evaluation.tasks.split(",")
     evaluate.check_protocols(tasks)
-    if TASKS.value is None and not labelled and set(tasks) & set(evaluate.PROBES):
-        logging.warning("%s has no labels: only rank is computed", config.data.path)
-        return ["rank"]
-    return tasks
+    lacking = {} if test.tasks else dict.fromkeys(evaluate.PROBES, "the data has no labels")
+    if not test.segmentations:
+        lacking[evaluate.SEGMENTATION] = "the data has no masks"
+    if not is_run or config.model.conditioner != READS_WORDS:
+        lacking[evaluate.GROUNDING] = "no predictor attends to words here"
+    elif config.model.text == "stored":
+        lacking[evaluate.GROUNDING] = "the run read stored vectors, not texts"
+    elif not hasattr(test, "phrases"):
+        lacking[evaluate.GROUNDING] = "the data does not say which words name which object"
+    missing = [task for task in tasks if task in lacking]
+    if missing and TASKS.value is not None:
+        raise UserError(f"--tasks={missing[0]}: {lacking[missing[0]]}; leave it out")
+    for reason in dict.fromkeys(lacking[task] for task in missing):
+        names = ", ".join(task for task in missing if lacking[task] == reason)
+        logging.warning("%s: left out, because %s", names, reason)
+    return [task for task in tasks if task not in lacking] or [evaluate.RANK]
+
+
+def word_readers(workdir: Path, step: int):
+    """The run's text side, the same at initialisation, and its tokenizer."""
+    from tc_jepa.trained_run import open_run
+
+    run = open_run(workdir, step)
+    return {"": run.reader(), "init/": run.at_initialisation().reader()}, run.captions
 
 
 def frozen_encoders(config, weights):

@@ -1,20 +1,23 @@
 """A training run's networks with their parameters, for those who look at more of it than its encoder."""
 
 from collections.abc import Sequence
+import functools
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import ml_collections
+import optax
 
 from tc_jepa import build, pretrained
 from tc_jepa.checkpoint import chosen_step, read_config, restore_encoder, restore_trained
 from tc_jepa.convert.weights import abstract_params
+from tc_jepa.data import pipeline
 from tc_jepa.data.captions import CaptionReader
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.models.layers import Params
-from tc_jepa.state import Networks
+from tc_jepa.state import initial_state, Networks
 
 READS_WORDS = "word_cross_attention"  # of model.conditioner: the only one with a cosine for each patch and word
 
@@ -36,6 +39,23 @@ class TrainedRun(NamedTuple):
     def judged(self) -> Params:
         """The parameters of the encoder that the run is for."""
         return self.networks.target.judged(self.target_params, self.params["encoder"])
+
+    def at_initialisation(self) -> "TrainedRun":
+        """The same run before its first step."""
+        config = self.config
+        example = pipeline.example(
+            build.training_source(config), build.augment(config, self.captions), build.masks(config)
+        )
+        frozen = {name: params for name, params in self.params.items() if name == "text" and not self._learns_words}
+        teacher = self.target_params if config.target_encoder.kind == "frozen" else None
+        optimizer = optax.identity()
+        begin = functools.partial(initial_state, self.networks, example, optimizer, config.train.seed)
+        state = jax.jit(begin)(frozen, teacher)
+        return self._replace(step=0, params={**frozen, **state.params}, target_params=state.target_params)
+
+    @property
+    def _learns_words(self) -> bool:
+        return self.config.model.text == "embedding"
 
     def reader(self) -> FrozenReader:
         """Its text side, frozen."""

@@ -39,7 +39,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "image": ("size",),
         "captions": ("per_image", "words"),
         "model": ("patch_size", "text_width"),
-        "evaluation": ("train_examples", "test_examples", "batch_size"),
+        "evaluation": ("train_examples", "test_examples", "dense_examples", "batch_size"),
     }.items():
         for name in names:
             _at_least(f"{group}.{name}", config[group][name], 1)
@@ -82,6 +82,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check_target(config)
     _check_data(config)
     build.masks(config)  # refuses impossible masks by itself
+    if config.captions.shuffled and config.train.batch_size < 2:
+        raise UserError("captions.shuffled needs other images in the batch; give a train.batch_size of at least 2")
     if config.image.flip and config.model.conditioner != "none":
         logging.warning("image.flip mirrors images but not captions: 'left of' becomes false in half of them")
 

@@ -60,7 +60,7 @@ class Written:
     tasks: dict = dataclasses.field(
         default_factory=lambda: {"row": Task("single", ("a", "b", "c", "d")), "cells": Task("multi", ("e", "f", "g"))}
     )
-    has_masks: bool = False
+    segmentations: dict = dataclasses.field(default_factory=dict)
 
     def __len__(self):
         return self.count
@@ -231,7 +231,7 @@ def test_rankme_counts_directions(rng):
 
 
 def test_a_written_label_scores_all_and_a_random_one_chance():
-    sizes = {"train_examples": 400, "test_examples": 300}
+    sizes = {"train_examples": 400, "test_examples": 300, "dense_examples": 1}
     protocols = ("knn", "linear_fast", "rank")
     visible = evaluate(pixels(), {"again": pixels()}, Written(500, 0), Written(310, 1), protocols, **sizes)
     for task in ("row", "cells"):
@@ -248,7 +248,7 @@ def test_a_written_label_scores_all_and_a_random_one_chance():
 
 def test_data_without_labels_has_a_rank_and_no_probes():
     unlabelled = Written(40, 0, tasks={})
-    sizes = {"train_examples": 30, "test_examples": 30}
+    sizes = {"train_examples": 30, "test_examples": 30, "dense_examples": 1}
     assert set(evaluate(pixels(), {}, unlabelled, unlabelled, ["rank"], **sizes)) == {"rank/rankme", "rank/std"}
     with pytest.raises(UserError, match="knn need labels"):
         evaluate(pixels(), {}, unlabelled, unlabelled, ["knn", "rank"], **sizes)

@@ -106,7 +106,7 @@ def test_a_folder_without_extras(folder):
     assert str(summary) == "images: 2 train; captions per image: min 0, mean 1.00, max 2; skipped: 0"
     source = PreparedSource(str(folder.parent / "out"), "train")
     assert [source[index].captions for index in range(2)] == [(), ("one", "zwei é")]
-    assert source.tasks == {} and source.labels(0) == {} and not source.has_masks
+    assert source.tasks == {} and source.labels(0) == {} and not source.segmentations
     assert vocabulary_path(str(folder.parent / "out")) is None
 
 

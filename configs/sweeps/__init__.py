@@ -7,12 +7,16 @@ Settings = Mapping[str, Any]  # key of configs/base.py -> value
 
 
 class Sweep(NamedTuple):
-    """`settings` hold for all variants; a variant's own come after them. Each variant runs once with every seed."""
+    """`settings` hold for all variants; a variant's own come after them. Each variant runs once with every seed.
+
+    `baseline` is the variant whose scores are taken off the others', seed by seed, in a table of their own.
+    """
 
     config: str  # path of the configuration file, from the repository's root
     settings: Settings
     variants: Mapping[str, Settings]  # by name, which is also the folder's
     seeds: tuple[int, ...]
+    baseline: str | None = None
 
 
 def on_scenes(variants: Mapping[str, Settings], settings: Settings | None = None) -> Sweep:

@@ -63,10 +63,10 @@ class PreparedSource:
         self._captions = held.texts(features.captions or held.usual_captions())
         self._descriptions = held.texts(features.descriptions)
         self.tasks: Mapping[str, Task] = held.tasks(features.labels)
-        self.has_masks = MASK in held.images()
+        self.segmentations: Mapping[str, tuple[str, ...]] = {MASK: ()} if MASK in held.images() else {}
         self._example = held.only([self._image, *self._captions, *self._descriptions])
         self._labels = held.only(self.tasks)
-        self._mask = held.only([MASK] * self.has_masks)
+        self._mask = held.only(self.segmentations)
         self._file = held.only([FILE] * (FILE in builder.info.features))
         self._texts = held.only([*self._captions, *self._descriptions])
 
@@ -112,8 +112,8 @@ class PreparedSource:
         record = self._read(self._file, index)
         return record[FILE].decode() if FILE in record else f"{self._split}/{index}"
 
-    def mask(self, index: int) -> np.ndarray:
-        """uint8 [height, width] of class indices, 255 = ignore; only where `has_masks`."""
+    def mask(self, index: int, name: str = MASK) -> np.ndarray:
+        """uint8 [height, width] of class indices, 255 = ignore; only where the data has the feature "mask"."""
         return decode_mask(self._read(self._mask, index)[MASK])
 
     def _read(self, features: tfds.features.FeaturesDict, index: int) -> dict[str, Any]:

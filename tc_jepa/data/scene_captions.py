@@ -174,6 +174,11 @@ def _name(item: "SceneObject", named: Counter, rng: random.Random) -> str:
     return f"{article} {_word(item.colour, rng)} {_word(item.shape, rng)}"
 
 
+def name_with_article(item: "SceneObject") -> str:
+    """The object's colour and shape in their first words: "a red star"."""
+    return _article(f"a {item.colour} {item.shape}")
+
+
 def _wording(item: "SceneObject", rng: random.Random) -> dict[str, str]:
     """The fields of OBJECT_TEMPLATES."""
     fields = {name: _word(getattr(item, name), rng) for name in ("size", "texture", "colour", "shape")}

@@ -4,6 +4,7 @@ A scene is a pure function of (seed, split, index). Its geometry is kept in frac
 the same at every image size; pictures, labels, masks, boxes and captions all read that one geometry.
 """
 
+from collections.abc import Iterable
 import colorsys
 import dataclasses
 import math
@@ -15,7 +16,8 @@ import cv2
 import numpy as np
 
 from tc_jepa.data import scene_captions
-from tc_jepa.data.sources import Example, SPLITS, Task
+from tc_jepa.data.scene_outlines import REACH, UNIT_OUTLINES
+from tc_jepa.data.sources import Example, Phrase, SPLITS, Task
 from tc_jepa.errors import UserError
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "crescent")
@@ -25,7 +27,6 @@ PAIRS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
 
 RADII = {"small": (0.085, 0.105), "large": (0.145, 0.185)}  # of the image; apart, so that the two words are clear
 TEXTURES = ("plain", "striped")
-REACH = 1.2  # of its radius: how far an object's outline comes at most from its centre
 TURN = math.radians(20)  # a cross turned by 45 degrees would be another sign
 HSV = {  # hue in degrees, saturation, value; the jitter below keeps neighbours apart
     "red": (0, 0.90, 0.85),
@@ -127,11 +128,21 @@ def draw(scene: Scene, size: int) -> np.ndarray:
     return image
 
 
-def draw_mask(scene: Scene, size: int) -> np.ndarray:
-    """uint8 [size, size]: 0 is background, 1 + the index in SHAPES what is seen elsewhere."""
+def draw_mask(scene: Scene, size: int, attribute: str = "shape") -> np.ndarray:
+    """uint8 [size, size]: 0 is background, 1 + the index of an object's shape (in SHAPES) or colour (in COLOURS)."""
+    classes = {"shape": SHAPES, "colour": COLOURS}[attribute]
+    return _paint(scene, size, [1 + classes.index(getattr(item, attribute)) for item in scene.objects])
+
+
+def draw_instances(scene: Scene, size: int) -> np.ndarray:
+    """uint8 [size, size]: 0 is background, 1 + i what is seen of object i."""
+    return _paint(scene, size, range(1, 1 + len(scene.objects)))
+
+
+def _paint(scene: Scene, size: int, values: Iterable[int]) -> np.ndarray:
     mask = np.zeros((size, size), np.uint8)
-    for item in scene.objects:
-        cv2.fillPoly(mask, _contours(item, size), 1 + SHAPES.index(item.shape), shift=SHIFT)
+    for item, value in zip(scene.objects, values):
+        cv2.fillPoly(mask, _contours(item, size), value, shift=SHIFT)
     return mask
 
 
@@ -166,7 +177,10 @@ class SceneSource:
     size: int
     level: str = "standard"
 
-    has_masks: ClassVar[bool] = True
+    segmentations: ClassVar[dict[str, tuple[str, ...]]] = {
+        "shape": ("background", *SHAPES),
+        "colour": ("background", *COLOURS),
+    }
 
     def __post_init__(self):
         if self.level not in LEVELS:
@@ -204,9 +218,26 @@ class SceneSource:
     def file(self, index: int) -> str:
         return f"{self.split}/{index}"
 
-    def mask(self, index: int) -> np.ndarray:
-        """uint8 [size, size]: 0 is background, 1 + the index in SHAPES elsewhere."""
-        return draw_mask(self.scene(index), self.size)
+    def mask(self, index: int, name: str = "shape") -> np.ndarray:
+        """uint8 [size, size] of class indices: 0 is background, 1 + the index in SHAPES or COLOURS elsewhere."""
+        return draw_mask(self.scene(index), self.size, name)
+
+    def phrases(self, index: int) -> list[Phrase]:
+        """For every shape and every colour that only one object has: "a red star", pointed at by that word."""
+        scene = self.scene(index)
+        seen = draw_instances(scene, self.size)
+        phrases = []
+        for kind in ("shape", "colour"):
+            words = [getattr(item, kind) for item in scene.objects]
+            for i, (item, word) in enumerate(zip(scene.objects, words)):
+                if words.count(word) == 1:
+                    caption = scene_captions.name_with_article(item)
+                    phrases.append(Phrase(caption, word, kind, seen == 1 + i))
+        return phrases
+
+    def objects_mask(self, index: int) -> np.ndarray:
+        """bool [size, size]: where any object is seen."""
+        return draw_instances(self.scene(index), self.size) > 0
 
     def boxes(self, index: int) -> np.ndarray:
         """float32 [objects, 4]: left, top, right, bottom in pixels, back to front, hidden parts included."""
@@ -321,52 +352,3 @@ def _outline(item: SceneObject, size: int, left: float = 0, top: float = 0, unit
     centre = (unit * (item.x * size - left), unit * (item.y * size - top))
     affine = np.array([(cosine, sine), (-sine, cosine), centre])
     return [points @ affine for points in UNIT_OUTLINES[item.shape]]
-
-
-def _arc(radius: float, start: float, stop: float, points: int, x: float = 0) -> np.ndarray:
-    """Points around (x, 0), from angle `start` up to `stop` in degrees, `stop` left out."""
-    angles = np.radians(np.linspace(start, stop, points, endpoint=False))
-    return np.stack([x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
-
-
-def _star() -> np.ndarray:
-    points = _arc(1.18, -90, 270, 10)
-    points[1::2] *= 0.45
-    return points
-
-
-def _heart() -> np.ndarray:
-    t = np.linspace(0, 2 * math.pi, 40, endpoint=False)
-    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
-    return np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=1) / 15
-
-
-def _cross(arm: float, half: float) -> np.ndarray:
-    quarter = np.array([[half, -arm], [half, -half], [arm, -half]])
-    turn = np.array([[0, 1], [-1, 0]])
-    return np.concatenate([quarter @ np.linalg.matrix_power(turn, times) for times in range(4)])
-
-
-def _crescent() -> np.ndarray:
-    tip, bite = 51, 82  # degrees at which the two circles meet, seen from the centre of either
-    inner = 1.15 * math.sin(math.radians(tip)) / math.sin(math.radians(bite))
-    centre = 1.15 * math.cos(math.radians(tip)) - inner * math.cos(math.radians(bite))
-    points = np.concatenate([_arc(1.15, tip, 360 - tip, 32), _arc(inner, 360 - bite, bite, 24, centre)])
-    return points + (0.2, 0)
-
-
-_OUTLINES = {  # around (0, 0), of about the same size to the eye; none reaches beyond REACH, however turned
-    "circle": [_arc(1.0, 0, 360, 40)],
-    "square": [_arc(1.2, 45, 405, 4)],
-    "triangle": [np.array([[0, -1.15], [1.0, 0.65], [-1.0, 0.65]])],
-    "star": [_star()],
-    "cross": [_cross(1.1, 0.38)],
-    "heart": [_heart()],
-    "ring": [_arc(1.1, 0, 360, 40), _arc(0.55, 0, 360, 24)],
-    "crescent": [_crescent()],
-}
-# Homogeneous, [points, 3], so that turning, scaling and moving is one product.
-UNIT_OUTLINES = {
-    name: [np.concatenate([points, np.ones((len(points), 1))], axis=1) for points in contours]
-    for name, contours in _OUTLINES.items()
-}

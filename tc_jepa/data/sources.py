@@ -44,7 +44,7 @@ class Source(Captioned, Protocol):
     """One split of captioned images with the labels that an evaluation asks for."""
 
     tasks: Mapping[str, Task]
-    has_masks: bool
+    segmentations: Mapping[str, tuple[str, ...]]  # name -> classes, in the order of their indices; () where unnamed
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """One label for each of `tasks`, without reading the image."""
@@ -52,5 +52,24 @@ class Source(Captioned, Protocol):
     def file(self, index: int) -> str:
         """What the image is called where it came from; SPLIT/INDEX where it has no name."""
 
-    def mask(self, index: int) -> np.ndarray:
-        """uint8 [height, width] of class indices, 255 = ignore; only where `has_masks`."""
+    def mask(self, index: int, name: str) -> np.ndarray:
+        """uint8 [height, width] of the class indices of one of `segmentations`, 255 = ignore."""
+
+
+class Phrase(NamedTuple):
+    """A caption that is true of one object of an image, and the word of it that says which."""
+
+    caption: str
+    word: str
+    kind: str  # what the word tells, such as "shape"
+    mask: np.ndarray  # bool [height, width]: where the object is seen
+
+
+class Grounded(Source, Protocol):
+    """A source that knows which words name which object."""
+
+    def phrases(self, index: int) -> list[Phrase]:
+        """All phrases of an image; none where no word names one object alone."""
+
+    def objects_mask(self, index: int) -> np.ndarray:
+        """bool [height, width]: where any object is seen."""

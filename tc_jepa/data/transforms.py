@@ -36,6 +36,17 @@ def resize_and_centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return centre(resize(image, (round(height * factor), round(width * factor))), size, size)
 
 
+def resize_and_centre_crop_mask(mask: np.ndarray, size: int) -> np.ndarray:
+    """The same part of a map of classes [height, width], which is never blended: [size, size] of the same dtype."""
+    height, width = mask.shape
+    factor = size / min(height, width)
+    shape = round(height * factor), round(width * factor)
+    if mask.shape != shape:
+        nearest = cv2.INTER_NEAREST_EXACT
+        mask = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=nearest).astype(mask.dtype)
+    return centre(mask, size, size)
+
+
 def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width]

@@ -18,12 +18,13 @@ import tqdm
 
 from tc_jepa import sharding
 from tc_jepa.data.sources import Source
-from tc_jepa.data.transforms import resize_and_centre_crop
+from tc_jepa.data.transforms import resize_and_centre_crop, resize_and_centre_crop_mask
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
 from tc_jepa.models.vit import VisionTransformer
 
 THUMBNAIL = 16  # side in pixels of what the pixel baseline keeps of an image
+NOT_FINITE = "the encoder's features are not finite: its training diverged; evaluate an earlier step"
 READ_THREADS = 2  # each prepares one batch ahead while the devices are busy with another
 
 
@@ -141,8 +142,22 @@ def pooled_features(encoders: Sequence[FrozenEncoder], source: Source, indices: 
             bar.update(len(images))
     pooled = [np.concatenate(batches) for batches in zip(*parts)]
     if not all(np.isfinite(features).all() for features in pooled):
-        raise UserError("the encoder's features are not finite: its training diverged; evaluate an earlier step")
+        raise UserError(NOT_FINITE)
     return pooled
+
+
+def patch_features(encoder: FrozenEncoder, source: Source, indices: Sequence[int]) -> np.ndarray:
+    """float32 [len(indices), N, D], all in memory. A UserError where a feature is not finite."""
+    images = read_images(source, indices, encoder.image_size, encoder.batch_size)
+    features = np.concatenate([np.asarray(encoder(batch).patches) for batch in images])
+    if not np.isfinite(features).all():
+        raise UserError(NOT_FINITE)
+    return features
+
+
+def read_masks(source: Source, indices: Sequence[int], image_size: int, name: str) -> np.ndarray:
+    """uint8 [len(indices), image_size, image_size]: one of the source's segmentations, cropped as the images are."""
+    return np.stack([resize_and_centre_crop_mask(source.mask(int(index), name), image_size) for index in indices])
 
 
 def read_images(source: Source, indices: Sequence[int], image_size: int, batch_size: int) -> Iterator[np.ndarray]:

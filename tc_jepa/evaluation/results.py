@@ -26,12 +26,12 @@ def render(results: Results, tasks: Mapping[str, Task], header: Mapping[str, obj
     lines += [f"* {name}: {value}" for name, value in header.items()]
     for protocol in ("linear_fast", "knn"):
         ran = [name for name in tasks if f"{protocol}/{name}" in results]
-        rows = [_score_row(results, protocol, name, tasks[name]) for name in ran]
-        if rows:
-            gains = [f"over {name}" for name in BASELINES.values()]
-            head = ["task", "metric", "trained", *BASELINES.values(), "chance", *gains]
-            about = "Test scores in %, with 95 % bootstrap intervals over the test examples."
-            lines += ["", f"## {protocol}", "", about, "", *_table(head, rows)]
+        metrics = {name: METRICS[tasks[name].kind] for name in ran}
+        lines += _scores(results, protocol, metrics, {name: f"chance/{name}" for name in ran})
+    for protocol, metric in (("segmentation", "mIoU"), ("grounding", "pointing")):
+        keys = [key.split("/") for key in results if key.endswith("_low")]
+        ran = {name.removesuffix("_low"): metric for first, *_, name in keys if first == protocol}
+        lines += _scores(results, protocol, ran, {name: f"chance/{protocol}/{name}" for name in ran})
     if "rank/rankme" in results:
         prefixes = ("", *(f"{name}/" for name in BASELINES))
         rows = [[key, *(f"{results[f'{prefix}rank/{key}']:.3g}" for prefix in prefixes)] for key in ("rankme", "std")]
@@ -40,14 +40,33 @@ def render(results: Results, tasks: Mapping[str, Task], header: Mapping[str, obj
     return "\n".join(lines) + "\n"
 
 
-def _score_row(results: Results, protocol: str, name: str, task: Task) -> list[str]:
-    def score(prefix: str, sign: str = "") -> str:
-        value, low, high = (100 * results[f"{prefix}{protocol}/{name}{end}"] for end in ("", "_low", "_high"))
+def _scores(results: Results, protocol: str, metrics: Mapping[str, str], chance: Mapping[str, str]) -> list[str]:
+    """The section of a protocol, whose scores have the names of `metrics`; nothing where it has none."""
+    if not metrics:
+        return []
+
+    def score(key: str, sign: str = "") -> str:
+        if key not in results:  # pixels have no words
+            return "-"
+        value, low, high = (100 * results[f"{key}{end}"] for end in ("", "_low", "_high"))
         return f"{value:{sign}.1f} [{low:.1f}, {high:.1f}]"
 
-    baselines = [score(f"{baseline}/") for baseline in BASELINES]
-    gains = [score(f"gain_over_{baseline}/", "+") for baseline in BASELINES]
-    return [name, METRICS[task.kind], score(""), *baselines, f"{100 * results[f'chance/{name}']:.1f}", *gains]
+    rows = []
+    for name, metric in metrics.items():
+        baselines = [score(f"{baseline}/{protocol}/{name}") for baseline in BASELINES]
+        gains = [score(f"gain_over_{baseline}/{protocol}/{name}", "+") for baseline in BASELINES]
+        by_chance = f"{100 * results[chance[name]]:.1f}"
+        rows.append([name, metric, score(f"{protocol}/{name}"), *baselines, by_chance, *gains])
+    head = [
+        "task",
+        "metric",
+        "trained",
+        *BASELINES.values(),
+        "chance",
+        *(f"over {name}" for name in BASELINES.values()),
+    ]
+    about = "Test scores in %, with 95 % bootstrap intervals over the test examples."
+    return ["", f"## {protocol}", "", about, "", *_table(head, rows)]
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -62,6 +62,14 @@ def difference(first: Measured, second: Measured) -> Measured:
     return Measured(first.value - second.value, first.resampled - second.resampled)
 
 
+def mean_of_images(values_P: np.ndarray, image_P: np.ndarray, counts_NxR: np.ndarray) -> Measured:
+    """The mean of values of which an image has any number, on resamples of the images; `image_P` are their rows."""
+    images = len(counts_NxR)
+    total = np.bincount(image_P, values_P, minlength=images)
+    count = np.bincount(image_P, minlength=images)
+    return Measured(float(values_P.mean()), (total @ counts_NxR) / np.maximum(count @ counts_NxR, 1.0))
+
+
 def resample_counts(examples: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:
     """Draws of `examples` out of `examples` with replacement: counts float32 [examples, resamples]."""
     rng = np.random.default_rng(seed)

@@ -69,6 +69,14 @@ def class_ious(confusion: np.ndarray) -> np.ndarray:
     return _ious(confusion.reshape(-1, *confusion.shape[-2:]).sum(axis=0)[None])[0]
 
 
+def commonest(confusion: np.ndarray) -> np.ndarray:
+    """The confusion [true, predicted] of giving every pixel the commonest true class: what knowing nothing scores."""
+    true = confusion.sum(axis=(0, 2))
+    guess = np.zeros((len(true), len(true)), np.int64)
+    guess[:, true.argmax()] = true
+    return guess
+
+
 def measure(confusion: np.ndarray, counts_NxR: np.ndarray) -> Measured:
     """The mIoU of [test images, true, predicted], and what it is on resamples of the images."""
     flat = confusion.reshape(len(confusion), -1).astype(np.float64)

@@ -61,7 +61,7 @@ class SceneReader:
 
 
 def _features(source: Source) -> tfds.features.FeaturesDict:
-    features = dataset.features(mask=source.has_masks)
+    features = dataset.features(mask=True)
     for name, task in source.tasks.items():
         label = tfds.features.ClassLabel(names=task.classes)
         features[name] = label if task.kind == "single" else tfds.features.Sequence(label)
@@ -73,8 +73,7 @@ def _record(source: Source, index: int) -> dataset.Record:
     example: dict[str, Any] = {"image": _png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))}
     for name, label in source.labels(index).items():
         example[name] = label if source.tasks[name].kind == "single" else np.flatnonzero(label).tolist()
-    if source.has_masks:
-        example["mask"] = _png(source.mask(index))
+    example["mask"] = _png(source.mask(index, "shape"))
     return dataset.Record(example, Candidates(tuple(captions), blank=0, duplicates=0))
 
 

@@ -1,0 +1,87 @@
+"""Does a word's cosine map fall on its object? The pointing game, played with the predictor's attention to words.
+
+A phrase such as "a red star" is the image's only caption. The map of its pointing word is the cosine of patch and word,
+mean over the predictor's layers, with every patch in sight. The score of a phrase is the share of the highest patch
+that the object covers: how often a pixel drawn from that patch hits. So chance is exactly the object's share of the
+image; a map that finds objects, whatever the word, scores `any_object`.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from tc_jepa.data.captions import CaptionTokenizer
+from tc_jepa.data.sources import Grounded, Phrase
+from tc_jepa.data.transforms import resize_and_centre_crop, resize_and_centre_crop_mask
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation.reading import FrozenReader
+
+BATCH = 128  # phrases
+
+
+class Pointed(NamedTuple):
+    """One row a phrase: which test image and kind it is of, its score, chance and any_object, all in 0-1."""
+
+    image: np.ndarray  # int [P], position among the images played with
+    kind: np.ndarray  # str [P]
+    score: np.ndarray  # float [P]
+    chance: np.ndarray  # float [P]
+    any_object: np.ndarray  # float [P]
+
+
+def point(
+    reader: FrozenReader, tokenizer: CaptionTokenizer, source: Grounded, indices: Sequence[int], image_size: int
+) -> Pointed:
+    """Plays every phrase of some images. UserError where they have none."""
+    rows, found = [], []
+    for position, index in enumerate(indices):
+        image = resize_and_centre_crop(source[int(index)].image, image_size)
+        phrases = source.phrases(int(index))
+        covered = [coverage(resize_and_centre_crop_mask(p.mask, image_size), reader.grid) for p in phrases]
+        everything = coverage(resize_and_centre_crop_mask(source.objects_mask(int(index)), image_size), reader.grid)
+        for phrase, own in zip(phrases, covered):
+            rows.append((image, phrase, own))
+            found.append((position, phrase.kind, own.mean(), own.mean() / max(everything.mean(), 1e-9)))
+    if not rows:
+        raise UserError("no image has a phrase that names one of its objects alone; give --data=scenes")
+    scores = []
+    for start in range(0, len(rows), BATCH):
+        part = rows[start : start + BATCH]
+        maps = word_maps(reader, tokenizer, np.stack([row[0] for row in part]), [row[1] for row in part])
+        scores += [own[place] for (_, _, own), place in zip(part, maps.argmax(axis=1))]
+    position, kind, chance, any_object = (np.array(column) for column in zip(*found))
+    return Pointed(position, kind, np.array(scores), chance, any_object)
+
+
+def word_maps(
+    reader: FrozenReader, tokenizer: CaptionTokenizer, images: np.ndarray, phrases: Sequence[Phrase]
+) -> np.ndarray:
+    """Each phrase's map on its image, float32 [B, N]: the mean over the pieces of its word."""
+    ids, valid = tokenizer.encode([phrase.caption for phrase in phrases])
+    chosen = np.stack([word_pieces(tokenizer, row, phrase.word) for row, phrase in zip(ids, phrases)])
+    padding = (0, -len(images) % BATCH)  # one compiled shape
+
+    def padded(x):
+        return np.pad(x, [padding, *[(0, 0)] * (x.ndim - 1)])
+
+    cosines = reader.cosines(padded(images), padded(ids[:, None]), padded(valid[:, None]))[: len(images), :, 0]
+    return np.einsum("bns,bs->bn", cosines, chosen / chosen.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def word_pieces(tokenizer: CaptionTokenizer, ids: np.ndarray, word: str) -> np.ndarray:
+    """Which of a caption's ids [S] spell a word, its first occurrence: bool [S]. UserError where it is not there."""
+    wanted, _ = tokenizer.encode([word])
+    pieces = [i for i in wanted[0].tolist() if i > 1]  # without padding and eos
+    held = ids.tolist()
+    for start in range(len(held) - len(pieces) + 1):
+        if pieces and held[start : start + len(pieces)] == pieces:
+            return (np.arange(len(held)) >= start) & (np.arange(len(held)) < start + len(pieces))
+    raise UserError(f"{word!r} is not a word of the caption {tokenizer.decode(ids)!r}; give one that is, as it stands")
+
+
+def coverage(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The share of each patch that a mask, bool [H, W], covers: float [N]."""
+    rows, columns = grid
+    H, W = mask.shape
+    return mask.reshape(rows, H // rows, columns, W // columns).mean(axis=(1, 3)).ravel()
