@@ -172,6 +172,7 @@ KEYS = (
     runtime("mesh.data", -1, "devices along the axis that only splits the batch; -1: all that remain"),
     runtime("mesh.fsdp", 1, "devices along the axis that splits the batch and the parameters"),
     runtime("evaluation.tasks", "knn,linear_fast,rank", "what launch.evaluate runs by default, as far as a run has it"),
+    runtime("evaluation.data", "", "prepared dataset that launch.evaluate judges on; empty: the run's own data"),
     runtime("evaluation.train_examples", 4000, "examples that probes are fitted on, at most"),
     runtime("evaluation.test_examples", 2000, "examples that probes are tested on, at most"),
     runtime("evaluation.dense_examples", 1000, "images that segmentation is fitted on, at most; all patches are kept"),
@@ -208,6 +209,16 @@ def experiment_differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> 
     one, other = flatten(one), flatten(other)
     names = sorted((one.keys() | other.keys()) - runtime_names)
     return [name for name in names if name not in one or name not in other or one[name] != other[name]]
+
+
+def add_runtime_keys(config: ml_collections.ConfigDict) -> None:
+    """Gives a configuration of before the runtime keys that it lacks, which change no result, at their defaults."""
+    known = flatten(config)
+    absent = {key.name: key.default for key in KEYS if not key.changes_results and key.name not in known}
+    with config.unlocked():
+        for name, value in absent.items():
+            group, leaf = name.rsplit(".", 1)
+            config[group][leaf] = value
 
 
 def describe() -> str:

@@ -2,8 +2,8 @@
 
   python -m launch.train --config=configs/scenes_hard.py --workdir=runs/scenes_hard
 
-The quickstart, 64,000 images long, with 5 to 8 objects that hide each other, 4 captions, and a context of 8 of 36 patches at most: what is
-hidden cannot be guessed from what is seen, while the words tell it.
+The quickstart, 64,000 images long, with 5 to 8 objects that hide each other, 4 captions, and a context of 8 of 36
+patches at most: what is hidden cannot be guessed from what is seen, while the words tell it.
 """
 
 from configs import quickstart

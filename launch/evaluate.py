@@ -24,7 +24,9 @@ from tc_jepa.errors import UserError
 SCENES = "scenes"
 
 ENCODER = flags.DEFINE_string("encoder", None, "Workdir of a training run, or a folder with an encoder.")
-DATA = flags.DEFINE_string("data", None, f"{SCENES!r}, or a prepared folder; default: a run's own data.")
+DATA = flags.DEFINE_string(
+    "data", None, f"{SCENES!r}, or a prepared folder; default: a run's evaluation.data, or its own."
+)
 TASKS = flags.DEFINE_list(
     "tasks", None, "Any of knn, linear_fast, rank, segmentation, grounding; default: a run's evaluation.tasks."
 )
@@ -48,10 +50,12 @@ def main(argv: Sequence[str]) -> None:
     step = chosen_step(path, STEP.value) if pretrained.is_run(path) else None
     weights = pretrained.open_encoder(path, STEP.value if step is None else step)
     config = folder_config(weights) if step is None else run_config(path)
-    if DATA.value is not None:
+    chosen = DATA.value or config.evaluation.data
+    if chosen:
         # The names of the run's own features are not those of other data, which are the usual ones.
+        level = config.data.scenes_level
         config.data = base.get_config().data
-        config.data.path = "" if DATA.value == SCENES else DATA.value
+        config.data.path, config.data.scenes_level = "" if chosen == SCENES else chosen, level
     train, test, test_split = open_data(config)
     tasks = choose_tasks(config, test, is_run=step is not None)
     judged, baselines = frozen_encoders(config, weights)
@@ -93,6 +97,7 @@ def run_config(workdir: Path):
     from tc_jepa.checkpoint import read_config
 
     config = read_config(workdir)
+    base.add_runtime_keys(config)
     absent = sorted(base.flatten(base.get_config()).keys() - base.flatten(config).keys())
     if absent:
         raise UserError(f"{workdir} was trained by another version (no {', '.join(absent)}); evaluate it with that")

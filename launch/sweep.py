@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa import sweeps
 
     path, workdir = Path(SWEEP.value), Path(WORKDIR.value)
-    planned = plan(path, workdir, SET.value)
+    planned, baseline = plan(path, workdir, SET.value), load(path).baseline
     if ONLY.value is not None and not 0 <= ONLY.value < len(planned):
         raise UserError(f"--only={ONLY.value}: the jobs are numbered 0 to {len(planned) - 1}; --list prints them")
     jobs = [item.job for item in planned]
@@ -71,10 +71,18 @@ def main(argv: Sequence[str]) -> None:
         evaluate = [sys.executable, "-m", "launch.evaluate", f"--encoder={job.workdir}", f"--step={job.steps}"]
         run_logged(name, job.workdir, evaluate)
         if ONLY.value is None:
-            sweeps.write_table(workdir, path.stem, jobs)
+            sweeps.write_table(workdir, path.stem, jobs, baseline)
     if ONLY.value is None:
-        print(sweeps.write_table(workdir, path.stem, jobs))
+        print(sweeps.write_table(workdir, path.stem, jobs, baseline))
         print(f"written to {workdir}")
+
+
+def load(path: Path):
+    """The sweep of a file. UserError where its baseline is none of its variants."""
+    sweep = _load("--sweep", path, "get_sweep")
+    if sweep.baseline is not None and sweep.baseline not in sweep.variants:
+        raise UserError(f"--sweep {path}: its baseline {sweep.baseline!r} is none of {', '.join(sweep.variants)}")
+    return sweep
 
 
 def plan(path: Path, workdir: Path, assignments: Sequence[str]) -> list[Planned]:
@@ -82,7 +90,7 @@ def plan(path: Path, workdir: Path, assignments: Sequence[str]) -> list[Planned]
     from tc_jepa.sweeps import Job
     from tc_jepa.validate import validate
 
-    sweep = _load("--sweep", path, "get_sweep")
+    sweep = load(path)
     shared = dict(_assignment(text) for text in assignments)
     planned = []
     for variant, own in sweep.variants.items():

@@ -9,13 +9,17 @@ from pathlib import Path
 import statistics
 from typing import NamedTuple
 
+import scipy.stats
+
 from tc_jepa.evaluation.results import BASELINES
 from tc_jepa.files import replace_text, replacing
 from tc_jepa.metrics import METRICS_FILE
 
 RANK, TEXT_WORTH = "rank/rankme", "text_worth/shuffled"
+POSITIVE, ENTROPY = "lowest positive_cosines", "highest attention_entropy"  # of all layers, at the last look
+LOOKS = (TEXT_WORTH, POSITIVE, ENTROPY)
 COMPARISONS = (*(f"{name}/" for name in BASELINES), *(f"gain_over_{name}/" for name in BASELINES))
-MISSING = "missing"
+MISSING, ABSENT = "missing", "-"  # a job has not run; a variant has no such number
 
 
 class Job(NamedTuple):
@@ -64,25 +68,41 @@ def gather(jobs: Iterable[Job]) -> tuple[list[Row], list[Job]]:
         if not job.results.is_file():
             missing.append(job)
             continue
-        values = json.loads(job.results.read_text()) | last_text_worth(job.workdir / METRICS_FILE)
+        values = json.loads(job.results.read_text()) | last_look(job.workdir / METRICS_FILE)
         rows += [Row(job.variant, job.seed, metric, value) for metric, value in values.items()]
     return rows, missing
 
 
-def last_text_worth(path: Path) -> dict[str, float]:
-    """What words were worth at the last look at held-out images; nothing for a run without looks."""
+def last_look(path: Path) -> dict[str, float]:
+    """LOOKS at held-out images, as of the last; nothing for a run without looks, TEXT_WORTH alone without attention."""
     if not path.is_file():
         return {}
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    worths = [line[TEXT_WORTH] for line in lines if TEXT_WORTH in line]
-    return {TEXT_WORTH: worths[-1]} if worths else {}
+    looks = [line for line in lines if TEXT_WORTH in line]
+    if not looks:
+        return {}
+    found = {TEXT_WORTH: looks[-1][TEXT_WORTH]}
+    for name, kind, worst in ((POSITIVE, "positive_cosines", min), (ENTROPY, "attention_entropy", max)):
+        layers = [value for key, value in looks[-1].items() if key.endswith(f"/{kind}")]
+        found |= {name: worst(layers)} if layers else {}
+    return found
+
+
+def baseline_rows(rows: Sequence[Row]) -> list[Row]:
+    """The baselines' scores as if they were variants. They depend on the seed alone: the first variant's are taken."""
+    found = {}
+    for row in rows:
+        prefix, _, metric = row.metric.partition("/")
+        if prefix in BASELINES:
+            found.setdefault((prefix, row.seed, metric), row.value)
+    return [Row(BASELINES[prefix], seed, metric, value) for (prefix, seed, metric), value in found.items()]
 
 
 def main_metrics(rows: Sequence[Row]) -> list[str]:
     """The judged encoder's own scores, its rank, and the worth of words: what the table shows."""
     names = list(dict.fromkeys(row.metric for row in rows))
     scores = [name for name in names if f"{name}_low" in names and not name.startswith(COMPARISONS)]
-    return scores + [name for name in (RANK, TEXT_WORTH) if name in names]
+    return scores + [name for name in (RANK, *LOOKS) if name in names]
 
 
 def values_of(rows: Iterable[Row], variant: str, metric: str) -> list[float]:
@@ -96,11 +116,44 @@ def summarise(values: Sequence[float]) -> Spread | None:
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
-def write_table(directory: Path, name: str, jobs: Sequence[Job]) -> str:
+class Gain(NamedTuple):
+    """What a variant gains over another in the mean over seeds, with the 95 % interval of Student's t."""
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+    def text(self, metric: str) -> str:
+        mean, low, high = (factor_of(metric) * value for value in self[:3])
+        number = f"**{mean:+.1f}**" if self.clear else f"{mean:+.1f}"
+        return f"{number} [{low:.1f}, {high:.1f}] ({self.count})"
+
+
+def gain(rows: Sequence[Row], variant: str, baseline: str, metric: str) -> Gain | None:
+    """Paired by seed. None for fewer than two seeds that both have: one says nothing of the spread."""
+    scores = [
+        {row.seed: row.value for row in rows if (row.variant, row.metric) == (name, metric)}
+        for name in (variant, baseline)
+    ]
+    differences = [scores[0][seed] - scores[1][seed] for seed in scores[0].keys() & scores[1].keys()]
+    if len(differences) < 2:
+        return None
+    mean, count = statistics.fmean(differences), len(differences)
+    reach = scipy.stats.t.ppf(0.975, count - 1) * statistics.stdev(differences) / math.sqrt(count)
+    return Gain(mean, mean - reach, mean + reach, count)
+
+
+def write_table(directory: Path, name: str, jobs: Sequence[Job], baseline: str | None = None) -> str:
     """Writes sweep.csv, sweep.md and, once there are results, sweep.png; returns the Markdown."""
     rows, missing = gather(jobs)
     variants = list(dict.fromkeys(job.variant for job in jobs))
-    report = render(name, variants, rows, missing)
+    report = render(name, variants, rows, missing, baseline)
     directory.mkdir(parents=True, exist_ok=True)
     replace_text(directory / "sweep.csv", to_csv(rows))
     replace_text(directory / "sweep.md", report)
@@ -117,19 +170,38 @@ def to_csv(rows: Iterable[Row]) -> str:
     return file.getvalue()
 
 
-def render(name: str, variants: Sequence[str], rows: Sequence[Row], missing: Sequence[Job]) -> str:
-    """Variants by main metrics, and the jobs without results below."""
-    metrics = main_metrics(rows)
+def render(
+    name: str, variants: Sequence[str], rows: Sequence[Row], missing: Sequence[Job], baseline: str | None = None
+) -> str:
+    """Variants by main metrics, gains over `baseline` if there is one, and the jobs without results below."""
+    metrics, unfinished = main_metrics(rows), {job.variant for job in missing}
     about = f"Mean ± standard deviation over seeds (number of seeds), in percent; {RANK} as it is."
-    lines = [f"# Sweep {name}", "", about, "", _line(["variant", *metrics]), _line(["---"] * (1 + len(metrics)))]
-    for variant in variants:
-        spreads = [summarise(values_of(rows, variant, metric)) for metric in metrics]
-        cells = [MISSING if spread is None else spread.text(metric) for metric, spread in zip(metrics, spreads)]
+    lines = [f"# Sweep {name}", "", about, "", *_head(metrics)]
+    compared = baseline_rows(rows)
+    for variant in (*variants, *dict.fromkeys(row.variant for row in compared)):
+        spreads = [summarise(values_of([*rows, *compared], variant, metric)) for metric in metrics]
+        absent = MISSING if variant in unfinished else ABSENT
+        cells = [absent if spread is None else spread.text(metric) for metric, spread in zip(metrics, spreads)]
         lines.append(_line([variant, *cells]))
+    if baseline and rows:
+        about = (
+            f"Gain over {baseline}, paired by seed, with the 95 % interval of Student's t over seeds. Bold: the "
+            "interval leaves 0 out; any other is no difference that these runs can tell."
+        )
+        lines += ["", about, "", *_head(metrics)]
+        for variant in variants:
+            if variant != baseline:
+                gains = [gain(rows, variant, baseline, metric) for metric in metrics]
+                cells = [ABSENT if found is None else found.text(metric) for metric, found in zip(metrics, gains)]
+                lines.append(_line([variant, *cells]))
     if missing:
         lines += ["", f"Without results, and in no number above ({len(missing)}):", ""]
         lines += [f"* {job.variant}, seed {job.seed}" for job in missing]
     return "\n".join(lines) + "\n"
+
+
+def _head(metrics: Sequence[str]) -> list[str]:
+    return [_line(["variant", *metrics]), _line(["---"] * (1 + len(metrics)))]
 
 
 def plot(path: Path, name: str, variants: Sequence[str], rows: Sequence[Row]) -> None:

@@ -52,8 +52,9 @@ def finish(job: sweeps.Job, score: float) -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_job_of_every_sweep_can_start(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    on_scenes = path.stem.endswith("_scenes")
-    planned = sweep.plan(path, tmp_path, [] if on_scenes else ["data.path=DATA", "model.text_weights=T5"])
+    place = path.stem.rpartition("_")[2]
+    settings = {"scenes": [], "photos": ["data.path=DATA"]}
+    planned = sweep.plan(path, tmp_path, settings.get(place, ["data.path=DATA", "model.text_weights=T5"]))
     module = importlib.import_module(f"configs.sweeps.{path.stem}")
     assert len(planned) == len(module.VARIANTS) * len(module.get_sweep().seeds)
     assert f"{len(planned)} runs" in module.__doc__
@@ -66,8 +67,8 @@ def test_every_job_of_every_sweep_can_start(path, tmp_path, monkeypatch):
 def test_a_full_sweep_and_its_scenes_version_have_the_same_variants():
     names = {path.stem for path in FILES}
     for name in names:
-        assert name.endswith("_scenes") or f"{name}_scenes" in names
-        if name.endswith("_scenes"):
+        assert name.endswith(("_scenes", "_photos")) or f"{name}_scenes" in names
+        if name.removesuffix("_scenes") in names - {name}:
             one, other = (importlib.import_module(f"configs.sweeps.{n}") for n in (name, name.removesuffix("_scenes")))
             assert one.get_sweep().variants == other.get_sweep().variants
 
@@ -118,6 +119,7 @@ def test_the_table_has_mean_spread_and_what_is_missing(tmp_path):
     assert "| variant | linear_fast/shape | rank/rankme | text_worth/shuffled |" in report
     assert "| a | 50.0 ± 14.1 (2) | 12.0 ± 0.0 (2) | 25.0 (1) |" in report
     assert "| b | 30.0 (1) | 12.0 (1) | missing |" in report
+    assert "Gain over" not in report
     assert "| c | missing | missing | missing |" in report
     assert report.endswith("above (3):\n\n* b, seed 1\n* c, seed 0\n* c, seed 1\n")
     assert (tmp_path / "sweep.md").read_text() == report
@@ -127,6 +129,18 @@ def test_the_table_has_mean_spread_and_what_is_missing(tmp_path):
     assert len(rows) == 3 * 6 + 1  # every number of results.json, not only the table's
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_gains_are_paired_by_seed_and_only_clear_ones_are_bold(tmp_path):
+    jobs = [sweeps.Job(name, seed, tmp_path / name / str(seed), 2) for name in ("a", "b", "c") for seed in (0, 1, 2)]
+    for job, score in zip(jobs, (0.1, 0.5, 0.9, 0.14, 0.55, 0.94, 0.5, 0.1, 0.6)):
+        finish(job, score)
+    report = sweeps.write_table(tmp_path, "abc", jobs, baseline="a")
+    gains = report.partition("Gain over a")[2]
+    # Differences of 4, 5 and 4 points: mean 4.33, deviation 0.577, and t(0.975, 2) = 4.303.
+    assert "| b | **+4.3** [2.9, 5.8] (3) |" in gains
+    assert "| c | -10.0 [" in gains and "| a |" not in gains
+    assert "| initialisation | 10.0 ± 0.0 (3) | - |" in report
 
 
 def test_finished_jobs_are_skipped_and_only_one_writes_no_table(file, tmp_path):

@@ -1,0 +1,203 @@
+"""Segmentation and grounding: what they score, and that they cannot be fooled."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data.sources import Phrase
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation import grounding, segmentation
+from tc_jepa.evaluation.evaluate import class_names, with_gains
+from tc_jepa.evaluation.reading import FrozenReader
+from tc_jepa.evaluation.scores import mean_of_images, Measured, resample_counts
+from tc_jepa.evaluation.segmentation import IGNORED, Labelled
+from tests import tiny
+
+TOKENIZER = CaptionTokenizer(scenes_vocabulary_path(), 12)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def labelled(rng, count: int, signal: float) -> Labelled:
+    """4 x 4 patches of 2 x 2 pixels with classes of their own, written into the features or not."""
+    classes = rng.integers(3, size=(count, 4, 4))
+    features = rng.normal(size=(count, 16, 8)) + signal * 6 * np.eye(8)[classes.reshape(count, 16)]
+    return Labelled(features.astype(np.float32), classes.repeat(2, axis=1).repeat(2, axis=2).astype(np.uint8))
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(segmentation, "STEPS", 60)
+
+
+def test_classes_written_into_patches_are_found_and_noise_scores_chance(rng, short):
+    train, test = labelled(rng, 40, 1.0), labelled(rng, 20, 1.0)
+    assert segmentation.miou(segmentation.confusions(train, test, 3)) > 0.75  # bilinear logits blur the borders
+    train, test = labelled(rng, 40, 0.0), labelled(rng, 20, 0.0)
+    assert segmentation.miou(segmentation.confusions(train, test, 3)) < 0.27  # three even classes at random: 0.2
+
+
+def test_ignored_pixels_count_nowhere(rng, short):
+    train, test = labelled(rng, 40, 1.0), labelled(rng, 20, 1.0)
+    hidden = rng.random(train.labels.shape) < 0.3
+    spoilt = train._replace(labels=np.where(hidden, IGNORED, train.labels).astype(np.uint8))
+    test.labels[:, 0] = IGNORED
+    confusion = segmentation.confusions(spoilt, test, 3)
+    assert confusion.sum() == (test.labels != IGNORED).sum()
+    assert (confusion.sum(axis=(1, 2)) == 7 * 8).all()
+    assert segmentation.miou(confusion) > 0.75
+    everything = test._replace(labels=np.full_like(test.labels, IGNORED))
+    with pytest.raises(UserError, match="every pixel of the masks is 255"):
+        segmentation.confusions(train, everything, 3)
+    with pytest.raises(UserError, match="only 5 train images"):
+        segmentation.confusions(Labelled(*(x[:5] for x in train)), test, 3)
+
+
+def test_miou_is_the_mean_over_true_classes_of_pixels_pooled_over_images():
+    confusion = np.array(
+        [[[3, 1, 0, 0], [0, 2, 0, 0], [0] * 4, [0] * 4], [[1, 0, 1, 0], [2, 0, 0, 0], [0] * 4, [0] * 4]]
+    )
+    ious = segmentation.class_ious(confusion)
+    np.testing.assert_allclose(ious[:2], [4 / 8, 2 / 5])
+    assert np.isnan(ious[2:]).all()  # never true: predicted once, or never
+    assert segmentation.miou(confusion) == pytest.approx(0.45)
+    measured = segmentation.measure(confusion, np.array([[1.0, 2.0], [1.0, 0.0]]))
+    np.testing.assert_allclose(measured.resampled, [0.45, (3 / 4 + 2 / 3) / 2])
+    assert segmentation.miou(segmentation.commonest(confusion)) == pytest.approx(6 / 10 / 2)
+
+
+def test_classes_have_their_names_or_numbers():
+    masks = np.array([[0, 2], [IGNORED, 1]], np.uint8)
+    assert class_names(("a", "b", "c"), masks) == ("a", "b", "c")
+    assert class_names((), masks) == ["0", "1", "2"]
+    with pytest.raises(UserError, match="class 2, and only 2 classes"):
+        class_names(("a", "b"), masks)
+
+
+def test_gains_are_over_baselines_that_have_the_score():
+    scores = {name: Measured(value, np.full(4, value)) for name, value in (("a", 0.5), ("init/a", 0.3), ("b", 0.1))}
+    results = with_gains(scores, ["", "init/", "pixels/"])
+    assert results["gain_over_init/a"] == pytest.approx(0.2) and results["a_low"] == 0.5
+    assert not any(key.startswith(("gain_over_init/b", "gain_over_pixels")) for key in results)
+
+
+class Oracle:
+    """A reader whose cosines are given: `right` points at the phrase's object, else at its opposite."""
+
+    grid = (4, 4)
+
+    def __init__(self, source, right: bool):
+        self._source, self._right = source, right
+        self._truth = {}
+
+    def cosines(self, images, caption_words, word_valid):
+        maps = np.zeros((len(images), 16, *caption_words.shape[1:]), np.float32)
+        for row, (image, ids) in enumerate(zip(images, caption_words[:, 0])):
+            for phrase in self._phrases(image):
+                wanted, _ = TOKENIZER.encode([phrase.caption])
+                if (wanted[0] == ids).all():
+                    covered = grounding.coverage(phrase.mask, self.grid)
+                    place = grounding.word_pieces(TOKENIZER, ids, phrase.word)
+                    maps[row, :, 0] += (covered if self._right else -covered)[:, None] * place
+        return maps
+
+    def _phrases(self, image):
+        for index in range(len(self._source)):
+            if np.array_equal(self._source[index].image, image):
+                return self._source.phrases(index)
+        return []
+
+
+@dataclasses.dataclass(frozen=True)
+class OneWordEach:
+    """Scenes whose phrases are those of shapes alone, so that a caption has one pointing word."""
+
+    scenes: SceneSource
+
+    def __len__(self):
+        return len(self.scenes)
+
+    def __getitem__(self, index):
+        return self.scenes[index]
+
+    def phrases(self, index) -> list[Phrase]:
+        return [phrase for phrase in self.scenes.phrases(index) if phrase.kind == "shape"]
+
+    def objects_mask(self, index):
+        return self.scenes.objects_mask(index)
+
+
+def test_pointing_right_scores_far_above_pointing_wrong():
+    source = OneWordEach(SceneSource(0, "test", 6, 32, "hard"))
+    right, wrong = (grounding.point(Oracle(source, right), TOKENIZER, source, range(6), 32) for right in (True, False))
+    best = [grounding.coverage(p.mask, (4, 4)).max() for i in range(6) for p in source.phrases(i)]
+    np.testing.assert_allclose(right.score, best)
+    assert right.score.mean() > 5 * right.chance.mean() > 5 * wrong.score.mean()
+    np.testing.assert_allclose(right.chance, [p.mask.mean() for i in range(6) for p in source.phrases(i)])
+    assert (right.any_object >= right.chance).all() and (right.any_object <= 1).all()
+    assert right.image.tolist() == [i for i in range(6) for _ in source.phrases(i)]
+
+
+def test_phrases_name_one_object_alone_and_show_what_is_seen_of_it():
+    source = SceneSource(1, "test", 40, 48, "hard")
+    for index in range(40):
+        objects = source.scene(index).objects
+        for phrase in source.phrases(index):
+            (item,) = [item for item in objects if getattr(item, phrase.kind) == phrase.word]
+            assert phrase.caption in (f"a {item.colour} {item.shape}", f"an {item.colour} {item.shape}")
+            classes = dict(
+                zip(("shape", "colour"), ([c for c in source.segmentations[k]] for k in ("shape", "colour")))
+            )
+            number = classes[phrase.kind].index(phrase.word)
+            np.testing.assert_array_equal(phrase.mask, source.mask(index, phrase.kind) == number)
+
+
+def test_a_word_is_found_by_its_pieces():
+    ids, _ = TOKENIZER.encode(["a zebra by a red star"])
+    chosen = grounding.word_pieces(TOKENIZER, ids[0], "zebra")
+    assert chosen.sum() > 1 and TOKENIZER.decode(ids[0][chosen]) == "zebra"
+    with pytest.raises(UserError, match="'circle' is not a word of the caption 'a zebra by a red star'"):
+        grounding.word_pieces(TOKENIZER, ids[0], "circle")
+
+
+def test_a_mean_over_images_weighs_what_each_has():
+    measured = mean_of_images(np.array([1.0, 0.0, 0.0, 1.0]), np.array([0, 0, 0, 2]), resample_counts(3, 50))
+    assert measured.value == 0.5 and len(set(measured.resampled.tolist())) > 2
+
+
+# Reading a run's words
+
+
+def test_cosines_read_the_image_and_each_word_for_itself():
+    nets = tiny.networks()
+    state, batch = tiny.state(nets), tiny.batch(3)
+    params = tiny.lively(state.params)
+    reader = FrozenReader(nets, params, state.target_params, grid=tiny.GRID, form="l2_norm")
+    cosines = reader.cosines(batch.images, batch.caption_words, batch.word_valid)
+    assert cosines.shape == (3, 16, 3, tiny.WORDS) and np.abs(cosines).max() <= 1
+    assert (cosines[~np.broadcast_to(batch.word_valid[:, None], cosines.shape)] == 0).all()
+    others = reader.cosines(batch.images[::-1], batch.caption_words, batch.word_valid)
+    assert np.abs(cosines - others)[1].max() < 1e-6 < np.abs(cosines - others)[0].max()  # the middle image is the same
+
+
+def test_errors_are_those_of_hidden_patches_and_words_change_them():
+    nets = tiny.networks()
+    state, batch = tiny.state(nets), tiny.batch(3)
+    reader = FrozenReader(nets, tiny.lively(state.params), state.target_params, grid=tiny.GRID, form="l2_norm")
+    arguments = batch.images, batch.caption_words
+    errors = reader.errors(*arguments, batch.word_valid, tiny.MASKS, draws=2)
+    drawn = [tiny.MASKS.draw_at(0, i) for i in range(6)]
+    for image in range(3):
+        hidden = {
+            int(i) for draw in (drawn[image], drawn[3 + image]) for i in draw.target_indices[draw.target_valid].ravel()
+        }
+        assert set(np.flatnonzero(np.isfinite(errors[image]))) == hidden
+    wordless = reader.errors(*arguments, np.zeros_like(batch.word_valid), tiny.MASKS, draws=2)
+    np.testing.assert_array_equal(np.isnan(wordless), np.isnan(errors))
+    assert np.nanmax(np.abs(wordless - errors)) > 1e-3
