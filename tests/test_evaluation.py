@@ -18,9 +18,10 @@ from launch import evaluate as launch_evaluate
 from tc_jepa import build, pretrained, sharding
 from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
 from tc_jepa.convert import folder
+from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Example, Task
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import encoder, knn, linear, rank, results
+from tc_jepa.evaluation import encoder, knn, linear, rank, results, segmentation
 from tc_jepa.evaluation.evaluate import choose, evaluate
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.models import layers, vit
@@ -277,6 +278,7 @@ def workdir(tmp_path_factory):
             "evaluation.tasks": "knn,rank",
             "evaluation.train_examples": 48,
             "evaluation.test_examples": 33,
+            "evaluation.dense_examples": 20,
             "evaluation.batch_size": 16,
         }
     )
@@ -319,6 +321,49 @@ def test_at_step_0_the_run_is_its_own_initialisation(workdir, tmp_path):
     assert "pixels/rank/std" in found and not any(key.startswith("knn") for key in found)
 
 
+def test_segmentation_has_its_own_table_and_needs_masks(workdir, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmentation, "STEPS", 3)
+    run(encoder=str(workdir), tasks=["segmentation"], output=str(tmp_path / "here"))
+    found = json.loads((tmp_path / "here" / "results.json").read_text())
+    for name in ("shape", "colour"):
+        for prefix in ("", "init/", "pixels/"):
+            assert 0 <= found[f"{prefix}segmentation/{name}_low"] <= found[f"{prefix}segmentation/{name}_high"] <= 1
+        assert f"gain_over_pixels/segmentation/{name}" in found
+    # A picture of background only: its share over all nine classes.
+    masks = [SceneSource(0, "test", 10_000, 16).mask(int(i)) for i in choose(10_000, 33)]
+    assert found["chance/segmentation/shape"] == pytest.approx(np.mean(np.stack(masks) == 0) / 9, abs=1e-6)
+    assert "| shape  | mIoU   |" in (tmp_path / "here" / "results.md").read_text()
+    with pytest.raises(UserError, match="segmentation needs masks"):
+        evaluate(
+            pixels(),
+            {},
+            Written(9, 0),
+            Written(9, 0),
+            ["segmentation"],
+            train_examples=1,
+            test_examples=1,
+            dense_examples=1,
+        )
+
+
+def test_a_run_of_before_is_judged_with_the_runtime_keys_that_it_lacks(workdir):
+    path = workdir / CONFIG_FILE
+    before = path.read_text()
+    lacking = json.loads(before)
+    del lacking["evaluation"]["dense_examples"], lacking["evaluation"]["data"]
+    try:
+        path.write_text(json.dumps(lacking))
+        found = launch_evaluate.run_config(workdir)
+        assert (found.evaluation.dense_examples, found.evaluation.data) == (1000, "")
+        assert found.evaluation.test_examples == 33
+        del lacking["captions"]["shuffled"]
+        path.write_text(json.dumps(lacking))
+        with pytest.raises(UserError, match=r"another version \(no captions.shuffled\)"):
+            launch_evaluate.run_config(workdir)
+    finally:
+        path.write_text(before)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -355,6 +400,8 @@ def test_a_folder_with_an_encoder_is_judged_as_its_run_is(workdir, tmp_path):
     folder.save(weights, path, "here")
     with pytest.raises(UserError, match="is no training run and has no data of its own; give --data=scenes"):
         run(encoder=str(path))
+    with pytest.raises(UserError, match="--tasks=grounding: no predictor attends to words here; leave it out"):
+        run(encoder=str(path), data="scenes", tasks=["rank", "grounding"])
     with pytest.MonkeyPatch.context() as patch:
         small = base.get_config()
         small.evaluation.test_examples, small.evaluation.batch_size = 33, 16

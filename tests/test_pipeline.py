@@ -53,6 +53,14 @@ def test_a_resumed_stream_goes_on_where_it_stopped(kind):
     assert_equal(batches(start=5, count=3, kind=kind), eight(kind)[5:])
 
 
+def test_shuffled_captions_are_a_neighbours_and_nothing_else_changes():
+    for one, other in zip(eight(), batches(count=8, shuffle_captions=True), strict=True):
+        for name, x, y in zip(Batch._fields, one, other, strict=True):
+            turned = name in ("caption_words", "word_valid", "caption_valid")
+            np.testing.assert_array_equal(np.roll(x, 1, axis=0) if turned else x, y, err_msg=name)
+        assert not np.array_equal(one.caption_words, other.caption_words)
+
+
 @pytest.mark.parametrize("kind", MASKS)
 def test_processes_share_out_the_single_processs_batch(kind):
     parts = [batches(count=4, kind=kind, process_index=i, process_count=2) for i in range(2)]

@@ -12,7 +12,7 @@ from tc_jepa.data.scenes import BACKGROUNDS, COLOURS, SceneSource, SHAPES
 from tc_jepa.errors import UserError
 
 BASE_WORD = {synonym: word for word, synonyms in scene_captions.SYNONYMS.items() for synonym in synonyms}
-NUMBERS = ("none", "one", "two", "three", "four", "five")
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 NAME = rf"(the|an?) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 RELATIONS = {  # what a reader would ask of the two objects' centres and sizes
     rf"{NAME} is (?:to the )?left of {NAME}": lambda a, b: b.x - a.x > abs(b.y - a.y),
@@ -152,6 +152,24 @@ def test_a_false_sentence_would_be_noticed():
     source = SceneSource(9, "test", 60, 16)
     verdicts = [is_true(caption, source.scene(i + 1)) for i in range(59) for caption in source[i].captions]
     assert np.mean(verdicts) < 0.2
+
+
+def test_hard_scenes_are_crowded_covered_and_truly_captioned():
+    source = SceneSource(3, "test", 60, 64, "hard")
+    counts = [len(source.scene(i).objects) for i in range(60)]
+    assert set(counts) <= set(range(4, 9)) and np.mean(counts) > 6
+    assert np.mean([bool(source.scene(i).covers) for i in range(60)]) > 0.9
+    for i in range(60):
+        captions = source[i].captions
+        assert 12 <= len(captions) <= 28
+        assert sum(kind(caption) == "relation" for caption in captions) <= scene_captions.MOST_RELATIONS
+        for caption in captions:
+            assert is_true(caption, source.scene(i)), f"scene {i}: {caption}"
+        labels = source.labels(i)
+        assert source.tasks["count"].classes[labels["count"]] == str(counts[i])
+    assert len(source.tasks["count"].classes) == 8
+    with pytest.raises(UserError, match="scenes have no level 'harder': choose one of standard, hard"):
+        SceneSource(3, "test", 60, 64, "harder")
 
 
 @pytest.mark.parametrize("arguments", [(0, "training", 10, 64), (0, "train", 0, 64), (0, "train", 10, 0)])

@@ -197,10 +197,16 @@ def test_a_signal_is_passed_on_once_and_ends_the_sweep(tmp_path):
 @pytest.mark.slow
 def test_two_variants_are_trained_evaluated_and_tabled(file, tmp_path):
     workdir = tmp_path / "runs"
-    file.write_text(TINY.replace("(0, 3)", "(3,)"))
+    tasks = '"evaluation.tasks": "knn,rank,segmentation,grounding", "evaluation.dense_examples": 50, '
+    file.write_text(TINY.replace("(0, 3)", "(3,)").replace('{"train.steps"', "{" + tasks + '"train.steps"'))
     done = launch(file, workdir)
     assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in workdir.rglob("job.log"))
     config = json.loads((workdir / "words" / "seed_3" / "config.json").read_text())
     assert (config["conditioner"]["layers"], config["train"]["seed"]) == ([0], 3)
     table = (workdir / "sweep.md").read_text()
     assert "missing" not in table.lower() and "knn/count" in table and "text_worth/shuffled" in table
+    results = [json.loads((workdir / name / "seed_3/eval/2/results.json").read_text()) for name in ("none", "words")]
+    assert ["grounding/shape" in found for found in results] == [False, True]
+    assert all("segmentation/colour" in found for found in results)
+    # Two steps at the start of the warm-up leave the words where they began.
+    assert results[1]["grounding/shape"] == pytest.approx(results[1]["init/grounding/shape"], abs=0.05)

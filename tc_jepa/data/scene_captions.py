@@ -81,7 +81,7 @@ MOST_LISTED = 5  # objects that a sentence lists: more would not fit into the wo
 
 
 def captions(scene: "Scene", rng: random.Random) -> tuple[str, ...]:
-    """Between 12 and 24 different sentences, where no more than eight objects are."""
+    """Different sentences: between 12 and 24 for one to five objects, up to 28 for eight."""
     return tuple(
         dict.fromkeys([*_object_sentences(scene, rng), *_relation_sentences(scene, rng), *_scene_sentences(scene, rng)])
     )

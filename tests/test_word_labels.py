@@ -1,0 +1,68 @@
+"""Labels from captions: the right words, on images that pretraining never saw."""
+
+import json
+from pathlib import Path
+import subprocess
+import sys
+
+import pytest
+
+from tc_jepa.data.prepare.word_labels import content_words, label_by_words
+from tc_jepa.errors import UserError
+
+ROOT = Path(__file__).parent.parent
+LINES = [
+    {"file": "0.jpg", "captions": ["A dog runs .", "The brown dog"], "split": "val"},
+    {"file": "1.jpg", "captions": ["a DOG and a cat"], "split": "val", "label": "kept"},
+    {"file": "2.jpg", "captions": ["a cat sleeps"], "split": "val"},
+    {"file": "3.jpg", "captions": [], "split": "val"},
+    {"file": "4.jpg", "captions": ["horse"] * 9, "split": "train"},
+    {"file": "5.jpg", "captions": ["horse"]},
+]
+
+
+def test_content_words_leave_out_stop_words_short_ones_and_punctuation():
+    assert content_words(["The dog's ball is in an old, OLD shed ."]) == {"dog", "ball", "old", "shed"}
+
+
+def test_labels_are_the_words_that_most_images_of_the_split_have():
+    labelled, words = label_by_words(LINES, "val", 3, 0.5)
+    assert words == ["cat", "dog", "brown"]  # by images, not by mentions; then by the alphabet
+    assert [line["labels"] for line in labelled] == [["dog", "brown"], ["cat", "dog"], ["cat"], []]
+    assert [line["file"] for line in labelled] == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert sorted(line["split"] for line in labelled) == ["test", "test", "train", "train"]
+    assert labelled[1]["label"] == "kept" and labelled == label_by_words(LINES, "val", 3, 0.5)[0]
+    assert label_by_words(LINES, "train", 1, 0.5)[1] == ["horse"]  # where no split is named
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("test", 3, 0.5), "0 images of split 'test'"),
+        (("val", 3, 1.0), "cannot be parted"),
+        (("val", 9, 0.5), "only 5"),
+    ],
+)
+def test_what_cannot_be_labelled_is_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
+        label_by_words(LINES, *arguments)
+
+
+def test_the_command_writes_lines_and_names_the_words(tmp_path):
+    captions, output = tmp_path / "captions.jsonl", tmp_path / "probe.jsonl"
+    flags = [f"--captions={captions}", f"--output={output}", "--count=3", "--fit_share=0.5"]
+
+    def run() -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "launch.word_labels", *flags]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    captions.write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    done = run()
+    assert done.returncode == 0 and "cat, dog, brown" in done.stdout, done.stderr
+    assert [json.loads(line) for line in output.read_text().splitlines()] == label_by_words(LINES, "val", 3, 0.5)[0]
+    again = run()
+    assert again.returncode == 2 and "probe.jsonl" in again.stderr
+    output.unlink()
+    captions.write_text('{"file": "a.jpg"}\n')
+    bad = run()
+    assert bad.returncode == 2 and ':1 has no list "captions"' in bad.stderr and not output.exists()
