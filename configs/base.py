@@ -143,6 +143,11 @@ KEYS = (
     experiment("conditioner.scaled", True, "divide attention's products by sqrt(channels of a head)"),
     experiment("conditioner.pre_norm", True, "queries come from LayerNormed tokens"),
     experiment("conditioner.mlp_ratio", 1.0, "hidden width of the conditioner's MLP over the predictor's width"),
+    experiment(
+        "conditioner.post_norm",
+        True,
+        "LayerNorm after the conditioner's MLP, on all that the predictor knows; else before",
+    ),
     experiment("objective.prediction", "l2_norm", "form of the prediction loss: l2_norm, smooth_l1, mse"),
     experiment("objective.sparsity", 0.1, "weight of the sparsity term, lambda"),
     experiment("objective.consistency", 0.5, "weight of the consistency term, beta"),

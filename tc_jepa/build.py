@@ -119,6 +119,7 @@ def cross_attention_form(config: Config) -> CrossAttentionForm:
         scaled=chosen.scaled,
         pre_norm=chosen.pre_norm,
         mlp_ratio=chosen.mlp_ratio,
+        post_norm=chosen.post_norm,
         fuse_first=chosen.fuse_first,
         fusion=FUSIONS[chosen.fusion],
     )

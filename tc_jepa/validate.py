@@ -16,7 +16,7 @@ from tc_jepa.models.cross_attention import CrossAttentionForm
 from tc_jepa.objective import PREDICTION_FORMS, REGULARISER_FORMS
 
 USUAL = CrossAttentionForm()
-CROSS_ATTENTION_KEYS = ("fuse_first", "heads", "scaled", "pre_norm", "mlp_ratio")
+CROSS_ATTENTION_KEYS = ("fuse_first", "heads", "scaled", "pre_norm", "mlp_ratio", "post_norm")
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

@@ -23,7 +23,8 @@ EVERY = range(tiny.DEPTH)
 FORMS = {
     "heads": CrossAttentionForm(heads=4),
     "unscaled": CrossAttentionForm(scaled=False),
-    "post_norm": CrossAttentionForm(pre_norm=False),
+    "raw_query": CrossAttentionForm(pre_norm=False),
+    "no_post_norm": CrossAttentionForm(post_norm=False),
     "wide": CrossAttentionForm(mlp_ratio=2.0),
     "fuse_first": CrossAttentionForm(fuse_first=True),
     "mean": CrossAttentionForm(fusion=fusion.MeanPool),
@@ -84,7 +85,12 @@ def test_only_chosen_layers_read():
 
 @pytest.mark.parametrize(
     ("name", "silenced"),
-    [("adaln", ("modulation_0", "modulation_1")), ("feature", ("mlp",)), ("sequence", ())],
+    [
+        ("adaln", ("modulation_0", "modulation_1")),
+        ("feature", ("mlp",)),
+        ("sequence", ()),
+        ("no_post_norm", ("layers_0", "layers_1")),
+    ],
 )
 def test_a_silenced_conditioner_is_no_conditioner(name, silenced):
     predict, params = prepared(name)

@@ -1,4 +1,4 @@
-"""What the paper leaves open, one choice at a time, screened with one seed on crowded scenes: 16 runs.
+"""What the paper leaves open, one choice at a time, screened with one seed on crowded scenes: 17 runs.
 
   python -m launch.sweep --sweep=configs/sweeps/choices_scenes.py --workdir=runs/choices_scenes
 
@@ -9,21 +9,22 @@ from configs.sweeps import Sweep
 
 VARIANTS = {
     "default": {},
-    "no_target_norm": {"target_encoder.normalise": False},
-    "smooth_l1": {"objective.prediction": "smooth_l1"},
-    "mse": {"objective.prediction": "mse"},
+    "no_post_norm": {"conditioner.post_norm": False},
     "no_regulariser": {"objective.sparsity": 0.0, "objective.consistency": 0.0},
-    "regulariser_x2.5": {"objective.sparsity": 0.25, "objective.consistency": 1.25},
     "no_warmup": {"objective.warmup_steps": 0},
     "entropy": {"objective.regulariser": "entropy"},
-    "entropy_no_warmup": {"objective.regulariser": "entropy", "objective.warmup_steps": 0},
+    "no_target_norm": {"target_encoder.normalise": False},
+    "smooth_l1": {"objective.prediction": "smooth_l1"},
     "fuse_first": {"conditioner.fuse_first": True},
-    "mlp_ratio_4": {"conditioner.mlp_ratio": 4.0},
+    "captions_8": {"captions.per_image": 8},
+    "captions_1": {"captions.per_image": 1},
     "context_12": {"masking.context_tokens": 12},
     "official_masks": {"masking.kind": "official", "masking.min_context": 3},
-    "captions_1": {"captions.per_image": 1},
+    "mlp_ratio_4": {"conditioner.mlp_ratio": 4.0},
+    "regulariser_x2.5": {"objective.sparsity": 0.25, "objective.consistency": 1.25},
+    "entropy_no_warmup": {"objective.regulariser": "entropy", "objective.warmup_steps": 0},
     "captions_2": {"captions.per_image": 2},
-    "captions_8": {"captions.per_image": 8},
+    "mse": {"objective.prediction": "mse"},
 }
 
 

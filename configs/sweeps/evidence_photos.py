@@ -4,7 +4,7 @@
     --workdir=runs/evidence_photos
 
 DATA is prepared photographs with splits train and val, PROBE their val images labelled by words (launch.word_labels).
-At the quickstart's size: 72 px, 6 x 6 patches, learned word vectors, 64,000 crops.
+At the quickstart's size: 72 px, 6 x 6 patches, learned word vectors, 38,400 crops.
 """
 
 from configs.sweeps import Sweep
@@ -14,8 +14,10 @@ VARIANTS = {"words": {}, "none": {"model.conditioner": "none"}, "shuffled": {"ca
 
 def get_sweep() -> Sweep:
     settings = {
-        "train.steps": 2000,
-        "train.eval_every": 500,
+        "train.steps": 1200,
+        "train.eval_every": 400,
+        "objective.warmup_steps": 480,
+        "optimizer.warmup_steps": 150,
         "image.size": 72,
         "model.patch_size": 12,
         "image.crop_scale": (0.3, 1.0),

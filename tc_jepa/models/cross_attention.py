@@ -17,7 +17,8 @@ class CrossAttentionForm:
 
     heads: of the attention to words; the regularisers' cosine is that of whole queries and keys, whatever their number.
     scaled: products over sqrt(channels of a head). pre_norm: queries come from LayerNormed tokens.
-    mlp_ratio: hidden width of the MLP over P. fuse_first: captions are fused before MLP and LayerNorm instead of after,
+    mlp_ratio: hidden width of the MLP over P. post_norm: h = LN(h + MLP(h)), else h + MLP(LN(h)), which leaves the
+    predictor's residual stream whole. fuse_first: captions are fused before MLP and LayerNorm instead of after,
     which makes the MLP C times cheaper.
     """
 
@@ -25,6 +26,7 @@ class CrossAttentionForm:
     scaled: bool = True
     pre_norm: bool = True
     mlp_ratio: float = 1.0
+    post_norm: bool = True
     fuse_first: bool = False
     fusion: type[nn.Module] = fusion.MaxPool
 
@@ -91,11 +93,14 @@ class CrossAttentionLayer(nn.Module):
         fuse = form.fusion(self.linear, name="fusion")
         mlp = layers.Mlp(round(form.mlp_ratio * P), P, self.linear, self.linear, name="mlp")
         norm = layers.layer_norm("norm_output")
+
+        def digest(h):
+            return norm(h + mlp(h)) if form.post_norm else h + mlp(norm(h))
+
         if form.fuse_first:
-            h = fuse(h_BxMxLxCxP, words.fused_BxC)
-            fused = norm(h + mlp(h))
+            fused = digest(fuse(h_BxMxLxCxP, words.fused_BxC))
         else:
-            fused = fuse(norm(h_BxMxLxCxP + mlp(h_BxMxLxCxP)), words.fused_BxC)
+            fused = fuse(digest(h_BxMxLxCxP), words.fused_BxC)
         lengths = inverse_norm(query)[..., None, None] * inverse_norm(key)[:, None, None]
         return fused, Reading(products.sum(axis=1) * lengths, attention.mean(axis=1))
 
