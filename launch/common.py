@@ -78,3 +78,15 @@ def check_workdir(workdir: Path, config) -> None:
             f"{name} (there {was.get(name, 'absent')}, here {now.get(name, 'absent')})" for name in names
         )
         raise UserError(f"{workdir} belongs to another experiment: {changes}; give another --workdir or the same keys")
+
+
+def run_config(workdir: Path):
+    """The configuration that a run was trained with, with the runtime keys that have come since."""
+    from tc_jepa.checkpoint import read_config
+
+    config = read_config(workdir)
+    base.add_runtime_keys(config)
+    absent = sorted(base.flatten(base.get_config()).keys() - base.flatten(config).keys())
+    if absent:
+        raise UserError(f"{workdir} was trained by another version (no {', '.join(absent)}); open it with that")
+    return config

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
     path = Path(ENCODER.value)
     step = chosen_step(path, STEP.value) if pretrained.is_run(path) else None
     weights = pretrained.open_encoder(path, STEP.value if step is None else step)
-    config = folder_config(weights) if step is None else run_config(path)
+    config = folder_config(weights) if step is None else common.run_config(path)
     chosen = DATA.value or config.evaluation.data
     if chosen:
         # The names of the run's own features are not those of other data, which are the usual ones.
@@ -90,18 +90,8 @@ def main(argv: Sequence[str]) -> None:
     results.write_results(output, found, report)
     print(report)
     print(f"written to {output}")
-
-
-def run_config(workdir: Path):
-    """The configuration that a run was trained with."""
-    from tc_jepa.checkpoint import read_config
-
-    config = read_config(workdir)
-    base.add_runtime_keys(config)
-    absent = sorted(base.flatten(base.get_config()).keys() - base.flatten(config).keys())
-    if absent:
-        raise UserError(f"{workdir} was trained by another version (no {', '.join(absent)}); evaluate it with that")
-    return config
+    if step is not None and OUTPUT.value is None:
+        print(f"python -m launch.report --workdir={path} puts these scores into the run's page")
 
 
 def folder_config(weights):

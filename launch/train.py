@@ -2,7 +2,8 @@
 
   python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.train.steps=1000 ...]
 
-Writes WORKDIR/config.json, metrics.jsonl, tensorboard/ and checkpoints/. Batch sizes are global.
+Writes WORKDIR/config.json, metrics.jsonl, tensorboard/ and checkpoints/, and at the end report/index.html (see
+launch.report). Batch sizes are global.
 Keys of the configuration, with defaults; those marked * change no result and may change between resumes:
 """
 
@@ -39,6 +40,22 @@ def main(argv: Sequence[str]) -> None:
     validate(CONFIG.value)
     common.check_workdir(workdir, CONFIG.value)
     train(CONFIG.value, workdir)
+    report_on(workdir)
+
+
+def report_on(workdir: Path) -> None:
+    """The page on the finished run, by one process. What it may lack loses nothing of the run, and is told."""
+    import jax
+
+    from launch.reporting import write_report
+
+    if jax.process_index() == 0:
+        try:
+            path, _ = write_report(workdir)
+        except UserError as error:
+            logging.warning("there is no report: %s", error)
+        else:
+            print(f"report: {path}", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from configs import base
+from launch import common
 from launch import evaluate as launch_evaluate
 from tc_jepa import build, pretrained, sharding
 from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
@@ -353,13 +354,13 @@ def test_a_run_of_before_is_judged_with_the_runtime_keys_that_it_lacks(workdir):
     del lacking["evaluation"]["dense_examples"], lacking["evaluation"]["data"]
     try:
         path.write_text(json.dumps(lacking))
-        found = launch_evaluate.run_config(workdir)
+        found = common.run_config(workdir)
         assert (found.evaluation.dense_examples, found.evaluation.data) == (1000, "")
         assert found.evaluation.test_examples == 33
         del lacking["captions"]["shuffled"]
         path.write_text(json.dumps(lacking))
         with pytest.raises(UserError, match=r"another version \(no captions.shuffled\)"):
-            launch_evaluate.run_config(workdir)
+            common.run_config(workdir)
     finally:
         path.write_text(before)
 

@@ -208,5 +208,8 @@ def test_two_variants_are_trained_evaluated_and_tabled(file, tmp_path):
     results = [json.loads((workdir / name / "seed_3/eval/2/results.json").read_text()) for name in ("none", "words")]
     assert ["grounding/shape" in found for found in results] == [False, True]
     assert all("segmentation/colour" in found for found in results)
+    pages = [(workdir / name / "seed_3/report/index.html").read_text() for name in ("none", "words")]
+    assert ["error with words" in text for text in pages] == [False, True]
+    assert all("What the model sees" in text and "Features in colours" in text for text in pages)
     # Two steps at the start of the warm-up leave the words where they began.
     assert results[1]["grounding/shape"] == pytest.approx(results[1]["init/grounding/shape"], abs=0.05)

@@ -1,0 +1,100 @@
+"""From workdirs to a report, for launch.report and for the end of launch.train."""
+
+from collections.abc import Mapping, Sequence
+import json
+from pathlib import Path
+import shlex
+
+from configs import base
+from launch import common
+from tc_jepa import build
+from tc_jepa.checkpoint import saved_steps
+from tc_jepa.errors import UserError
+from tc_jepa.files import replace_text
+from tc_jepa.metrics import METRICS_FILE
+from tc_jepa.report import looks, page, verdict
+from tc_jepa.trained_run import open_run
+
+REPORT = Path("report", "index.html")  # in a workdir
+
+
+def write_report(workdir: Path, others: Sequence[Path] = ()) -> tuple[Path, verdict.Verdict]:
+    """Writes the report of a run into its workdir. UserError for a workdir that no run has written metrics into."""
+    config = common.run_config(workdir)
+    runs = [read_run(path) for path in (workdir, *others)]
+    found = verdict.judge(
+        runs[0].rows,
+        runs[0].scores,
+        reads_captions=config.model.conditioner != "none",
+        rectified=config.objective.regulariser == "rectified_cosine" and config.objective.sparsity > 0,
+    )
+    steps = [row["step"] for row in runs[0].rows]
+    data = config.data.path or f"{config.data.scenes_level} scenes"
+    about = (
+        f"{config.model.encoder} encoder, patch {config.model.patch_size}, {config.image.size} px, "
+        f"{config.model.conditioner}, on {data}; seed {config.train.seed}; step {max(steps)} of {config.train.steps}"
+    )
+    text = page.render(
+        runs[0],
+        runs[1:],
+        found,
+        pictures_of(workdir, config) if saved_steps(workdir) else None,
+        about=about,
+        settings=base.flatten(config),
+        commands=commands(workdir, config, others),
+    )
+    output = workdir / REPORT
+    output.parent.mkdir(exist_ok=True)
+    replace_text(output, text)
+    return output, found
+
+
+def read_run(workdir: Path) -> page.Run:
+    """Its metrics, and the results of the last step that was evaluated on the run's own data."""
+    path = workdir / METRICS_FILE
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no {METRICS_FILE}; give the --workdir of a training run")
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if not rows:
+        raise UserError(f"{path} is empty: the run has logged nothing yet")
+    evaluated = {int(p.parent.name): p for p in workdir.glob("eval/*/results.json") if p.parent.name.isdigit()}
+    scores: Mapping[str, float] | None = None
+    if evaluated:
+        scores = json.loads(evaluated[max(evaluated)].read_text())
+    return page.Run(str(workdir), rows, scores)
+
+
+def pictures_of(workdir: Path, config) -> page.Pictures:
+    words = build.word_folders(config)
+    run = open_run(workdir, words=words)
+    source, grid = build.held_out_source(config), build.grid(config)
+    encoders = looks.encoders(run)
+    no_words, seen = "", []
+    if not run.reads_words:
+        no_words = f"No maps of words: model.conditioner={config.model.conditioner} has no attention to them."
+    elif words:
+        no_words = "No maps of words: the run read stored vectors, not texts."
+    else:
+        seen = looks.word_looks(run, source)
+        no_words = "No maps of words: the held-out images have no captions."
+    return page.Pictures(
+        step=run.step,
+        inputs=looks.inputs(config, run.captions, words),
+        spectra=looks.spectra(encoders, source),
+        pca=looks.pca(encoders, looks.crops(source, looks.SHOWN, config.image.size), grid),
+        words=seen,
+        no_words=no_words,
+    )
+
+
+def commands(workdir: Path, config, others: Sequence[Path]) -> list[str]:
+    """The run from nothing but the defaults, its evaluation, and this page."""
+    defaults, chosen = base.flatten(base.get_config()), base.flatten(config)
+    changed = [f"--config.{name}={chosen[name]}" for name in defaults if chosen[name] != defaults[name]]
+    train = ["python", "-m", "launch.train", "--config=configs/base.py", *changed, f"--workdir={workdir}"]
+    report = ["python", "-m", "launch.report", f"--workdir={workdir}", *(f"--compare={path}" for path in others)]
+    return [
+        shlex.join(train),
+        shlex.join(["python", "-m", "launch.evaluate", f"--encoder={workdir}"]),
+        shlex.join(report),
+    ]

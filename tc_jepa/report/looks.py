@@ -1,0 +1,177 @@
+"""What a trained run sees and finds in images: the pictures of its report, from its newest checkpoint."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+
+from tc_jepa import build, sharding
+from tc_jepa.batch import Batch
+from tc_jepa.data import pipeline
+from tc_jepa.data.captions import CaptionReader, CaptionTokenizer
+from tc_jepa.data.sources import Captioned
+from tc_jepa.data.transforms import resize_and_centre_crop
+from tc_jepa.data.words import WordsFolder
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation.encoder import frozen_vit, FrozenEncoder, pooled_features
+from tc_jepa.evaluation.grounding import word_pieces
+from tc_jepa.evaluation.reading import FrozenReader
+from tc_jepa.masking.masks import Masks
+from tc_jepa.report import pictures
+from tc_jepa.state import initial_encoder_params
+from tc_jepa.trained_run import TrainedRun
+
+INPUTS = 6  # images whose masks and captions are drawn
+SHOWN = 6  # held-out images in colours of their features
+READ = 4  # held-out images with maps of words and errors
+ERROR_DRAWS = 12  # masks an error map is the mean over
+BATCH = 64  # images an encoder reads at once
+
+
+class Input(NamedTuple):
+    """One image as the model received it."""
+
+    picture: np.ndarray
+    captions: list[str] | None  # None: the run reads stored vectors, which have no text
+    note: str
+
+
+class WordLook(NamedTuple):
+    """One held-out image: where a word of its captions is found, and what is hard to predict with and without words."""
+
+    image: np.ndarray
+    caption: str
+    word: str
+    map: np.ndarray
+    with_words: np.ndarray
+    without_words: np.ndarray
+    note: str
+
+
+def inputs(
+    config: ml_collections.ConfigDict, captions: CaptionReader, words: Sequence[WordsFolder] = ()
+) -> list[Input]:
+    """The first images of the run's first batch: crop, masks and captions exactly as they were trained on."""
+    source, masks = build.training_source(config, words), build.masks(config)
+    dataset = pipeline.batches(
+        source,
+        build.augment(config, captions),
+        masks,
+        batch_size=INPUTS,
+        seed=config.train.seed,
+        shuffle_captions=config.captions.shuffled,
+    )
+    batch: Batch = dataset[0]
+    return [_input(Batch(*(x[row] for x in batch)), build.grid(config), captions) for row in range(INPUTS)]
+
+
+def _input(row: Batch, grid: tuple[int, int], captions: CaptionReader) -> Input:
+    masks = Masks(*(getattr(row, name) for name in Masks._fields))
+    picture = pictures.drawn_masks(row.images, masks, grid)
+    sizes = ", ".join(map(str, row.target_valid.sum(axis=-1)))
+    seen, dropped = row.context_valid.sum(), int(row.context_dropped)
+    note = f"{seen} patches seen, {dropped} dropped; blocks to predict of {sizes} patches"
+    if not isinstance(captions, CaptionTokenizer):
+        return Input(picture, None, note)
+    return Input(picture, [captions.decode(ids) for ids in row.caption_words[row.caption_valid]], note)
+
+
+def encoders(run: TrainedRun) -> dict[str, FrozenEncoder]:
+    """The judged encoder, and the same at initialisation."""
+    module, size = run.networks.encoder, run.config.image.size
+    initial = jax.jit(lambda: initial_encoder_params(module, (size, size, 3), run.config.train.seed))()
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    return {
+        name: frozen_vit(module, params, image_size=size, batch_size=BATCH, mesh=mesh)
+        for name, params in (("trained", run.judged()), ("at initialisation", initial))
+    }
+
+
+def spectra(found: dict[str, FrozenEncoder], source: Captioned) -> dict[str, np.ndarray]:
+    """Singular values of the pooled features of held-out images, the largest as 1, in falling order; by encoder."""
+    width = next(iter(found.values())).width
+    features = pooled_features(list(found.values()), source, range(min(len(source), 2 * width)))
+    values = [np.linalg.svd(x, compute_uv=False) for x in features]
+    return {name: x / x[0] for name, x in zip(found, values)}
+
+
+def crops(source: Captioned, count: int, size: int) -> np.ndarray:
+    """uint8 [count, size, size, 3], the first images of a source."""
+    return np.stack([resize_and_centre_crop(source[i].image, size) for i in range(min(count, len(source)))])
+
+
+def pca(found: dict[str, FrozenEncoder], images: np.ndarray, grid: tuple[int, int]) -> list[list[np.ndarray]]:
+    """For each image, the image and its patches in the colours of pictures.pca_colours for each encoder."""
+    colours = [pictures.pca_colours(np.asarray(encoder(images).patches)) for encoder in found.values()]
+    return [
+        [pictures.enlarged(image, grid), *(pictures.patches_as_picture(one[i], grid) for one in colours)]
+        for i, image in enumerate(images)
+    ]
+
+
+def word_looks(run: TrainedRun, source: Captioned) -> list[WordLook]:
+    """For the first held-out images with captions. The word is the one whose map varies most over the image."""
+    config, tokenizer, grid = run.config, run.captions, build.grid(run.config)
+    chosen = [i for i in range(min(len(source), 64)) if source[i].captions][:READ]
+    if not chosen:
+        return []
+    size, count = config.image.size, config.captions.per_image
+    images = np.stack([resize_and_centre_crop(source[i].image, size) for i in chosen])
+    texts = [list(source[i].captions[:count]) for i in chosen]
+    ids, valid = map(
+        np.stack, zip(*(tokenizer.encode([*some, *[tokenizer.blank] * (count - len(some))]) for some in texts))
+    )
+    reader, masks = run.reader(), build.masks(config)
+    cosines = reader.cosines(images, ids, valid)
+    told = reader.errors(images, ids, valid, masks, ERROR_DRAWS)
+    untold = reader.errors(images, ids, np.zeros_like(valid), masks, ERROR_DRAWS)
+    looks = []
+    for i, some in enumerate(texts):
+        number, word, where = _liveliest(tokenizer, some, ids[i], cosines[i])
+        values = cosines[i][:, number] @ (where / where.sum())
+        low, high = np.nanmin([told[i], untold[i]]), np.nanmax([told[i], untold[i]])
+        note = f"error {np.nanmean(told[i]):.2f} with words, {np.nanmean(untold[i]):.2f} without"
+        looks.append(
+            WordLook(
+                pictures.enlarged(images[i], grid),
+                some[number],
+                word,
+                pictures.heat_on_image(images[i], values, grid, values.min(), values.max()),
+                pictures.heat_on_image(images[i], told[i], grid, low, high),
+                pictures.heat_on_image(images[i], untold[i], grid, low, high),
+                note,
+            )
+        )
+    return looks
+
+
+def _liveliest(
+    tokenizer: CaptionTokenizer, texts: Sequence[str], ids_CxS: np.ndarray, cosines_NxCxS: np.ndarray
+) -> tuple[int, str, np.ndarray]:
+    """(caption, word, which of its ids) of the word of three letters or more whose map has the widest spread."""
+    found = []
+    for number, text in enumerate(texts):
+        for word in dict.fromkeys(part.strip(".,:;!?\"'()") for part in text.split()):
+            if len(word) < 3:
+                continue
+            try:
+                where = word_pieces(tokenizer, ids_CxS[number], word)
+            except UserError:  # cut off, or spelt otherwise beside its neighbours
+                continue
+            found.append((float(np.std(cosines_NxCxS[:, number] @ (where / where.sum()))), number, word, where))
+    if not found:
+        where = np.arange(ids_CxS.shape[1]) == 0
+        return 0, tokenizer.decode(ids_CxS[0][where]), where
+    _, number, word, where = max(found, key=lambda item: item[0])
+    return number, word, where
+
+
+def word_map(
+    reader: FrozenReader, tokenizer: CaptionTokenizer, image: np.ndarray, caption: str, word: str
+) -> np.ndarray:
+    """The cosine of each patch of one image with a word of a sentence, mean over layers and pieces: float32 [N]."""
+    ids, valid = tokenizer.encode([caption])
+    where = word_pieces(tokenizer, ids[0], word)
+    return reader.cosines(image[None], ids[None], valid[None])[0, :, 0] @ (where / where.sum())

@@ -1,0 +1,201 @@
+"""The report answers its two questions rightly, warns when it should and only then, and shows what is there."""
+
+import re
+
+import numpy as np
+import pytest
+
+from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.masking.masks import pack
+from tc_jepa.report import charts, looks, page, pictures, verdict
+
+GRID = (4, 4)
+SETTINGS = {"reads_captions": True, "rectified": True}
+
+
+def look(step: int, **changed) -> dict:
+    """A line of metrics.jsonl of a healthy run, with a look at held-out images."""
+    values = {
+        "rank/rankme": 20.0,
+        "rank/feature_std": 0.3,
+        "text_worth/shuffled": 0.08 if step else 0.0,
+        "layer_0/positive_cosines": 0.01,
+        "layer_0/attention_entropy": 0.7 if step else 1.0,
+        "captions": 4.0,
+        "context_tokens": 12.0,
+        "context_dropped": 1.0,
+    }
+    return {"step": step, **values, **changed}
+
+
+def healthy(**changed) -> list[dict]:
+    """Looks at steps 0 to 400; what is `changed` is so from step 200 on."""
+    return [look(step, **(changed if step >= 200 else {})) for step in (0, 100, 200, 300, 400)]
+
+
+def named(**values) -> dict:
+    """metrics' names have slashes."""
+    return {name.replace("__", "/"): value for name, value in values.items()}
+
+
+def test_a_healthy_run_has_no_warning():
+    found = verdict.judge(healthy(), None, **SETTINGS)
+    assert found.warnings == []
+    assert found.words == "Yes: other images' captions change the held-out prediction loss by +8.0 % at step 400."
+    assert found.learned.startswith("Unknown: this run has not been evaluated")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        (named(text_worth__shuffled=0.004), "Captions have had no effect since step 200"),
+        (named(layer_0__positive_cosines=5e-5), "dead in layer 0 of the predictor since step 200"),
+        (
+            named(layer_0__attention_entropy=0.99),
+            "Attention in layer 0 of the predictor reads all words alike since step 200",
+        ),
+        (named(rank__rankme=9.0), "Features use few directions since step 200: rank/rankme is 9, and was 20"),
+        (named(rank__feature_std=0.01), "Features hardly differ between images since step 200"),
+        ({"context_dropped": 30.0}, "keeps 12 patches of an image and drops 18"),
+    ],
+)
+def test_each_warning_comes_alone_and_says_since_when(changed, said):
+    (warning,) = verdict.judge(healthy(**changed), None, **SETTINGS).warnings
+    assert said in warning
+
+
+def test_what_has_mended_is_no_warning():
+    rows = [look(100, **named(text_worth__shuffled=0.0)), look(200)]
+    assert verdict.judge(rows, None, **SETTINGS).warnings == []
+    assert (
+        verdict.since([*rows, look(300, **named(text_worth__shuffled=0.0))], verdict.SHUFFLED, lambda x: x < 0.01)
+        == 300
+    )
+
+
+def test_a_run_without_words_or_without_their_regulariser_is_not_blamed_for_it():
+    bare = [
+        {k: v for k, v in row.items() if not k.startswith("layer")}
+        for row in healthy(**named(text_worth__shuffled=0.0))
+    ]
+    found = verdict.judge(bare, None, reads_captions=False, rectified=True)
+    assert found.warnings == [] and "reads none" in found.words
+    rows = healthy(**named(layer_0__positive_cosines=0.0))
+    assert verdict.judge(rows, None, reads_captions=True, rectified=False).warnings == []
+    mute = verdict.judge([look(100, captions=0.0)], None, **SETTINGS).warnings
+    assert mute == ["No image of any logged step had a caption."]
+
+
+@pytest.mark.parametrize(
+    ("gains", "answer"),
+    [
+        ({"linear_fast/a": (0.05, 0.02, 0.08), "knn/a": (0.01, -0.02, 0.03)}, "Yes: 1 of 2 scores"),
+        ({"linear_fast/a": (0.01, -0.01, 0.02)}, "No: 0 of 1 scores"),
+        ({"linear_fast/a": (0.1, 0.05, 0.2), "knn/a": (-0.1, -0.2, -0.05)}, "In part: 1 of 2 scores"),
+        ({}, "Unknown: no score"),
+    ],
+)
+def test_learning_is_judged_by_scores_over_initialisation(gains, answer):
+    scores = {"rank/rankme": 3.0}
+    for name, values in gains.items():
+        scores |= dict(zip((f"gain_over_init/{name}{end}" for end in ("", "_low", "_high")), values))
+    assert verdict.judge(healthy(), scores, **SETTINGS).learned.startswith(answer)
+
+
+# Pictures
+
+
+def test_the_picture_of_masks_dims_and_outlines_what_the_masks_say():
+    image = np.full((8, 8, 3), 200, np.uint8)
+    masks = pack(np.array([0, 1]), [np.array([10, 11, 14, 15]), np.array([3])], 4, 4, dropped=0)
+    picture = pictures.drawn_masks(image, masks, GRID)
+    cell = len(picture) // 4
+    middle = picture[cell // 2 :: cell, cell // 2 :: cell]
+    bright = (middle == 200).all(axis=-1)
+    assert set(zip(*np.nonzero(bright))) == {(0, 0), (0, 1)}
+    assert (middle[~bright] == int(200 * pictures.UNSEEN)).all()
+    rows, columns = np.nonzero((picture == pictures.BLOCK_COLOURS[0]).all(axis=-1))
+    assert 2 * cell <= rows.min() < 2 * cell + 4 and 2 * cell <= columns.min() < 2 * cell + 4
+    rows, columns = np.nonzero((picture == pictures.BLOCK_COLOURS[1]).all(axis=-1))
+    assert rows.max() < cell and columns.min() >= 3 * cell
+
+
+def test_colours_of_features_have_one_recipe_whatever_sign_or_shift():
+    features = np.random.default_rng(0).normal(size=(3, 16, 10)) * 2.0 ** -np.arange(10)
+    colours = pictures.pca_colours(features)
+    assert colours.shape == (3, 16, 3) and colours.min() == 0 and colours.max() == 1
+    np.testing.assert_allclose(pictures.pca_colours(features + 5.0), colours, atol=1e-9)
+    # Red is the widest direction, here nearly the first channel, and grows with it.
+    assert np.corrcoef(colours[..., 0].ravel(), features[..., 0].ravel())[0, 1] > 0.9
+
+
+def test_heat_runs_from_low_to_high_and_leaves_grey_what_has_no_value():
+    values = np.linspace(0, 1, 16)
+    values[5] = np.nan
+    picture = pictures.heat_on_image(np.full((8, 8, 3), 100, np.uint8), values, GRID, 0.0, 1.0)
+    cell = len(picture) // 4
+    middle = picture[cell // 2 :: cell, cell // 2 :: cell].reshape(16, 3).astype(int)
+    assert (middle[5] == 100).all() and middle[15, 0] > middle[0, 0] and middle[0, 2] > middle[15, 2]
+
+
+def test_the_word_shown_is_the_one_whose_map_varies_most():
+    tokenizer = CaptionTokenizer(scenes_vocabulary_path(), 12)
+    texts = ["a red star", "the blue ring is large"]
+    ids, valid = tokenizer.encode(texts)
+    cosines = np.zeros((16, *ids.shape))
+    cosines[0, 1] = np.where(ids[1] == tokenizer.encode(["ring"])[0][0, 0], 1.0, 0.0)
+    cosines[:, 0] = 0.9 * valid[0]  # high everywhere: says nothing of where
+    number, word, where = looks._liveliest(tokenizer, texts, ids, cosines)
+    assert (number, word, tokenizer.decode(ids[1][where])) == (1, "ring", "ring")
+
+
+# The page
+
+
+def rendered(pics=None, scores=None, name="runs/a<b>") -> str:
+    run = page.Run(name, healthy(), scores)
+    found = verdict.judge(run.rows, scores, **SETTINGS)
+    other = page.Run("other", healthy(**named(rank__rankme=11.0)), None)
+    return page.render(run, [other], found, pics, about="about", settings={"a.b": "<i>"}, commands=["x < y"])
+
+
+def test_texts_are_escaped_and_nothing_is_loaded():
+    bad = "<script>alert(1)</script>"
+    dot = np.zeros((4, 4, 3), np.uint8)
+    words = looks.WordLook(dot, bad, bad, dot, dot, dot, bad)
+    inputs = [looks.Input(dot, [bad, "a star"], bad), looks.Input(dot, [], "none"), looks.Input(dot, None, "stored")]
+    text = rendered(page.Pictures(7, inputs, {"trained": np.ones(3)}, [[dot, dot]], [words], ""))
+    assert "<script" not in text and "<i>" not in text and "a<b>" not in text
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 4
+    assert "no caption" in text and "stored word vectors" in text and "a star" in text
+    assert (
+        not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text) and "@import" not in text and "url(http" not in text
+    )
+
+
+def test_the_page_shows_scores_gains_and_what_is_missing():
+    assert "Not evaluated yet" in rendered() and "There is no checkpoint yet" in rendered()
+    scores = {}
+    for key, value in (("knn/a", 0.5), ("init/knn/a", 0.4), ("gain_over_init/knn/a", 0.1), ("grounding/b", 0.2)):
+        scores |= {key: value, f"{key}_low": value - 0.01, f"{key}_high": value + 0.01}
+    text = rendered(scores=scores)
+    row = text[text.index("<td>knn/a</td>") :].partition("</tr>")[0]
+    assert re.findall(r"<td>([^<]*)</td>", row) == [
+        "knn/a",
+        "50.0 [49.0, 51.0]",
+        "-",
+        "40.0 [39.0, 41.0]",
+        "-",
+        "+10.0 [9.0, 11.0]",
+    ]
+    assert "Yes: 1 of 1 scores" in text and "RankMe" in text and "x &lt; y" in text
+
+
+def test_charts_scale_with_the_page_and_are_the_same_every_time():
+    lines = {"one": ([0, 1], [1.0, 2.0]), "empty": ([], [])}
+    svg = charts.line_chart("A & B", lines, levels={"low": 1.5})
+    assert svg == charts.line_chart("A & B", lines, levels={"low": 1.5})
+    head = svg[: svg.index(">")]
+    assert head.startswith("<svg") and "viewBox" in head and "width=" not in head and "height=" not in head
+    assert "A &amp; B" in svg and "low" in svg and "empty" not in svg
+    assert charts.line_chart("none", {"empty": ([], [])}) == ""
