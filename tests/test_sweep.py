@@ -197,7 +197,7 @@ def test_a_signal_is_passed_on_once_and_ends_the_sweep(tmp_path):
 @pytest.mark.slow
 def test_two_variants_are_trained_evaluated_and_tabled(file, tmp_path):
     workdir = tmp_path / "runs"
-    tasks = '"evaluation.tasks": "knn,rank,segmentation,grounding", "evaluation.dense_examples": 50, '
+    tasks = '"evaluation.tasks": "knn,rank,grounding", '
     file.write_text(TINY.replace("(0, 3)", "(3,)").replace('{"train.steps"', "{" + tasks + '"train.steps"'))
     done = launch(file, workdir)
     assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in workdir.rglob("job.log"))
@@ -207,7 +207,6 @@ def test_two_variants_are_trained_evaluated_and_tabled(file, tmp_path):
     assert "missing" not in table.lower() and "knn/count" in table and "text_worth/shuffled" in table
     results = [json.loads((workdir / name / "seed_3/eval/2/results.json").read_text()) for name in ("none", "words")]
     assert ["grounding/shape" in found for found in results] == [False, True]
-    assert all("segmentation/colour" in found for found in results)
     pages = [(workdir / name / "seed_3/report/index.html").read_text() for name in ("none", "words")]
     assert ["error with words" in text for text in pages] == [False, True]
     assert all("What the model sees" in text and "Features in colours" in text for text in pages)
