@@ -1,7 +1,11 @@
 """The report answers its two questions rightly, warns when it should and only then, and shows what is there."""
 
+from pathlib import Path
 import re
+import subprocess
+import sys
 
+import cv2
 import numpy as np
 import pytest
 
@@ -9,6 +13,7 @@ from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.masking.masks import pack
 from tc_jepa.report import charts, looks, page, pictures, verdict
 
+ROOT = Path(__file__).parent.parent
 GRID = (4, 4)
 SETTINGS = {"reads_captions": True, "rectified": True}
 
@@ -199,3 +204,44 @@ def test_charts_scale_with_the_page_and_are_the_same_every_time():
     assert head.startswith("<svg") and "viewBox" in head and "width=" not in head and "height=" not in head
     assert "A &amp; B" in svg and "low" in svg and "empty" not in svg
     assert charts.line_chart("none", {"empty": ([], [])}) == ""
+
+
+# The commands
+
+
+def launch(command: str, *arguments: str) -> subprocess.CompletedProcess:
+    line = [sys.executable, "-m", f"launch.{command}", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+def test_masks_are_previewed_from_a_configuration_alone(tmp_path):
+    image = tmp_path / "photo.png"
+    cv2.imwrite(str(image), np.full((50, 80, 3), 255, np.uint8))
+    output = tmp_path / "masks.png"
+    where = f"--image={image},{image}", f"--output={output}"
+    done = launch("show", "--what=masks", "--config=configs/quickstart.py", *where)
+    assert done.returncode == 0, done.stderr
+    picture = cv2.imread(str(output))
+    assert picture.shape == (2 * 192 + 6, 5 * 192 + 4 * 6, 3)  # the image and four draws, twice
+    assert (picture[:192, :192] == 255).all() and (picture[:192, 198:390] < 70).all(axis=-1).any()
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "said"),
+    [
+        ("report", ["--workdir=nowhere"], "nowhere is no workdir"),
+        ("report", [], "give --workdir=DIR"),
+        ("show", ["--image=a", "--output=b"], "give --what"),
+        ("show", ["--what=words", "--image=a", "--output=b", "--encoder=c", "--caption=d"], "give --word"),
+        ("show", ["--what=masks", "--image=a", "--output=b"], "either --config=FILE or --encoder=WORKDIR"),
+        (
+            "show",
+            ["--what=masks", "--image=a", "--output=b", "--config=configs/quickstart.py"],
+            "--image=a: there is no such file",
+        ),
+        ("show", ["--what=errors", "--image=a", "--output=b", "--encoder=c", "--caption=d"], "c is no folder"),
+    ],
+)
+def test_a_wrong_command_is_answered_in_one_line(command, arguments, said):
+    done = launch(command, *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
