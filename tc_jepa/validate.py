@@ -9,6 +9,7 @@ import ml_collections
 from tc_jepa import build
 from tc_jepa.data.mixtures import whole_weights
 from tc_jepa.data.prepared import Features
+from tc_jepa.data.scenes import LEVELS, STANDARD
 from tc_jepa.errors import UserError
 from tc_jepa.masking import check_range
 from tc_jepa.models import vit
@@ -26,6 +27,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _one_of("model.text", config.model.text, build.TEXT_ENCODERS)
     _one_of("model.dtype", config.model.dtype, build.DTYPES)
     _one_of("masking.kind", config.masking.kind, build.MASKS)
+    _one_of("data.scenes_level", config.data.scenes_level, LEVELS)
     _one_of("model.text_dtype", config.model.text_dtype, build.DTYPES)
     _one_of("model.init", config.model.init, build.INITS)
     _one_of("conditioner.fusion", config.conditioner.fusion, build.FUSIONS)
@@ -82,6 +84,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check_target(config)
     _check_data(config)
     build.masks(config)  # refuses impossible masks by itself
+    if config.captions.shuffled and config.model.conditioner == "none":
+        raise UserError("captions.shuffled would have no effect with model.conditioner=none; leave it out")
     if config.captions.shuffled and config.train.batch_size < 2:
         raise UserError("captions.shuffled needs other images in the batch; give a train.batch_size of at least 2")
     if config.image.flip and config.model.conditioner != "none":
@@ -143,6 +147,10 @@ def _check_target(config: ml_collections.ConfigDict) -> None:
 
 def _check_data(config: ml_collections.ConfigDict) -> None:
     paths, weights, vectors = build.data_paths(config), config.data.weights, config.captions.vectors
+    if paths and config.data.scenes_level != STANDARD:
+        raise UserError(
+            f"data.scenes_level={config.data.scenes_level} would have no effect beside data.path; leave it out"
+        )
     if "" in paths:
         raise UserError(f"data.path={config.data.path!r} names an empty path; separate folders with single commas")
     if weights and (len(paths) < 2 or len(weights) != len(paths)):

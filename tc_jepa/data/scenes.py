@@ -61,7 +61,8 @@ class Level(NamedTuple):
         return tuple(str(number) for number in range(1, self.most + 1))
 
 
-LEVELS = {"standard": Level(1, 5, 0.6), "hard": Level(5, 8, 0.4)}
+STANDARD = "standard"
+LEVELS = {STANDARD: Level(1, 5, 0.6), "hard": Level(5, 8, 0.4)}
 
 
 class SceneObject(NamedTuple):
@@ -175,7 +176,7 @@ class SceneSource:
     split: str
     count: int
     size: int
-    level: str = "standard"
+    level: str = STANDARD
 
     segmentations: ClassVar[dict[str, tuple[str, ...]]] = {
         "shape": ("background", *SHAPES),
