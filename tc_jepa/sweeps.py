@@ -1,6 +1,6 @@
 """The table of a sweep: results of its jobs side by side, with mean and spread over seeds, as CSV, Markdown, plot."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import csv
 import io
 import json
@@ -17,7 +17,9 @@ from tc_jepa.metrics import METRICS_FILE
 
 RANK, TEXT_WORTH = "rank/rankme", "text_worth/shuffled"
 POSITIVE, ENTROPY = "lowest positive_cosines", "highest attention_entropy"  # of all layers, at the last look
-LOOKS = (TEXT_WORTH, POSITIVE, ENTROPY)
+HELD_OUT = "heldout/prediction"
+LOOKS = (TEXT_WORTH, HELD_OUT, POSITIVE, ENTROPY)
+AS_THEY_ARE = (RANK, HELD_OUT)  # all else is shown in percent
 COMPARISONS = (*(f"{name}/" for name in BASELINES), *(f"gain_over_{name}/" for name in BASELINES))
 MISSING, ABSENT = "missing", "-"  # a job has not run; a variant has no such number
 
@@ -44,8 +46,7 @@ class Row(NamedTuple):
 
 
 def factor_of(metric: str) -> int:
-    """Ranks are shown as they are, all else in percent."""
-    return 1 if metric == RANK else 100
+    return 1 if metric in AS_THEY_ARE else 100
 
 
 class Spread(NamedTuple):
@@ -81,7 +82,7 @@ def last_look(path: Path) -> dict[str, float]:
     looks = [line for line in lines if TEXT_WORTH in line]
     if not looks:
         return {}
-    found = {TEXT_WORTH: looks[-1][TEXT_WORTH]}
+    found = {name: looks[-1][name] for name in (TEXT_WORTH, HELD_OUT) if name in looks[-1]}
     for name, kind, worst in ((POSITIVE, "positive_cosines", min), (ENTROPY, "attention_entropy", max)):
         layers = [value for key, value in looks[-1].items() if key.endswith(f"/{kind}")]
         found |= {name: worst(layers)} if layers else {}
@@ -175,33 +176,42 @@ def render(
 ) -> str:
     """Variants by main metrics, gains over `baseline` if there is one, and the jobs without results below."""
     metrics, unfinished = main_metrics(rows), {job.variant for job in missing}
-    about = f"Mean ± standard deviation over seeds (number of seeds), in percent; {RANK} as it is."
-    lines = [f"# Sweep {name}", "", about, "", *_head(metrics)]
     compared = baseline_rows(rows)
-    for variant in (*variants, *dict.fromkeys(row.variant for row in compared)):
+    cells = {}
+    for variant in (*variants, *(row.variant for row in compared)):
         spreads = [summarise(values_of([*rows, *compared], variant, metric)) for metric in metrics]
         absent = MISSING if variant in unfinished else ABSENT
-        cells = [absent if spread is None else spread.text(metric) for metric, spread in zip(metrics, spreads)]
-        lines.append(_line([variant, *cells]))
+        cells[variant] = [absent if one is None else one.text(metric) for metric, one in zip(metrics, spreads)]
+    about = (
+        f"Mean ± standard deviation over seeds (number of seeds), in percent; {' and '.join(AS_THEY_ARE)} as they are."
+    )
+    lines = [f"# Sweep {name}", "", about, "", *_table(metrics, cells)]
     if baseline and rows:
+        cells = {}
+        for variant in variants:
+            if variant != baseline:
+                gains = [gain(rows, variant, baseline, metric) for metric in metrics]
+                cells[variant] = [ABSENT if one is None else one.text(metric) for metric, one in zip(metrics, gains)]
         about = (
             f"Gain over {baseline}, paired by seed, with the 95 % interval of Student's t over seeds. Bold: the "
             "interval leaves 0 out; any other is no difference that these runs can tell."
         )
-        lines += ["", about, "", *_head(metrics)]
-        for variant in variants:
-            if variant != baseline:
-                gains = [gain(rows, variant, baseline, metric) for metric in metrics]
-                cells = [ABSENT if found is None else found.text(metric) for metric, found in zip(metrics, gains)]
-                lines.append(_line([variant, *cells]))
+        lines += ["", about, "", *_table(metrics, cells)]
     if missing:
         lines += ["", f"Without results, and in no number above ({len(missing)}):", ""]
         lines += [f"* {job.variant}, seed {job.seed}" for job in missing]
     return "\n".join(lines) + "\n"
 
 
-def _head(metrics: Sequence[str]) -> list[str]:
-    return [_line(["variant", *metrics]), _line(["---"] * (1 + len(metrics)))]
+def _table(metrics: Sequence[str], cells: Mapping[str, Sequence[str]]) -> list[str]:
+    """Cells by variant as Markdown: a line for each variant, or for each metric where those are more."""
+    if len(metrics) > len(cells):
+        head = ["metric", *cells]
+        rows = [[metric, *(column[i] for column in cells.values())] for i, metric in enumerate(metrics)]
+    else:
+        head = ["variant", *metrics]
+        rows = [[variant, *row] for variant, row in cells.items()]
+    return [_line(row) for row in (head, ["---"] * len(head), *rows)]
 
 
 def plot(path: Path, name: str, variants: Sequence[str], rows: Sequence[Row]) -> None:
@@ -226,7 +236,7 @@ def plot(path: Path, name: str, variants: Sequence[str], rows: Sequence[Row]) ->
             axis.errorbar(spread.mean, place, xerr=spread.deviation, fmt="|", color="black", capsize=3, markersize=12)
         axis.set_yticks(range(len(variants)), variants)
         axis.set_ylim(len(variants) - 0.5, -0.5)
-        axis.set_title(metric if metric == RANK else f"{metric}, %", fontsize=10)
+        axis.set_title(metric if metric in AS_THEY_ARE else f"{metric}, %", fontsize=10)
         axis.grid(alpha=0.3)
     figure.suptitle(f"{name}: dots are seeds; mean and standard deviation in black", fontsize=11)
     with replacing(path) as beside:
