@@ -38,7 +38,7 @@ def file(tmp_path):
 def launch(path: Path, workdir: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "launch.sweep", f"--sweep={path}", f"--workdir={workdir}", *arguments]
     environment = os.environ | {"XLA_FLAGS": ""}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
 
 
 def finish(job: sweeps.Job, score: float) -> None:
