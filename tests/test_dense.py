@@ -141,6 +141,7 @@ def test_pointing_right_scores_far_above_pointing_wrong():
     np.testing.assert_allclose(right.score, best)
     assert right.score.mean() > 5 * right.chance.mean() > 5 * wrong.score.mean()
     np.testing.assert_allclose(right.chance, [p.mask.mean() for i in range(6) for p in source.phrases(i)])
+    assert (right.on_objects >= right.score).all() and right.on_objects.max() <= 1
     objects = [source.objects_mask(i).mean() for i in right.image]
     np.testing.assert_allclose(right.any_object, right.chance / objects)
     assert right.image.tolist() == [i for i in range(6) for _ in source.phrases(i)]

@@ -159,9 +159,9 @@ def ground(
     image_size: int,
     test_examples: int,
 ) -> dict[str, float]:
-    """ "grounding/KIND" of the judged run's reader ("") and its baselines', gains, chance, and any_object.
+    """ "grounding/KIND" of the judged run's reader ("") and its baselines', gains and chance.
 
-    any_object is what a map scores that finds objects evenly, whatever the word.
+    "on_objects/..." and "any_object/..." tell whether a word finds its object, or just objects: see grounding.py.
     """
     chosen = choose(len(test), test_examples)
     counts = resample_counts(len(chosen))
@@ -172,6 +172,7 @@ def ground(
             rows = pointed.kind == kind
             mean = functools.partial(mean_of_images, image_P=pointed.image[rows], counts_NxR=counts)
             measured[f"{prefix}{GROUNDING}/{kind}"] = mean(pointed.score[rows])
+            others[f"{prefix}on_objects/{GROUNDING}/{kind}"] = mean(pointed.on_objects[rows]).value
             others[f"chance/{GROUNDING}/{kind}"] = mean(pointed.chance[rows]).value
             others[f"any_object/{GROUNDING}/{kind}"] = mean(pointed.any_object[rows]).value
     return others | with_gains(measured, list(readers))

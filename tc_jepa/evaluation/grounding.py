@@ -3,7 +3,8 @@
 A phrase such as "a red star" is the image's only caption. The map of its pointing word is the cosine of patch and word,
 mean over the predictor's layers, with every patch in sight. The score of a phrase is the share of the highest patch
 that the object covers: how often a pixel drawn from that patch hits. So chance is exactly the object's share of the
-image; a map that finds objects, whatever the word, scores `any_object`.
+image. `on_objects` is the share that any object covers. Of that, a map that finds objects whatever the word gives
+`any_object` to the right one: score / on_objects above it means that the word tells objects apart.
 """
 
 from collections.abc import Sequence
@@ -21,11 +22,12 @@ BATCH = 128  # phrases
 
 
 class Pointed(NamedTuple):
-    """One row a phrase: which test image and kind it is of, its score, chance and any_object, all in 0-1."""
+    """One row a phrase: which test image and kind it is of, and four shares in 0-1."""
 
     image: np.ndarray  # int [P], position among the images played with
     kind: np.ndarray  # str [P]
     score: np.ndarray  # float [P]
+    on_objects: np.ndarray  # float [P]
     chance: np.ndarray  # float [P]
     any_object: np.ndarray  # float [P]
 
@@ -41,17 +43,19 @@ def point(
         covered = [coverage(resize_and_centre_crop_mask(p.mask, image_size), reader.grid) for p in phrases]
         everything = coverage(resize_and_centre_crop_mask(source.objects_mask(int(index)), image_size), reader.grid)
         for phrase, own in zip(phrases, covered):
-            rows.append((image, phrase, own))
+            rows.append((image, phrase, own, everything))
             found.append((position, phrase.kind, own.mean(), own.mean() / max(everything.mean(), 1e-9)))
     if not rows:
         raise UserError("no image has a phrase that names one of its objects alone; give --data=scenes")
-    scores = []
+    scores, on_objects = [], []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         maps = word_maps(reader, tokenizer, np.stack([row[0] for row in part]), [row[1] for row in part])
-        scores += [own[place] for (_, _, own), place in zip(part, maps.argmax(axis=1))]
+        places = maps.argmax(axis=1)
+        scores += [own[place] for (_, _, own, _), place in zip(part, places)]
+        on_objects += [everything[place] for (*_, everything), place in zip(part, places)]
     position, kind, chance, any_object = (np.array(column) for column in zip(*found))
-    return Pointed(position, kind, np.array(scores), chance, any_object)
+    return Pointed(position, kind, np.array(scores), np.array(on_objects), chance, any_object)
 
 
 def word_maps(
