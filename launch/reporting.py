@@ -21,12 +21,16 @@ REPORT = Path("report", "index.html")  # in a workdir
 def write_report(workdir: Path, others: Sequence[Path] = ()) -> tuple[Path, verdict.Verdict]:
     """Writes the report of a run into its workdir. UserError for a workdir that no run has written metrics into."""
     config = common.run_config(workdir)
+    output = workdir / REPORT
+    if output.parent.exists() and not output.parent.is_dir():
+        raise UserError(f"{output.parent} is a file, where the report's folder belongs; move it away")
     runs = [read_run(path) for path in (workdir, *others)]
     found = verdict.judge(
         runs[0].rows,
         runs[0].scores,
         reads_captions=config.model.conditioner != "none",
         rectified=config.objective.regulariser == "rectified_cosine" and config.objective.sparsity > 0,
+        scores_step=runs[0].scores_step,
     )
     steps = [row["step"] for row in runs[0].rows]
     data = config.data.path or f"{config.data.scenes_level} scenes"
@@ -43,25 +47,27 @@ def write_report(workdir: Path, others: Sequence[Path] = ()) -> tuple[Path, verd
         settings=base.flatten(config),
         commands=commands(workdir, config, others),
     )
-    output = workdir / REPORT
     output.parent.mkdir(exist_ok=True)
     replace_text(output, text)
     return output, found
 
 
 def read_run(workdir: Path) -> page.Run:
-    """Its metrics, and the results of the last step that was evaluated on the run's own data."""
+    """Its metrics, and the results in eval/STEP of the last step that was evaluated."""
     path = workdir / METRICS_FILE
     if not path.is_file():
         raise UserError(f"{workdir} holds no {METRICS_FILE}; give the --workdir of a training run")
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    # A kill, or a run that is writing just now, leaves a last line without its end.
+    lines = path.read_text().splitlines(keepends=True)
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
     if not rows:
         raise UserError(f"{path} is empty: the run has logged nothing yet")
     evaluated = {int(p.parent.name): p for p in workdir.glob("eval/*/results.json") if p.parent.name.isdigit()}
     scores: Mapping[str, float] | None = None
-    if evaluated:
-        scores = json.loads(evaluated[max(evaluated)].read_text())
-    return page.Run(str(workdir), rows, scores)
+    step = max(evaluated, default=None)
+    if step is not None:
+        scores = json.loads(evaluated[step].read_text())
+    return page.Run(str(workdir), rows, scores, step)
 
 
 def pictures_of(workdir: Path, config) -> page.Pictures:

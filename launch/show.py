@@ -46,13 +46,15 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"give --{name}; see --help")
     if WHAT.value == "masks" and (CONFIG.value is None) == (ENCODER.value is None):
         raise UserError("--what=masks needs either --config=FILE or --encoder=WORKDIR")
+    output = Path(OUTPUT.value)
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError(f"--output={output}: give a PNG file in a folder that exists")
     logging.set_verbosity(logging.WARNING)
     # Imported here, so that --help and a mistyped flag answer at once.
     from tc_jepa.files import replacing
     from tc_jepa.report import pictures
 
     rows = {"masks": show_masks, "pca": show_pca, "words": show_words, "errors": show_errors}[WHAT.value]()
-    output = Path(OUTPUT.value)
     with replacing(output) as beside:
         beside.write_bytes(pictures.png(pictures.stacked([pictures.side_by_side(row) for row in rows])))
     print(f"written to {output}")

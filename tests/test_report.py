@@ -1,5 +1,6 @@
 """The report answers its two questions rightly, warns when it should and only then, and shows what is there."""
 
+import json
 from pathlib import Path
 import re
 import subprocess
@@ -9,7 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
+from configs import quickstart
+from launch import reporting
+from tc_jepa import build
+from tc_jepa.data import pipeline
 from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.errors import UserError
 from tc_jepa.masking.masks import pack
 from tc_jepa.report import charts, looks, page, pictures, verdict
 
@@ -107,7 +113,72 @@ def test_learning_is_judged_by_scores_over_initialisation(gains, answer):
     assert verdict.judge(healthy(), scores, **SETTINGS).learned.startswith(answer)
 
 
+@pytest.mark.parametrize(
+    "key", ["text_worth/shuffled", "rank/rankme", "rank/feature_std", "layer_0/positive_cosines", "captions"]
+)
+def test_a_number_that_is_none_is_not_taken_for_a_good_one(key):
+    found = verdict.judge(healthy(**{key: float("nan")}), None, **SETTINGS)
+    assert f"{key} has not been finite since step 200." in found.warnings
+    assert found.words.startswith("Unknown" if key == "text_worth/shuffled" else "Yes")
+
+
+def test_a_run_that_never_looked_is_not_called_fine():
+    rows = [look(0), {"step": 50, "captions": 4.0}]
+    (warning,) = verdict.judge(rows, None, **SETTINGS).warnings
+    assert "not looked at held-out images" in warning
+
+
+@pytest.mark.parametrize(("step", "stale"), [(300, True), (400, False), (None, False)])
+def test_scores_of_an_earlier_step_are_told(step, stale):
+    found = verdict.judge(healthy(), {}, **SETTINGS, scores_step=step)
+    assert found.warnings == ["The scores are of step 300, and the run is at step 400: evaluate it again."] * stale
+
+
+# Reading a workdir
+
+
+def test_a_killed_run_is_read_to_its_last_whole_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "lo')
+    assert [row["step"] for row in reporting.read_run(tmp_path).rows] == [1, 2]
+    path.write_text('{"st')
+    with pytest.raises(UserError, match="has logged nothing yet"):
+        reporting.read_run(tmp_path)
+
+
+def test_the_last_evaluated_step_is_read_and_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1000}\n')
+    assert reporting.read_run(tmp_path).scores_step is None
+    for step in (900, 1000):  # 900 is the greater text
+        folder = tmp_path / "eval" / str(step)
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps({"knn/a": step, "knn/a_low": 0.0, "knn/a_high": 1.0}))
+    found = reporting.read_run(tmp_path)
+    assert found.scores["knn/a"] == 1000 and found.scores_step == 1000
+    answers = verdict.judge(healthy(), found.scores, **SETTINGS)
+    text = page.render(found, [], answers, None, about="", settings={}, commands=[])
+    assert "Step 1000. Frozen features" in text
+
+
 # Pictures
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_inputs_are_rows_of_the_first_batch_even_where_captions_are_shuffled(shuffled):
+    config = quickstart.get_config()
+    config.captions.shuffled = shuffled
+    captions = build.caption_reader(config)
+    whole = pipeline.batches(
+        build.training_source(config),
+        build.augment(config, captions),
+        build.masks(config),
+        batch_size=16,
+        seed=config.train.seed,
+        shuffle_captions=shuffled,
+    )[0]
+    for row, shown in enumerate(looks.inputs(config, captions), start=1):
+        expected = [captions.decode(ids) for ids in whole.caption_words[row][whole.caption_valid[row]]]
+        assert shown.captions == expected
 
 
 def test_the_picture_of_masks_dims_and_outlines_what_the_masks_say():
@@ -204,6 +275,7 @@ def test_charts_scale_with_the_page_and_are_the_same_every_time():
     assert head.startswith("<svg") and "viewBox" in head and "width=" not in head and "height=" not in head
     assert "A &amp; B" in svg and "low" in svg and "empty" not in svg
     assert charts.line_chart("none", {"empty": ([], [])}) == ""
+    assert "a$x^$b" in charts.line_chart("names", {"a$x^$b": ([0, 1], [1.0, 2.0]), "other": ([0], [1.0])})
 
 
 # The commands
@@ -240,8 +312,32 @@ def test_masks_are_previewed_from_a_configuration_alone(tmp_path):
             "--image=a: there is no such file",
         ),
         ("show", ["--what=errors", "--image=a", "--output=b", "--encoder=c", "--caption=d"], "c is no folder"),
+        ("show", ["--what=pca", "--image=a", "--output=no/b", "--encoder=c"], "--output=no/b: give a PNG file"),
     ],
 )
 def test_a_wrong_command_is_answered_in_one_line(command, arguments, said):
     done = launch(command, *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr
+
+
+FAILING = """
+import launch.reporting
+from launch.train import report_on
+from tc_jepa.errors import UserError
+
+def fail(workdir):
+    raise ERROR
+
+launch.reporting.write_report = fail
+report_on("runs/a")
+"""
+
+
+def test_a_report_that_cannot_be_made_is_told_and_loses_no_run():
+    def end(error: str) -> subprocess.CompletedProcess:
+        code = FAILING.replace("ERROR", error)
+        return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+    told = end("UserError('no such thing')")
+    assert told.returncode == 0 and "there is no report: no such thing" in told.stderr
+    assert end("ZeroDivisionError()").returncode == 1

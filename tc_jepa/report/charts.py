@@ -9,7 +9,8 @@ from matplotlib.figure import Figure  # not pyplot, which may want a display
 COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#8d5fd3", "#e09f3e", "#5c677d", "#0b7285", "#a61e4d")
 STYLES = ("-", "--", ":", "-.")
 # Text stays text, in the page's own font: small files, and it can be read out and searched.
-SETTINGS = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9}
+# A name is a path as the user wrote it: dollars in it are no formula.
+SETTINGS = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "text.parse_math": False}
 
 Line = tuple[Sequence[float], Sequence[float]]  # x and y
 

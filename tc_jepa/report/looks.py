@@ -53,18 +53,20 @@ class WordLook(NamedTuple):
 def inputs(
     config: ml_collections.ConfigDict, captions: CaptionReader, words: Sequence[WordsFolder] = ()
 ) -> list[Input]:
-    """The first images of the run's first batch: crop, masks and captions exactly as they were trained on."""
+    """Images of the run's first batch: crop, masks and captions exactly as they were trained on."""
     source, masks = build.training_source(config, words), build.masks(config)
     dataset = pipeline.batches(
         source,
         build.augment(config, captions),
         masks,
-        batch_size=INPUTS,
+        batch_size=INPUTS + 1,
         seed=config.train.seed,
         shuffle_captions=config.captions.shuffled,
     )
     batch: Batch = dataset[0]
-    return [_input(Batch(*(x[row] for x in batch)), build.grid(config), captions) for row in range(INPUTS)]
+    # Where captions are shuffled, image 0 has those of the batch's last image, which is another in a smaller batch.
+    rows = range(1, INPUTS + 1)
+    return [_input(Batch(*(x[row] for x in batch)), build.grid(config), captions) for row in rows]
 
 
 def _input(row: Batch, grid: tuple[int, int], captions: CaptionReader) -> Input:

@@ -20,6 +20,7 @@ class Run(NamedTuple):
     name: str
     rows: Rows
     scores: Mapping[str, float] | None
+    scores_step: int | None = None  # of the checkpoint that was evaluated
 
 
 class Pictures(NamedTuple):
@@ -222,7 +223,7 @@ def _pictures(pictures: Pictures | None) -> str:
     at = f"Step {pictures.step}. "
     seen = [_figure([(one.note, one.picture)], _captions(one.captions)) for one in pictures.inputs]
     about = (
-        "The first images of the first batch, cropped as they were trained on. Bright: what the context encoder sees. "
+        "Images of the first batch, cropped as they were trained on. Bright: what the context encoder sees. "
         "Outlined: the blocks to predict. Below: the captions as the model receives them, read back from their ids."
     )
     parts = [_section("What the model sees", about, f'<div class="grid">{"".join(seen)}</div>')]
@@ -265,6 +266,8 @@ def _scores(runs: Sequence[Run]) -> str:
         "Written by launch.evaluate."
     )
     main = runs[0].scores
+    if runs[0].scores_step is not None:
+        about = f"Step {runs[0].scores_step}. {about}"
     if main is None:
         return _section("Scores", "Not evaluated yet: python -m launch.evaluate --encoder=WORKDIR", "")
     aside = tuple(f"{name}/" for name in BASELINES) + ("gain_over_",)

@@ -4,6 +4,7 @@ Pure functions of what a run wrote down: the lines of its metrics.jsonl and, if 
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 from typing import NamedTuple
 
 Rows = Sequence[Mapping[str, float]]  # lines of metrics.jsonl, each with "step"
@@ -27,10 +28,25 @@ class Verdict(NamedTuple):
     warnings: list[str]
 
 
-def judge(rows: Rows, scores: Mapping[str, float] | None, *, reads_captions: bool, rectified: bool) -> Verdict:
-    """`reads_captions`: the run has a conditioner. `rectified`: its regularisers act on rectified cosines."""
+def judge(
+    rows: Rows,
+    scores: Mapping[str, float] | None,
+    *,
+    reads_captions: bool,
+    rectified: bool,
+    scores_step: int | None = None,
+) -> Verdict:
+    """`reads_captions`: the run has a conditioner. `rectified`: its regularisers act on rectified cosines.
+
+    `scores_step`: the step of the checkpoint that the scores are of, where it is known.
+    """
     looks = [row for row in rows if "rank/rankme" in row]
-    return Verdict(_learned(scores), _words(looks, reads_captions), _warnings(rows, looks, reads_captions, rectified))
+    warnings = _warnings(rows, looks, reads_captions, rectified)
+    last = max(row["step"] for row in rows)
+    if scores_step is not None and scores_step < last:
+        # A run that went on has other features than those that were judged.
+        warnings.append(f"The scores are of step {scores_step}, and the run is at step {last}: evaluate it again.")
+    return Verdict(_learned(scores), _words(looks, reads_captions), warnings)
 
 
 def since(looks: Rows, key: str, bad: Callable[[float], bool]) -> int | None:
@@ -72,6 +88,8 @@ def _words(looks: Rows, reads_captions: bool) -> str:
     if not worths:
         return "Unknown: the run has not yet looked at held-out images."
     step, worth = worths[-1]
+    if not math.isfinite(worth):
+        return f"Unknown: the held-out prediction loss is not finite at step {step}."
     effect = f"other images' captions change the held-out prediction loss by {100 * worth:+.1f} % at step {step}"
     if worth >= HEALTHY_EFFECT:
         return f"Yes: {effect}."
@@ -80,6 +98,13 @@ def _words(looks: Rows, reads_captions: bool) -> str:
 
 def _warnings(rows: Rows, looks: Rows, reads_captions: bool, rectified: bool) -> list[str]:
     found = []
+    if not any(look["step"] > 0 for look in looks):
+        found.append("The run has not looked at held-out images since it began, so that little can be said of it.")
+    for key in looks[-1] if looks else ():
+        # What is not a number is below no threshold: without this it would pass every check that follows.
+        step = since(looks, key, lambda value: not math.isfinite(value))
+        if step is not None:
+            found.append(f"{key} has not been finite since step {step}.")
     if reads_captions:
         step = since(looks, SHUFFLED, lambda worth: worth < NO_EFFECT)
         if step is not None:
