@@ -5,12 +5,13 @@ from pathlib import Path
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from configs import quickstart
+from configs import base, quickstart
 from launch import reporting
 from tc_jepa import build
 from tc_jepa.data import pipeline
@@ -201,6 +202,8 @@ def test_colours_of_features_have_one_recipe_whatever_sign_or_shift():
     colours = pictures.pca_colours(features)
     assert colours.shape == (3, 16, 3) and colours.min() == 0 and colours.max() == 1
     np.testing.assert_allclose(pictures.pca_colours(features + 5.0), colours, atol=1e-9)
+    many = pictures.pca_colours(np.random.default_rng(0).normal(size=(1, 1000, 5)))
+    np.testing.assert_allclose([(many == 0).mean(), (many == 1).mean()], 0.02)  # what is beyond the percentiles
     # Red is the widest direction, here nearly the first channel, and grows with it.
     assert np.corrcoef(colours[..., 0].ravel(), features[..., 0].ravel())[0, 1] > 0.9
 
@@ -223,6 +226,44 @@ def test_the_word_shown_is_the_one_whose_map_varies_most():
     cosines[:, 0] = 0.9 * valid[0]  # high everywhere: says nothing of where
     number, word, where = looks._liveliest(tokenizer, texts, ids, cosines)
     assert (number, word, tokenizer.decode(ids[1][where])) == (1, "ring", "ring")
+
+
+def test_a_word_of_several_pieces_has_the_mean_of_their_maps():
+    tokenizer = CaptionTokenizer(scenes_vocabulary_path(), 12)
+    caption, word = "a zebra near a star", "zebra"
+    ids, _ = tokenizer.encode([caption])
+    where = looks.word_pieces(tokenizer, ids[0], word)
+    assert where.sum() > 1
+    cosines = np.random.default_rng(0).normal(size=(1, 16, 1, 12))
+    reader = SimpleNamespace(cosines=lambda *_: cosines)
+    found = looks.word_map(reader, tokenizer, np.zeros((8, 8, 3), np.uint8), caption, word)
+    np.testing.assert_allclose(found, cosines[0, :, 0, where].mean(axis=0))
+    with pytest.raises(UserError, match="'dog' is not a word of the caption"):
+        looks.word_map(reader, tokenizer, np.zeros((8, 8, 3), np.uint8), caption, "dog")
+
+
+def test_the_error_without_words_is_measured_without_words():
+    config = quickstart.get_config()
+    patches = int(np.prod(build.grid(config)))
+
+    class Reader:
+        def cosines(self, images, ids, valid):
+            return np.zeros((len(images), patches, *ids.shape[1:]), np.float32)
+
+        def errors(self, images, ids, valid, masks, draws):
+            return np.full((len(images), patches), 2.0 if valid.any() else 3.0)
+
+    run = SimpleNamespace(config=config, captions=build.caption_reader(config), reader=Reader)
+    seen = looks.word_looks(run, build.held_out_source(config))
+    assert [look.note for look in seen] == ["error 2.00 with words, 3.00 without"] * looks.READ
+    assert all((look.with_words != look.without_words).any() for look in seen)
+
+
+def test_spectra_fall_from_one(monkeypatch):
+    features = np.diag([1.0, 8.0, 2.0])
+    monkeypatch.setattr(looks, "pooled_features", lambda encoders, source, indices: [features])
+    found = looks.spectra({"trained": SimpleNamespace(width=3)}, range(100))
+    np.testing.assert_allclose(found["trained"], [1.0, 0.25, 0.125])
 
 
 # The page
@@ -276,6 +317,19 @@ def test_charts_scale_with_the_page_and_are_the_same_every_time():
     assert "A &amp; B" in svg and "low" in svg and "empty" not in svg
     assert charts.line_chart("none", {"empty": ([], [])}) == ""
     assert "a$x^$b" in charts.line_chart("names", {"a$x^$b": ([0, 1], [1.0, 2.0]), "other": ([0], [1.0])})
+
+
+def test_names_of_compared_runs_are_escaped_in_the_scores():
+    scores = {"knn/a": 0.5, "knn/a_low": 0.4, "knn/a_high": 0.6}
+    assert "<th>runs/a&lt;b&gt;</th>" in rendered(scores=scores)
+
+
+def test_the_command_to_reproduce_names_what_is_not_the_default_and_only_that():
+    config = base.get_config()
+    config.train.steps, config.image.crop_scale = 7, (0.5, 1.0)
+    command = reporting.commands(Path("runs/a"), config, [])[0]
+    expected = "--config=configs/base.py '--config.image.crop_scale=(0.5, 1.0)' --config.train.steps=7 --workdir=runs/a"
+    assert command == f"python -m launch.train {expected}"
 
 
 # The commands
