@@ -53,7 +53,10 @@ def named(**values) -> dict:
 def test_a_healthy_run_has_no_warning():
     found = verdict.judge(healthy(), None, **SETTINGS)
     assert found.warnings == []
-    assert found.words == "Yes: other images' captions change the held-out prediction loss by +8.0 % at step 400."
+    assert found.words.startswith(
+        "They are read: other images' captions change the held-out prediction loss by +8.0 % at step 400."
+    )
+    assert "only a run without them can tell" in found.words
     assert found.learned.startswith("Unknown: this run has not been evaluated")
 
 
@@ -120,7 +123,7 @@ def test_learning_is_judged_by_scores_over_initialisation(gains, answer):
 def test_a_number_that_is_none_is_not_taken_for_a_good_one(key):
     found = verdict.judge(healthy(**{key: float("nan")}), None, **SETTINGS)
     assert f"{key} has not been finite since step 200." in found.warnings
-    assert found.words.startswith("Unknown" if key == "text_worth/shuffled" else "Yes")
+    assert found.words.startswith("Unknown" if key == "text_worth/shuffled" else "They are read")
 
 
 def test_a_run_that_never_looked_is_not_called_fine():

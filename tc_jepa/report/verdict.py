@@ -92,7 +92,8 @@ def _words(looks: Rows, reads_captions: bool) -> str:
         return f"Unknown: the held-out prediction loss is not finite at step {step}."
     effect = f"other images' captions change the held-out prediction loss by {100 * worth:+.1f} % at step {step}"
     if worth >= HEALTHY_EFFECT:
-        return f"Yes: {effect}."
+        # The loss is the predictor's: an encoder may be no better for words that its predictor reads well.
+        return f"They are read: {effect}. Whether the encoder is better for it, only a run without them can tell."
     return f"{'Barely' if worth >= NO_EFFECT else 'No'}: {effect} (healthy: at least +{100 * HEALTHY_EFFECT:.0f} %)."
 
 
