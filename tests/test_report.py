@@ -319,6 +319,8 @@ def test_charts_scale_with_the_page_and_are_the_same_every_time():
     assert head.startswith("<svg") and "viewBox" in head and "width=" not in head and "height=" not in head
     assert "A &amp; B" in svg and "low" in svg and "empty" not in svg
     assert charts.line_chart("none", {"empty": ([], [])}) == ""
+    logarithmic = charts.line_chart("log", {"x": ([0, 1], [0.001, 1.0])}, log=True)
+    assert "0.01</text>" in logarithmic and "$" not in logarithmic
     assert "a$x^$b" in charts.line_chart("names", {"a$x^$b": ([0, 1], [1.0, 2.0]), "other": ([0], [1.0])})
 
 

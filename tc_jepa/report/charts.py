@@ -5,6 +5,7 @@ import io
 
 import matplotlib
 from matplotlib.figure import Figure  # not pyplot, which may want a display
+from matplotlib.ticker import LogFormatter
 
 COLOURS = ("#1f6feb", "#d1495b", "#2a9d8f", "#8d5fd3", "#e09f3e", "#5c677d", "#0b7285", "#a61e4d")
 STYLES = ("-", "--", ":", "-.")
@@ -39,6 +40,9 @@ def line_chart(
             axis.axhline(level, color="#888888", linewidth=1, linestyle=(0, (4, 3)), label=name)
         if log:
             axis.set_yscale("log")
+            # The usual formatter writes formulas, which are off here; this one writes 0.001.
+            axis.yaxis.set_major_formatter(LogFormatter())
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
         axis.set_title(title, fontsize=10, loc="left")
         axis.set_xlabel(x_label)
         axis.grid(alpha=0.25)
