@@ -320,7 +320,7 @@ def test_charts_scale_with_the_page_and_are_the_same_every_time():
     assert "A &amp; B" in svg and "low" in svg and "empty" not in svg
     assert charts.line_chart("none", {"empty": ([], [])}) == ""
     logarithmic = charts.line_chart("log", {"x": ([0, 1], [0.001, 1.0])}, log=True)
-    assert "0.01</text>" in logarithmic and "$" not in logarithmic
+    assert "1e−02</text>" in logarithmic and "$" not in logarithmic
     assert "a$x^$b" in charts.line_chart("names", {"a$x^$b": ([0, 1], [1.0, 2.0]), "other": ([0], [1.0])})
 
 

@@ -40,7 +40,7 @@ def line_chart(
             axis.axhline(level, color="#888888", linewidth=1, linestyle=(0, (4, 3)), label=name)
         if log:
             axis.set_yscale("log")
-            # The usual formatter writes formulas, which are off here; this one writes 0.001.
+            # The usual formatter writes formulas, which are off here; this one writes 1e-03.
             axis.yaxis.set_major_formatter(LogFormatter())
             axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
         axis.set_title(title, fontsize=10, loc="left")
