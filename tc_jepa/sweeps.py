@@ -174,11 +174,11 @@ def to_csv(rows: Iterable[Row]) -> str:
 def render(
     name: str, variants: Sequence[str], rows: Sequence[Row], missing: Sequence[Job], baseline: str | None = None
 ) -> str:
-    """Variants by main metrics, gains over `baseline` if there is one, and the jobs without results below."""
+    """Variants that have any result by main metrics; gains over `baseline`, if any; and the jobs without results."""
     metrics, unfinished = main_metrics(rows), {job.variant for job in missing}
     compared = baseline_rows(rows)
-    cells = {}
-    for variant in (*variants, *(row.variant for row in compared)):
+    cells, begun = {}, {row.variant for row in rows}
+    for variant in (*(one for one in variants if one in begun), *(row.variant for row in compared)):
         spreads = [summarise(values_of([*rows, *compared], variant, metric)) for metric in metrics]
         absent = MISSING if variant in unfinished else ABSENT
         cells[variant] = [absent if one is None else one.text(metric) for metric, one in zip(metrics, spreads)]
