@@ -16,7 +16,7 @@ DEAD_COSINES = 1e-4  # share of positive cosines: below, the paper's regulariser
 UNIFORM = 0.98  # of the highest entropy of attention: all words are read alike
 LEAST_RANK = 0.5  # of RankMe at initialisation; it dips early in healthy runs, too
 COLLAPSED_STD = 0.05  # of the deviation of features at initialisation
-MUCH_DROPPED = 0.5  # of the context patches that are kept
+MUCH_DROPPED = 1.0  # times the context patches that are kept
 PROBES = ("linear_fast/", "knn/", "segmentation/")
 
 
