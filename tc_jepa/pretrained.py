@@ -63,13 +63,21 @@ def _open_run(workdir: Path, step: int | None, predictor: bool) -> EncoderWeight
         image_size, ema = config.image.size, config.target_encoder.kind == "ema"
     except (AttributeError, KeyError) as error:
         raise UserError(f"{workdir} was trained by another version, whose {CONFIG_FILE} lacks {error}") from error
+    params, step = restored_encoder(workdir, step, encoder, image_size, ema=ema)
+    found = restore_trained(workdir, step, "predictor") if predictor else None
+    return EncoderWeights(encoder, params, image_size, found)
+
+
+def restored_encoder(
+    workdir: Path, step: int | None, encoder: VisionTransformer, image_size: int, *, ema: bool
+) -> tuple[Params, int]:
+    """checkpoint.restore_encoder for a known encoder, as host arrays."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params(encoder, image_size)
     )
     params, step = restore_encoder(workdir, step, shapes, ema=ema)
-    found = restore_trained(workdir, step, "predictor") if predictor else None
-    return EncoderWeights(encoder, jax.device_get(params), image_size, found)
+    return jax.device_get(params), step
 
 
 def teacher(

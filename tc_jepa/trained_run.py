@@ -11,8 +11,7 @@ import ml_collections
 import optax
 
 from tc_jepa import build, pretrained
-from tc_jepa.checkpoint import chosen_step, read_config, restore_encoder, restore_trained
-from tc_jepa.convert.weights import abstract_params
+from tc_jepa.checkpoint import chosen_step, read_config, restore_trained
 from tc_jepa.data import pipeline
 from tc_jepa.data.captions import CaptionReader
 from tc_jepa.evaluation.reading import FrozenReader
@@ -78,12 +77,8 @@ def open_run(workdir: str | os.PathLike, step: int | None = None, words: Sequenc
     trained = [name for name in ("encoder", "predictor", "text") if name not in frozen]
     params = {name: restore_trained(workdir, step, name) for name in trained} | frozen
     if config.target_encoder.kind == "ema":
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-            abstract_params(networks.encoder, config.image.size),
-        )
-        target_params = jax.device_get(restore_encoder(workdir, step, shapes, ema=True)[0])
+        size = config.image.size
+        target_params, _ = pretrained.restored_encoder(workdir, step, networks.encoder, size, ema=True)
     else:
         target_params = teacher_params or {}
     return TrainedRun(config, step, networks, params, target_params, captions)
