@@ -125,10 +125,8 @@ def show_errors():
 
     run, grid, images = open_reading_run()
     ids, valid = run.captions.encode([CAPTION.value] * len(images))
-    reader, masks, draws = run.reader(), build.masks(run.config), looks.ERROR_DRAWS
-    ids, valid = ids[:, None], valid[:, None]
-    told = reader.errors(images, ids, valid, masks, draws)
-    untold = reader.errors(images, ids, np.zeros_like(valid), masks, draws)
+    masks = build.masks(run.config)
+    told, untold = looks.errors_with_and_without(run.reader(), images, ids[:, None], valid[:, None], masks)
     rows = []
     for name, image, one, other in zip(IMAGE.value, images, told, untold):
         low, high = np.nanmin([one, other]), np.nanmax([one, other])

@@ -18,7 +18,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import frozen_vit, FrozenEncoder, pooled_features
 from tc_jepa.evaluation.grounding import word_pieces
 from tc_jepa.evaluation.reading import FrozenReader
-from tc_jepa.masking.masks import Masks
+from tc_jepa.masking.masks import Masks, MaskSampler
 from tc_jepa.report import pictures
 from tc_jepa.state import initial_encoder_params
 from tc_jepa.trained_run import TrainedRun
@@ -127,8 +127,7 @@ def word_looks(run: TrainedRun, source: Captioned) -> list[WordLook]:
     )
     reader, masks = run.reader(), build.masks(config)
     cosines = reader.cosines(images, ids, valid)
-    told = reader.errors(images, ids, valid, masks, ERROR_DRAWS)
-    untold = reader.errors(images, ids, np.zeros_like(valid), masks, ERROR_DRAWS)
+    told, untold = errors_with_and_without(reader, images, ids, valid, masks)
     looks = []
     for i, some in enumerate(texts):
         number, word, where = _liveliest(tokenizer, some, ids[i], cosines[i])
@@ -147,6 +146,15 @@ def word_looks(run: TrainedRun, source: Captioned) -> list[WordLook]:
             )
         )
     return looks
+
+
+def errors_with_and_without(
+    reader: FrozenReader, images: np.ndarray, ids_BxCxS: np.ndarray, valid_BxCxS: np.ndarray, masks: MaskSampler
+) -> tuple[np.ndarray, np.ndarray]:
+    """The prediction error of each patch under the same masks, with the captions and with none: float32 [B, N]."""
+    variants = valid_BxCxS, np.zeros_like(valid_BxCxS)
+    told, untold = (reader.errors(images, ids_BxCxS, valid, masks, ERROR_DRAWS) for valid in variants)
+    return told, untold
 
 
 def _liveliest(
