@@ -2,18 +2,21 @@
 
   python -m launch.evaluate --encoder=runs/quickstart [--data=scenes] [--tasks=knn,linear_fast,rank] [--step=600]
   python -m launch.evaluate --encoder=runs/scenes_hard --tasks=segmentation,grounding
-  python -m launch.evaluate --encoder=weights/vith14 --data=data/photos
+  python -m launch.evaluate --encoder=weights/vith14 --data=data/photos --compare=weights/vitl16
 
-The encoder is a training run's, or one in a converted folder (launch.convert) or a Hugging Face I-JEPA folder.
-segmentation needs data with masks; grounding needs a run whose predictor attends to words, on scenes. Writes
-results.json (one flat object) and results.md into --output, and prints the table. How many examples are read, and how
-many at once, stands in the run's configuration under `evaluation`; for a folder those are the defaults of
-configs/base.py.
+The encoder is a training run's, or one in a converted folder (launch.convert) or a Hugging Face I-JEPA folder; so is
+the one of --compare, which is judged on the same examples, with a paired bootstrap of the difference. segmentation
+needs data with masks; grounding needs a run whose predictor attends to words, on scenes.
+
+Writes results.md (printed too), results.json, pictures, and confusions as CSV into --output. Meanwhile features lie in
+OUTPUT/features: a command that was cut short goes on from them. How many examples are read, and how many at once,
+stands in the run's configuration under `evaluation`; for a folder those are the defaults of configs/base.py.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 import shlex
+import shutil
 
 from absl import flags, logging
 
@@ -28,8 +31,9 @@ DATA = flags.DEFINE_string(
     "data", None, f"{SCENES!r}, or a prepared folder; default: a run's evaluation.data, or its own."
 )
 TASKS = flags.DEFINE_list(
-    "tasks", None, "Any of knn, linear_fast, rank, segmentation, grounding; default: a run's evaluation.tasks."
+    "tasks", None, f"Any of {', '.join(common.EVALUATION_TASKS)}; default: a run's evaluation.tasks."
 )
+COMPARE = flags.DEFINE_string("compare", None, "Another encoder to judge beside it: a workdir or a folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; default: ENCODER/eval/STEP, or ENCODER/eval.")
 
@@ -42,8 +46,12 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--output={OUTPUT.value} is a file; give a directory")
     # Imported here, so that --help and a mistyped flag answer at once.
     from tc_jepa import pretrained
-    from tc_jepa.checkpoint import chosen_step
+    from tc_jepa.checkpoint import chosen_step, fingerprints
     from tc_jepa.evaluation import evaluate, results
+    from tc_jepa.evaluation.encoder import frozen_vit
+    from tc_jepa.evaluation.extract import digest
+    from tc_jepa.evaluation.features import FeatureStore
+    from tc_jepa.report import evaluated
 
     logging.set_verbosity(logging.WARNING)
     path = Path(ENCODER.value)
@@ -58,20 +66,40 @@ def main(argv: Sequence[str]) -> None:
         config.data.path, config.data.scenes_level = "" if chosen == SCENES else chosen, level
     train, test, test_split = open_data(config)
     tasks = choose_tasks(config, test, is_run=step is not None)
-    judged, baselines = frozen_encoders(config, weights)
-
-    sizes = {name: config.evaluation[name] for name in ("train_examples", "test_examples", "dense_examples")}
-    found = evaluate.evaluate(judged, baselines, train, test, tasks, **sizes)
-    if evaluate.GROUNDING in tasks:
-        readers, tokenizer = word_readers(path, step)
-        found |= evaluate.ground(
-            readers, tokenizer, test, image_size=config.image.size, test_examples=sizes["test_examples"]
-        )
+    encoders, context = frozen_encoders(config, weights, path if step is not None else None, step)
+    others = None
+    if COMPARE.value is not None:
+        other = pretrained.open_encoder(COMPARE.value)
+        others = digest(fingerprints(other.params))
+        settings = shared_settings(config) | {"image_size": other.image_size}
+        encoders[results.COMPARED] = frozen_vit(other.encoder, other.params, **settings)
 
     output = Path(OUTPUT.value or path / "eval" / ("" if step is None else str(step)))
     data = config.data.path or SCENES
+    sizes = {name: config.evaluation[name] for name in ("train_examples", "test_examples", "dense_examples")}
+    about = {
+        "encoder": str(path),
+        "step": step,
+        "compared": COMPARE.value,
+        "data": data,
+        "tested_on": test_split,
+        "image_size": config.image.size,
+        **sizes,
+    }
+    scratch = output / "features"
+    store = FeatureStore(scratch, about | {"weights": digest(fingerprints(weights.params)), "other weights": others})
+    judged = encoders.pop("")
+    found = evaluate.evaluate(judged, encoders, train, test, tasks, **sizes, store=store, context=context)
+    if evaluate.GROUNDING in tasks:
+        with found.timed(evaluate.GROUNDING):
+            readers, tokenizer = word_readers(path, step)
+            found.scores |= evaluate.ground(
+                readers, tokenizer, test, image_size=config.image.size, test_examples=sizes["test_examples"]
+            )
+
     command = ["python", "-m", "launch.evaluate", f"--encoder={path}", f"--data={data}"]
     command += [f"--tasks={','.join(tasks)}", f"--output={output}"]
+    command += [f"--compare={COMPARE.value}"] if COMPARE.value else []
     size = weights.encoder.size
     model = f"width {size.width}, depth {size.depth}, patch {config.model.patch_size}, {config.image.size} px"
     encoder = f"{path} ({model})"
@@ -81,13 +109,20 @@ def main(argv: Sequence[str]) -> None:
         encoder = f"{path}, step {step} ({model}, seed {config.train.seed})"
     header = {
         "encoder": encoder,
+        **({"compared": COMPARE.value} if COMPARE.value else {}),
         "data": data,
         "probes are fitted on": f"{min(len(train), sizes['train_examples'])} examples of split train",
         "tested on": f"{min(len(test), sizes['test_examples'])} examples of split {test_split}",
         "command": f"`{shlex.join(command)}`",
     }
+    output.mkdir(parents=True, exist_ok=True)
+    pictures = evaluated.draw(found, train, test, output)
+    if pictures:
+        header["pictures"] = ", ".join(picture.name for picture in pictures)
     report = results.render(found, test.tasks, header)
-    results.write_results(output, found, report)
+    about |= {"command": shlex.join(command)}
+    results.write_results(output, found, about, report)
+    shutil.rmtree(scratch)
     print(report)
     print(f"written to {output}")
     if step is not None and OUTPUT.value is None:
@@ -152,24 +187,36 @@ def word_readers(workdir: Path, step: int):
     return {"": run.reader(), "init/": run.at_initialisation().reader()}, run.captions
 
 
-def frozen_encoders(config, weights):
-    """The encoder to judge, and its baselines: itself at initialisation, and pixels."""
+def frozen_encoders(config, weights, workdir: Path | None, step: int | None):
+    """The encoder to judge (named "") and its baselines, itself at initialisation and pixels; and a run's context
+    encoder, where another one is judged."""
     import jax
 
-    from tc_jepa import sharding
     from tc_jepa.evaluation.encoder import frozen_pixels, frozen_vit
+    from tc_jepa.pretrained import restored_encoder
     from tc_jepa.state import initial_encoder_params
 
-    mesh = sharding.make_mesh(data=-1, fsdp=1)
-    size, patch_size, batch_size = config.image.size, config.model.patch_size, config.evaluation.batch_size
+    shared = shared_settings(config)
+    size = config.image.size
     untrained = weights.encoder.clone(stored_positions=False)
     initial = jax.jit(lambda: initial_encoder_params(untrained, (size, size, 3), config.train.seed))()
-    shared = {"image_size": size, "batch_size": batch_size, "mesh": mesh}
-    baselines = {
+    encoders = {
+        "": frozen_vit(weights.encoder, weights.params, **shared),
         "init": frozen_vit(untrained, initial, **shared),
-        "pixels": frozen_pixels(patch_size=patch_size, **shared),
+        "pixels": frozen_pixels(patch_size=config.model.patch_size, **shared),
     }
-    return frozen_vit(weights.encoder, weights.params, **shared), baselines
+    context = None
+    if workdir is not None and config.target_encoder.kind == "ema":
+        params, _ = restored_encoder(workdir, step, weights.encoder, size, ema=False)
+        context = frozen_vit(weights.encoder, params, **shared)
+    return encoders, context
+
+
+def shared_settings(config) -> dict:
+    from tc_jepa import sharding
+
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    return {"image_size": config.image.size, "batch_size": config.evaluation.batch_size, "mesh": mesh}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from launch import common
 from tc_jepa import build
 from tc_jepa.checkpoint import saved_steps
 from tc_jepa.errors import UserError
+from tc_jepa.evaluation.results import read_results
 from tc_jepa.files import replace_text
 from tc_jepa.metrics import METRICS_FILE
 from tc_jepa.report import looks, page, verdict
@@ -66,7 +67,7 @@ def read_run(workdir: Path) -> page.Run:
     scores: Mapping[str, float] | None = None
     step = max(evaluated, default=None)
     if step is not None:
-        scores = json.loads(evaluated[step].read_text())
+        scores = read_results(evaluated[step])["scores"]
     return page.Run(str(workdir), rows, scores, step)
 
 

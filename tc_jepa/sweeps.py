@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import scipy.stats
 
-from tc_jepa.evaluation.results import BASELINES
+from tc_jepa.evaluation.results import BASELINES, read_results
 from tc_jepa.files import replace_text, replacing
 from tc_jepa.metrics import METRICS_FILE
 
@@ -69,7 +69,7 @@ def gather(jobs: Iterable[Job]) -> tuple[list[Row], list[Job]]:
         if not job.results.is_file():
             missing.append(job)
             continue
-        values = json.loads(job.results.read_text()) | last_look(job.workdir / METRICS_FILE)
+        values = read_results(job.results)["scores"] | last_look(job.workdir / METRICS_FILE)
         rows += [Row(job.variant, job.seed, metric, value) for metric, value in values.items()]
     return rows, missing
 

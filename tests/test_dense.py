@@ -32,6 +32,12 @@ def labelled(rng, count: int, signal: float) -> Labelled:
     return Labelled(features.astype(np.float32), classes.repeat(2, axis=1).repeat(2, axis=2).astype(np.uint8))
 
 
+def scores(train: Labelled, test: Labelled) -> list[float]:
+    """mIoU of the linear head and of the nearest patches."""
+    predicted = (segmentation.segment(train, test.features, 3).predicted, segmentation.nearest(train, test.features, 3))
+    return [segmentation.miou(segmentation.confusions(labels, test.labels, 3)) for labels in predicted]
+
+
 @pytest.fixture
 def short(monkeypatch):
     monkeypatch.setattr(segmentation, "STEPS", 60)
@@ -39,9 +45,11 @@ def short(monkeypatch):
 
 def test_classes_written_into_patches_are_found_and_noise_scores_chance(rng, short):
     train, test = labelled(rng, 40, 1.0), labelled(rng, 20, 1.0)
-    assert segmentation.miou(segmentation.confusions(train, test, 3)) > 0.75  # bilinear logits blur the borders
+    for score in scores(train, test):
+        assert score > 0.75  # bilinear logits blur the borders
     train, test = labelled(rng, 40, 0.0), labelled(rng, 20, 0.0)
-    assert segmentation.miou(segmentation.confusions(train, test, 3)) < 0.27  # three even classes at random: 0.2
+    for score in scores(train, test):
+        assert score < 0.27  # three even classes at random: 0.2
 
 
 def test_ignored_pixels_count_nowhere(rng, short):
@@ -49,15 +57,34 @@ def test_ignored_pixels_count_nowhere(rng, short):
     hidden = rng.random(train.labels.shape) < 0.3
     spoilt = train._replace(labels=np.where(hidden, IGNORED, train.labels).astype(np.uint8))
     test.labels[:, 0] = IGNORED
-    confusion = segmentation.confusions(spoilt, test, 3)
+    assert min(scores(spoilt, test)) > 0.75
+    predicted = segmentation.segment(spoilt, test.features, 3).predicted
+    confusion = segmentation.confusions(predicted, test.labels, 3)
     assert confusion.sum() == (test.labels != IGNORED).sum()
     assert (confusion.sum(axis=(1, 2)) == 7 * 8).all()
-    assert segmentation.miou(confusion) > 0.75
     everything = test._replace(labels=np.full_like(test.labels, IGNORED))
     with pytest.raises(UserError, match="every pixel of the masks is 255"):
-        segmentation.confusions(train, everything, 3)
+        segmentation.confusions(predicted, everything.labels, 3)
+    with pytest.raises(UserError, match="a mask holds class 2, and there are only 2"):
+        segmentation.confusions(predicted, test.labels, 2)
     with pytest.raises(UserError, match="only 5 train images"):
-        segmentation.confusions(Labelled(*(x[:5] for x in train)), test, 3)
+        segmentation.segment(Labelled(*(x[:5] for x in train)), test.features, 3)
+
+
+def test_a_segmentation_cannot_be_fooled(rng):
+    """Predictions of other images, or of one class alone, score chance; a sweep names each setting once."""
+    test = labelled(rng, 300, 1.0)
+    wrong = segmentation.miou(segmentation.confusions(test.labels[::-1], test.labels, 3))
+    assert wrong == pytest.approx(1 / 5, abs=0.02)  # a third right, so 1/9 of 5/9
+    one = segmentation.miou(segmentation.confusions(np.ones_like(test.labels), test.labels, 3))
+    assert one == pytest.approx(1 / 9, abs=0.01)
+    assert segmentation.miou(segmentation.confusions(test.labels, test.labels, 3)) == 1.0
+
+
+def test_a_patch_has_the_shares_of_its_pixels():
+    labels = np.array([[[0, 1, 2, IGNORED], [1, 1, IGNORED, IGNORED], [255] * 4, [255, 255, 0, 2]]], np.uint8)
+    shares = segmentation.patch_shares(labels, 3, 2)
+    np.testing.assert_allclose(shares[0], [[0.25, 0.75, 0], [0, 0, 1], [0, 0, 0], [0.5, 0, 0.5]])
 
 
 def test_miou_is_the_mean_over_true_classes_of_pixels_pooled_over_images():
@@ -145,6 +172,20 @@ def test_pointing_right_scores_far_above_pointing_wrong():
     objects = [source.objects_mask(i).mean() for i in right.image]
     np.testing.assert_allclose(right.any_object, right.chance / objects)
     assert right.image.tolist() == [i for i in range(6) for _ in source.phrases(i)]
+
+
+def test_overlap_is_one_for_a_map_that_is_the_object_and_its_area_for_one_that_knows_nothing():
+    covered = np.eye(8)[np.arange(40) % 8] + np.eye(8)[(np.arange(40) + 1) % 8]
+    place = {"image": np.arange(40), "kind": np.full(40, "shape"), "covered": covered}
+    rest = dict.fromkeys(("score", "on_objects", "chance", "any_object"))
+    right = grounding.overlap(grounding.Pointed(cosines=covered - 0.5, **place, **rest), "shape")
+    np.testing.assert_allclose(right.iou, 1.0)
+    np.testing.assert_allclose(right.everything, 2 / 8)
+    assert right.image.tolist() == [i for i in range(40) if i % 5]  # the others chose the threshold
+    blind = grounding.overlap(grounding.Pointed(cosines=np.zeros((40, 8)), **place, **rest), "shape")
+    np.testing.assert_allclose(blind.iou, 2 / 8)
+    with pytest.raises(UserError, match="only 0 images with phrases of kind colour"):
+        grounding.overlap(grounding.Pointed(cosines=covered, **place, **rest), "colour")
 
 
 def test_phrases_name_one_object_alone_and_show_what_is_seen_of_it():

@@ -23,7 +23,8 @@ from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Example, Task
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, knn, linear, rank, results, segmentation
-from tc_jepa.evaluation.evaluate import choose, evaluate
+from tc_jepa.evaluation.evaluate import choose, evaluate, Findings
+from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.models import layers, vit
 from tc_jepa.state import initial_encoder_params, TrainState
@@ -120,10 +121,10 @@ def test_pixels_are_an_area_resize(size):
 
 def test_features_come_in_the_order_of_the_indices():
     source, indices = Written(50, seed=0), [3, 49, 7] + list(range(20))
-    one, other = encoder.pooled_features([pixels(), pixels()], source, indices)
+    found = FeatureStore().read({"one": pixels(), "other": pixels()}, source, indices, ["pooled"], "test")
     expected = pixels()(np.stack([source[i].image for i in indices])).pooled
-    np.testing.assert_allclose(one, expected, atol=1e-6)
-    np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(found["one"]["pooled"], expected, atol=1e-6)
+    np.testing.assert_array_equal(found["one"]["pooled"], found["other"]["pooled"])
 
 
 def test_features_that_are_not_finite_are_refused():
@@ -132,7 +133,7 @@ def test_features_that_are_not_finite_are_refused():
 
     broken = encoder.FrozenEncoder(forward, {}, width=3, image_size=16, patch_size=4, batch_size=8, mesh=mesh_of(1))
     with pytest.raises(UserError, match="not finite"):
-        encoder.pooled_features([broken], Written(9, seed=0), range(9))
+        FeatureStore().read({"broken": broken}, Written(9, seed=0), range(9), ["pooled"], "test")
 
 
 # Probes
@@ -141,12 +142,14 @@ def test_features_that_are_not_finite_are_refused():
 def test_knn_is_the_weighted_vote_of_the_most_similar(rng):
     train, test = rng.normal(size=(40, 6)).astype(np.float32), rng.normal(size=(7, 6)).astype(np.float32)
     classes = rng.random((40, 3)) < 0.4
-    votes = knn.class_scores(train, {"task": Truth("multi", classes)}, 5 * test)["task"]  # cosine: length is nothing
+    found = knn.neighbours(train, 5 * test)  # cosine: length is nothing
+    votes, fewer = knn.vote(found, classes), knn.vote(found.nearest(10), classes)
     lengths = np.linalg.norm(test, axis=1)[:, None] * np.linalg.norm(train, axis=1)
-    for similarity, vote in zip(test @ train.T / lengths, votes, strict=True):
-        nearest = np.argsort(-similarity)[:20]
-        weights = np.exp(similarity[nearest] / 0.07)
-        np.testing.assert_allclose(vote, weights @ classes[nearest] / weights.sum(), rtol=1e-4)
+    for similarity, by_count in zip(test @ train.T / lengths, zip(votes, fewer), strict=True):
+        for count, vote in zip((20, 10), by_count):
+            nearest = np.argsort(-similarity)[:count]
+            weights = np.exp(similarity[nearest] / 0.07)
+            np.testing.assert_allclose(vote, weights @ classes[nearest] / weights.sum(), rtol=1e-4)
 
 
 def test_knn_with_too_few_examples_names_both_numbers():
@@ -235,13 +238,13 @@ def test_rankme_counts_directions(rng):
 def test_a_written_label_scores_all_and_a_random_one_chance():
     sizes = {"train_examples": 400, "test_examples": 300, "dense_examples": 1}
     protocols = ("knn", "linear_fast", "rank")
-    visible = evaluate(pixels(), {"again": pixels()}, Written(500, 0), Written(310, 1), protocols, **sizes)
+    visible = evaluate(pixels(), {"again": pixels()}, Written(500, 0), Written(310, 1), protocols, **sizes).scores
     for task in ("row", "cells"):
         assert visible[f"linear_fast/{task}"] == 1.0
         assert visible[f"gain_over_again/linear_fast/{task}"] == visible[f"gain_over_again/knn/{task}_high"] == 0.0
         assert visible[f"again/knn/{task}"] == visible[f"knn/{task}"] > visible[f"chance/{task}"] + 0.2
     assert visible["rank/rankme"] > 1 and visible["rank/std"] > 0
-    hidden = evaluate(pixels(), {}, Written(500, 0, 0.0), Written(310, 1, 0.0), protocols[:2], **sizes)
+    hidden = evaluate(pixels(), {}, Written(500, 0, 0.0), Written(310, 1, 0.0), protocols[:2], **sizes).scores
     for task in ("row", "cells"):
         for protocol in ("knn", "linear_fast"):
             assert hidden[f"{protocol}/{task}"] == pytest.approx(hidden[f"chance/{task}"], abs=0.1)
@@ -251,7 +254,8 @@ def test_a_written_label_scores_all_and_a_random_one_chance():
 def test_data_without_labels_has_a_rank_and_no_probes():
     unlabelled = Written(40, 0, tasks={})
     sizes = {"train_examples": 30, "test_examples": 30, "dense_examples": 1}
-    assert set(evaluate(pixels(), {}, unlabelled, unlabelled, ["rank"], **sizes)) == {"rank/rankme", "rank/std"}
+    found = evaluate(pixels(), {}, unlabelled, unlabelled, ["rank"], **sizes).scores
+    assert set(found) == {f"rank/{name}" for name in results.RANKS}
     with pytest.raises(UserError, match="knn need labels"):
         evaluate(pixels(), {}, unlabelled, unlabelled, ["knn", "rank"], **sizes)
 
@@ -304,7 +308,7 @@ def run(**values):
 def test_the_command_writes_results_and_prints_the_table(workdir, capsys):
     run(encoder=str(workdir))
     output = workdir / "eval" / "3"
-    found = json.loads((output / "results.json").read_text())
+    found = results.read_results(output / "results.json")["scores"]
     for key in ("knn/shape", "init/knn/pair", "pixels/knn/background"):
         assert 0 <= found[f"{key}_low"] <= found[key] <= found[f"{key}_high"] <= 1
     assert found["rank/rankme"] != found["init/rank/rankme"] and not any("linear" in key for key in found)
@@ -317,7 +321,7 @@ def test_the_command_writes_results_and_prints_the_table(workdir, capsys):
 
 def test_at_step_0_the_run_is_its_own_initialisation(workdir, tmp_path):
     run(encoder=str(workdir), step=0, tasks=["rank"], output=str(tmp_path / "here"))
-    found = json.loads((tmp_path / "here" / "results.json").read_text())
+    found = results.read_results(tmp_path / "here" / "results.json")["scores"]
     assert found["rank/rankme"] == pytest.approx(found["init/rank/rankme"], rel=1e-4)
     assert "pixels/rank/std" in found and not any(key.startswith("knn") for key in found)
 
@@ -325,7 +329,7 @@ def test_at_step_0_the_run_is_its_own_initialisation(workdir, tmp_path):
 def test_segmentation_has_its_own_table_and_needs_masks(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(segmentation, "STEPS", 3)
     run(encoder=str(workdir), tasks=["segmentation"], output=str(tmp_path / "here"))
-    found = json.loads((tmp_path / "here" / "results.json").read_text())
+    found = results.read_results(tmp_path / "here" / "results.json")["scores"]
     for name in ("shape", "colour"):
         for prefix in ("", "init/", "pixels/"):
             assert 0 <= found[f"{prefix}segmentation/{name}_low"] <= found[f"{prefix}segmentation/{name}_high"] <= 1
@@ -370,7 +374,7 @@ def test_a_run_of_before_is_judged_with_the_runtime_keys_that_it_lacks(workdir):
     [
         ({"encoder": None}, "give --encoder=PATH"),
         ({"encoder": "nowhere"}, "nowhere is no folder"),
-        ({"tasks": ["knn", "linaer"]}, "unknown task 'linaer'; the tasks are knn, linear_fast, rank"),
+        ({"tasks": ["knn", "linaer"]}, "unknown task 'linaer'; the tasks are knn, linear_fast, lowshot, rank"),
         ({"step": 5}, "no checkpoint of step 5; it has 0, 3"),
         ({"data": "no_such_folder"}, "no_such_folder is no folder"),
         ({"output": __file__}, "is a file; give a directory"),
@@ -383,9 +387,10 @@ def test_bad_input_is_one_clear_line(workdir, values, message):
 
 
 def test_results_are_replaced_whole(tmp_path):
-    results.write_results(tmp_path / "new", {"a": 1.0}, "first")
-    results.write_results(tmp_path / "new", {"b": 2.0}, "second")
-    assert json.loads((tmp_path / "new" / "results.json").read_text()) == {"b": 2.0}
+    for scores, report in (({"a": 1.0}, "first"), ({"b": 2.0}, "second")):
+        results.write_results(tmp_path / "new", Findings(scores), {"data": "here"}, report)
+    found = results.read_results(tmp_path / "new" / "results.json")
+    assert found["scores"] == {"b": 2.0} and found["about"] == {"data": "here"}
     assert (tmp_path / "new" / "results.md").read_text() == "second"
 
 
@@ -408,9 +413,9 @@ def test_a_folder_with_an_encoder_is_judged_as_its_run_is(workdir, tmp_path):
         small.evaluation.test_examples, small.evaluation.batch_size = 33, 16
         patch.setattr(base, "get_config", lambda: small)
         run(encoder=str(path), data="scenes", tasks=["rank"])
-    found = json.loads((path / "eval" / "results.json").read_text())
+    found = results.read_results(path / "eval" / "results.json")["scores"]
     run(encoder=str(workdir), tasks=["rank"], output=str(tmp_path / "run"))
-    expected = json.loads((tmp_path / "run" / "results.json").read_text())
+    expected = results.read_results(tmp_path / "run" / "results.json")["scores"]
     for key in ("rank/rankme", "init/rank/rankme"):
         assert found[key] == pytest.approx(expected[key], rel=1e-4)
     assert "width 16, depth 1, patch 4, 16 px" in (path / "eval" / "results.md").read_text()

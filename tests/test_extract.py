@@ -71,7 +71,7 @@ def test_a_folder_holds_features_names_and_labels_in_the_order_of_the_data(data,
 def test_a_killed_extraction_goes_on_and_equals_one_that_was_not(data, pixels, tmp_path, monkeypatch):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     extract.extract(pixels, sources(data), whole, **SETTINGS)
-    save, saved = extract._save, []
+    save, saved = extract.save, []
 
     def killed(path, arrays):
         if len(saved) == 2:
@@ -81,7 +81,7 @@ def test_a_killed_extraction_goes_on_and_equals_one_that_was_not(data, pixels, t
         save(path, arrays)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract, "_save", killed)
+        patch.setattr(extract, "save", killed)
         with pytest.raises(KeyboardInterrupt):
             extract.extract(pixels, sources(data), halves, **SETTINGS)
     assert not halves.exists()
@@ -89,7 +89,7 @@ def test_a_killed_extraction_goes_on_and_equals_one_that_was_not(data, pixels, t
     with pytest.raises(UserError, match="halves.partial was begun with another dtype; give the same flags"):
         extract.extract(pixels, sources(data), halves, **SETTINGS | {"dtype": "float16"})
     with monkeypatch.context() as patch:
-        patch.setattr(extract, "_save", lambda path, arrays: (saved.append(path.name), save(path, arrays)))
+        patch.setattr(extract, "save", lambda path, arrays: (saved.append(path.name), save(path, arrays)))
         extract.extract(pixels, sources(data), halves, **SETTINGS)
     assert len(saved) == len(set(saved)) == 4  # nothing was computed twice
     assert sorted(path.name for path in halves.iterdir()) == sorted(path.name for path in whole.iterdir())

@@ -156,7 +156,8 @@ def test_the_last_evaluated_step_is_read_and_named(tmp_path):
     for step in (900, 1000):  # 900 is the greater text
         folder = tmp_path / "eval" / str(step)
         folder.mkdir(parents=True)
-        (folder / "results.json").write_text(json.dumps({"knn/a": step, "knn/a_low": 0.0, "knn/a_high": 1.0}))
+        scores = {"knn/a": step, "knn/a_low": 0.0, "knn/a_high": 1.0}
+        (folder / "results.json").write_text(json.dumps({"about": {}, "scores": scores}))
     found = reporting.read_run(tmp_path)
     assert found.scores["knn/a"] == 1000 and found.scores_step == 1000
     answers = verdict.judge(healthy(), found.scores, **SETTINGS)
@@ -264,7 +265,9 @@ def test_the_error_without_words_is_measured_without_words():
 
 def test_spectra_fall_from_one(monkeypatch):
     features = np.diag([1.0, 8.0, 2.0])
-    monkeypatch.setattr(looks, "pooled_features", lambda encoders, source, indices: [features])
+    monkeypatch.setattr(
+        looks.FeatureStore, "read", lambda self, found, *rest: {name: {"pooled": features} for name in found}
+    )
     found = looks.spectra({"trained": SimpleNamespace(width=3)}, range(100))
     np.testing.assert_allclose(found["trained"], [1.0, 0.25, 0.125])
 

@@ -15,6 +15,7 @@ import pytest
 from launch import sweep
 from tc_jepa import sweeps
 from tc_jepa.errors import UserError
+from tc_jepa.evaluation.results import read_results
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs" / "sweeps").glob("[!_]*.py"))
@@ -46,14 +47,18 @@ def finish(job: sweeps.Job, score: float) -> None:
     job.results.parent.mkdir(parents=True)
     scores = {"linear_fast/shape": score, "linear_fast/shape_low": 0.0, "linear_fast/shape_high": 1.0}
     others = {"init/linear_fast/shape": 0.1, "init/linear_fast/shape_low": 0.0, "rank/rankme": 12.0}
-    job.results.write_text(json.dumps(scores | others))
+    job.results.write_text(json.dumps({"about": {}, "scores": scores | others}))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_job_of_every_sweep_can_start(path, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     place = path.stem.rpartition("_")[2]
-    settings = {"scenes": [], "photos": ["data.path=DATA"]}
+    settings = {
+        "scenes": [],
+        "photos": ["data.path=DATA"],
+        "stored": ["data.path=DATA", "captions.vectors=DATA/words/MINE"],
+    }
     planned = sweep.plan(path, tmp_path, settings.get(place, ["data.path=DATA", "model.text_weights=T5"]))
     module = importlib.import_module(f"configs.sweeps.{path.stem}")
     assert len(planned) == len(module.VARIANTS) * len(module.get_sweep().seeds)
@@ -67,7 +72,7 @@ def test_every_job_of_every_sweep_can_start(path, tmp_path, monkeypatch):
 def test_a_full_sweep_and_its_scenes_version_have_the_same_variants():
     names = {path.stem for path in FILES}
     for name in names:
-        assert name.endswith(("_scenes", "_photos")) or f"{name}_scenes" in names
+        assert name.endswith(("_scenes", "_photos", "_stored")) or f"{name}_scenes" in names
         if name.removesuffix("_scenes") in names - {name}:
             one, other = (importlib.import_module(f"configs.sweeps.{n}") for n in (name, name.removesuffix("_scenes")))
             assert one.get_sweep().variants == other.get_sweep().variants
@@ -205,7 +210,7 @@ def test_two_variants_are_trained_evaluated_and_tabled(file, tmp_path):
     assert (config["conditioner"]["layers"], config["train"]["seed"]) == ([0], 3)
     table = (workdir / "sweep.md").read_text()
     assert "missing" not in table.lower() and "knn/count" in table and "text_worth/shuffled" in table
-    results = [json.loads((workdir / name / "seed_3/eval/2/results.json").read_text()) for name in ("none", "words")]
+    results = [read_results(workdir / name / "seed_3/eval/2/results.json")["scores"] for name in ("none", "words")]
     assert ["grounding/shape" in found for found in results] == [False, True]
     pages = [(workdir / name / "seed_3/report/index.html").read_text() for name in ("none", "words")]
     assert ["error with words" in text for text in pages] == [False, True]

@@ -14,17 +14,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
-import tqdm
 
 from tc_jepa import sharding
 from tc_jepa.data.sources import Source
 from tc_jepa.data.transforms import resize_and_centre_crop, resize_and_centre_crop_mask
-from tc_jepa.errors import UserError
 from tc_jepa.models import layers
 from tc_jepa.models.vit import VisionTransformer
 
+LAST = 4  # blocks whose features are concatenated; all, where there are fewer
 THUMBNAIL = 16  # side in pixels of what the pixel baseline keeps of an image
-NOT_FINITE = "the encoder's features are not finite: its training diverged; evaluate an earlier step"
 READ_THREADS = 2  # each prepares one batch ahead while the devices are busy with another
 
 
@@ -33,6 +31,7 @@ class Features(NamedTuple):
 
     patches: jax.Array  # float32 [B, N, D], row-major
     pooled: jax.Array  # float32 [B, D]
+    last_four: jax.Array | None = None  # float32 [B, 4 D]: of each of the last blocks; None without blocks
 
 
 class FrozenEncoder:
@@ -65,19 +64,23 @@ class FrozenEncoder:
             raise ValueError(f"expected uint8 [B >= 1, {expected}], not {images.dtype} {images.shape}")
         starts = range(0, len(images), self.batch_size)
         parts = [self._encode(images[start : start + self.batch_size]) for start in starts]
-        return Features(*(jnp.concatenate(x) for x in zip(*parts))) if len(parts) > 1 else parts[0]
+        return jax.tree.map(lambda *x: jnp.concatenate(x), *parts) if len(parts) > 1 else parts[0]
 
     def _encode(self, images: np.ndarray) -> Features:
         padding = self.batch_size - len(images)
         padded = np.pad(images, ((0, padding), (0, 0), (0, 0), (0, 0)))
         features = self._forward(self._params, jax.device_put(padded, sharding.batch_sharding(self._mesh)))
-        return Features(*(x[: len(images)] for x in features))
+        return jax.tree.map(lambda x: x[: len(images)], features)
 
 
 def frozen_vit(
     encoder: VisionTransformer, params: Any, *, image_size: int, batch_size: int, mesh: Mesh
 ) -> FrozenEncoder:
-    """A vision transformer with the given parameters; its pooled features are the mean over patches."""
+    """A vision transformer with the given parameters; its pooled features are the mean over patches.
+
+    `last_four` are those of its last blocks, each through the encoder's own final LayerNorm, as in DINO's
+    get_intermediate_layers: I-JEPA's App. A.2 says that it concatenates, not what.
+    """
     return FrozenEncoder(
         functools.partial(_vit_features, encoder),
         params,
@@ -90,8 +93,21 @@ def frozen_vit(
 
 
 def _vit_features(encoder: VisionTransformer, params: Any, images: jax.Array) -> Features:
-    patches = encoder.apply({"params": params}, layers.normalise_images(images)).astype(jnp.float32)
-    return Features(patches, patches.mean(axis=1))
+    last = [f"blocks_{i}" for i in range(max(encoder.size.depth - LAST, 0), encoder.size.depth)]
+    patches, kept = encoder.apply(
+        {"params": params},
+        layers.normalise_images(images),
+        capture_intermediates=lambda module, _: module.name in last,
+        mutable=["intermediates"],
+    )
+    patches = patches.astype(jnp.float32)
+    norm = layers.layer_norm(None)
+
+    def pooled(name: str) -> jax.Array:
+        (block,) = kept["intermediates"][name]["__call__"]
+        return norm.apply({"params": params["norm"]}, block).astype(jnp.float32).mean(axis=1)
+
+    return Features(patches, patches.mean(axis=1), jnp.concatenate([pooled(name) for name in last], axis=-1))
 
 
 def frozen_pixels(*, image_size: int, patch_size: int, batch_size: int, mesh: Mesh) -> FrozenEncoder:
@@ -127,32 +143,6 @@ def _area_weights(size: int) -> np.ndarray:
     edges = np.linspace(0, size, THUMBNAIL + 1)[:, None]
     covered = np.clip(edges, np.arange(size), np.arange(size) + 1)
     return (np.diff(covered, axis=0) * THUMBNAIL / size).astype(np.float32)
-
-
-def pooled_features(encoders: Sequence[FrozenEncoder], source: Source, indices: Sequence[int]) -> list[np.ndarray]:
-    """Each encoder's pooled features, float32 [len(indices), D]; every image is read once for all of them.
-
-    The encoders share an image size. A UserError where a feature is not finite.
-    """
-    image_size, batch_size = encoders[0].image_size, encoders[0].batch_size
-    parts = []
-    with tqdm.tqdm(total=len(indices), desc="frozen features", unit="image", disable=None) as bar:
-        for images in read_images(source, indices, image_size, batch_size):
-            parts.append([np.asarray(encoder(images).pooled) for encoder in encoders])
-            bar.update(len(images))
-    pooled = [np.concatenate(batches) for batches in zip(*parts)]
-    if not all(np.isfinite(features).all() for features in pooled):
-        raise UserError(NOT_FINITE)
-    return pooled
-
-
-def patch_features(encoder: FrozenEncoder, source: Source, indices: Sequence[int]) -> np.ndarray:
-    """float32 [len(indices), N, D], all in memory. A UserError where a feature is not finite."""
-    images = read_images(source, indices, encoder.image_size, encoder.batch_size)
-    features = np.concatenate([np.asarray(encoder(batch).patches) for batch in images])
-    if not np.isfinite(features).all():
-        raise UserError(NOT_FINITE)
-    return features
 
 
 def read_masks(source: Source, indices: Sequence[int], image_size: int, name: str) -> np.ndarray:

@@ -1,31 +1,85 @@
-"""Runs the protocols on several encoders side by side and gathers one flat object of results.
+"""Runs the tasks on several encoders side by side and gathers what they score.
 
-Keys: "linear_fast/shape" with "..._low" and "..._high" (95 % bootstrap over the test examples), "rank/rankme"; the same
-under "init/" and "pixels/" for the baselines; "chance/shape"; and "gain_over_init/linear_fast/shape" with its paired
-interval. Scores are fractions: macro mAP for tasks with several labels an image, accuracy for the others, mean IoU for
-"segmentation/NAME", pointing accuracy for "grounding/KIND".
+Scores are one flat object. "linear_fast/shape" with "..._low" and "..._high" (95 % bootstrap over the test examples),
+"rank/rankme"; the same under "init/", "pixels/" and "compared/" for the encoders beside it; "chance/shape"; and
+"gain_over_init/linear_fast/shape" with its paired interval. They are fractions: macro mAP for tasks with several labels
+an image, accuracy for the others, mean IoU for "segmentation/NAME", "segmentation_knn/NAME" and "grounding_iou/KIND",
+pointing accuracy for "grounding/KIND".
 """
 
-from collections.abc import Collection, Mapping, Sequence
-import functools
+from collections.abc import Collection, Iterator, Mapping, Sequence
+import contextlib
+import dataclasses
+import itertools
+import time
+from typing import NamedTuple
 
 import numpy as np
 
 from tc_jepa.data.captions import CaptionTokenizer
 from tc_jepa.data.sources import Grounded, Source
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import grounding, knn, linear, segmentation
-from tc_jepa.evaluation.encoder import FrozenEncoder, patch_features, pooled_features, read_masks
-from tc_jepa.evaluation.rank import feature_std, rankme
+from tc_jepa.evaluation import grounding, knn, rank, segmentation
+from tc_jepa.evaluation.encoder import FrozenEncoder, read_masks
+from tc_jepa.evaluation.features import FeatureStore
+from tc_jepa.evaluation.probes import PROBES, Said, Truths
 from tc_jepa.evaluation.reading import FrozenReader
-from tc_jepa.evaluation.scores import difference, mean_of_images, measure, Measured, resample_counts, Truth, value_of
+from tc_jepa.evaluation.scores import (
+    difference,
+    mean,
+    mean_of_images,
+    measure,
+    Measured,
+    resample_counts,
+    Sweep,
+    Truth,
+    value_of,
+)
+from tc_jepa.evaluation.views import Views
 
-PROBES = {"knn": knn.class_scores, "linear_fast": linear.class_scores}  # they need labels
 RANK, SEGMENTATION, GROUNDING = "rank", "segmentation", "grounding"
 PROTOCOLS = (*PROBES, RANK, SEGMENTATION, GROUNDING)
 SUBSET_SEED = 0
+RANK_PATCH_IMAGES = 200  # whose patches are decomposed, at most
+SHOWN = 8  # test images whose neighbours and label maps are kept to be looked at
+SHOWN_NEIGHBOURS = 5
+CONFUSION_OF = ("linear", "linear_fast", "knn", "attentive")  # the first of these that ran
 
-Features = Mapping[str, np.ndarray]  # pooled features float32 [N, D], by encoder
+
+class Confusion(NamedTuple):
+    """How many test examples of each class a probe gives to each class."""
+
+    probe: str
+    classes: tuple[str, ...]
+    counts: np.ndarray  # int [true, predicted]
+
+
+class LabelMaps(NamedTuple):
+    """Test images labelled by the judged encoder's linear head."""
+
+    images: np.ndarray  # int [n], indices of the test source
+    predicted: np.ndarray  # uint8 [n, H, W]
+    truth: np.ndarray  # uint8 [n, H, W]
+    classes: Sequence[str]
+
+
+@dataclasses.dataclass
+class Findings:
+    """What an evaluation found."""
+
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # wall time of each task, and of features
+    sweeps: dict[str, Sweep] = dataclasses.field(default_factory=dict)  # of the judged: "linear/shape"
+    chosen: dict[str, str] = dataclasses.field(default_factory=dict)  # the setting that each sweep chose
+    confusions: dict[str, Confusion] = dataclasses.field(default_factory=dict)  # by task
+    label_maps: dict[str, LabelMaps] = dataclasses.field(default_factory=dict)  # by segmentation
+    neighbours: tuple[np.ndarray, np.ndarray] | None = None  # test images int [n]; each one's nearest of train [n, k]
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def check_protocols(names: Sequence[str]) -> None:
@@ -37,7 +91,7 @@ def check_protocols(names: Sequence[str]) -> None:
 
 def evaluate(
     judged: FrozenEncoder,
-    baselines: Mapping[str, FrozenEncoder],
+    others: Mapping[str, FrozenEncoder],
     train: Source,
     test: Source,
     protocols: Collection[str],
@@ -45,62 +99,116 @@ def evaluate(
     train_examples: int,
     test_examples: int,
     dense_examples: int,
-) -> dict[str, float]:
-    """The flat results of the judged encoder (its keys without a prefix) and of its baselines (prefix "NAME/").
+    store: FeatureStore | None = None,
+    context: FrozenEncoder | None = None,
+) -> Findings:
+    """Judges an encoder (its keys without a prefix) beside others (prefix "NAME/").
 
-    Probes are fitted on at most `train_examples` of `train`, segmentation, which keeps every patch, on at most
-    `dense_examples`; everything is tested on at most `test_examples` of `test`. "grounding" needs more than an encoder:
-    see `ground`. A UserError where the data has no labels or masks that are asked for, or too few examples.
+    Probes are fitted on at most `train_examples` of `train`, those that keep every patch on at most `dense_examples`;
+    everything is tested on at most `test_examples` of `test`. `store` keeps features on disk meanwhile. `context` is
+    the judged run's context encoder, of which only the rank is told. "grounding" needs more than an encoder: see
+    `ground`. A UserError where the data has no labels or masks that are asked for, classes that differ between the
+    splits, or too few examples.
     """
+    store = store or FeatureStore()
     probes = [name for name in PROBES if name in protocols]
+    check_data(train, test, probes, SEGMENTATION in protocols)
+    encoders = {"": judged} | {f"{name}/": encoder for name, encoder in others.items()}
+    chosen = choose(len(test), test_examples)
+    findings, measured = Findings(), {}
+    for dense in (False, True):
+        of_kind = [name for name in probes if PROBES[name].dense == dense]
+        if of_kind:
+            rows = choose(len(train), dense_examples if dense else train_examples)
+            measured |= _probe(findings, of_kind, encoders, store, (train, rows), (test, chosen))
+    if SEGMENTATION in protocols:
+        rows = choose(len(train), dense_examples)
+        measured |= _segment(findings, encoders, store, (train, rows), (test, chosen))
+    if RANK in protocols:
+        _rank(findings, encoders | ({"context/": context} if context else {}), store, test, chosen)
+    findings.scores |= with_gains(measured, list(encoders))
+    return findings
+
+
+def check_data(train: Source, test: Source, probes: Sequence[str], segmentation: bool) -> None:
+    """UserError where the splits lack what the tasks need, or do not ask the same."""
     if probes and not train.tasks:
         raise UserError(f"{', '.join(probes)} need labels, and the data has none; give --tasks=rank")
-    if SEGMENTATION in protocols and not train.segmentations:
+    if segmentation and not train.segmentations:
         raise UserError("segmentation needs masks, and the data has none; leave it out of --tasks")
-    encoders = {"": judged} | {f"{name}/": encoder for name, encoder in baselines.items()}
-    chosen = choose(len(test), test_examples)
-    results = {}
-    if SEGMENTATION in protocols:
-        results |= segment(encoders, train, choose(len(train), dense_examples), test, chosen)
-    if not {*probes, RANK} & set(protocols):
-        return results
-    test_features = _extract(encoders, test, chosen)
-    if probes:
-        train_chosen = choose(len(train), train_examples)
-        train_features, train_truth = _extract(encoders, train, train_chosen), read_truth(train, train_chosen)
-        results |= probe(probes, train_features, train_truth, test_features, read_truth(test, chosen))
-    if RANK in protocols:
-        for prefix, features in test_features.items():
-            results |= {f"{prefix}rank/rankme": rankme(features), f"{prefix}rank/std": feature_std(features)}
-    return results
+    if dict(train.tasks) != dict(test.tasks) or dict(train.segmentations) != dict(test.segmentations):
+        raise UserError("the splits that are fitted and tested on have other classes; prepare them as one dataset")
 
 
-def probe(
+Part = tuple[Source, np.ndarray]  # a split, and which of its examples
+
+
+def _probe(
+    findings: Findings,
     protocols: Sequence[str],
-    train_features: Features,
-    train_truth: Mapping[str, Truth],
-    test_features: Features,
-    test_truth: Mapping[str, Truth],
-) -> dict[str, float]:
-    """Scores of every encoder ("" is the judged one) and what the judged one gains over each of the others."""
-    counts = resample_counts(len(next(iter(test_features.values()))))
+    encoders: Mapping[str, FrozenEncoder],
+    store: FeatureStore,
+    train: Part,
+    test: Part,
+) -> dict[str, Measured]:
+    """Scores of every encoder; the judged one's sweeps, confusions and neighbours go to `findings`."""
+    kinds = list(dict.fromkeys(kind for name in protocols for kind in PROBES[name].kinds))
+    fitted_on = "dense" if PROBES[protocols[0]].dense else "train"
+    with findings.timed("features"):
+        train_features, test_features = (
+            store.read(encoders, *part, kinds, f"{'-'.join(kinds)}-{split}")
+            for split, part in ((fitted_on, train), ("test", test))
+        )
+    truths, answers = read_truth(*train), read_truth(*test)
+    counts = resample_counts(len(test[1]))
     measured: dict[str, Measured] = {}
-    for prefix in test_features:
-        for protocol in protocols:
-            scores = PROBES[protocol](train_features[prefix], train_truth, test_features[prefix])
-            for task, truth in test_truth.items():
-                measured[f"{prefix}{protocol}/{task}"] = measure(truth, scores[task], counts)
-    results = {f"chance/{task}": chance(train_truth[task], truth) for task, truth in test_truth.items()}
-    return results | with_gains(measured, list(test_features))
+    judged: Said = {}
+    for protocol in protocols:
+        with findings.timed(protocol):
+            for prefix in encoders:
+                said = PROBES[protocol].answer(train_features[prefix], truths, test_features[prefix])
+                judged |= said if not prefix else {}
+                for (score, task), answer in said.items():
+                    values = [measure(answers[task], scores, counts) for scores in answer.draws]
+                    measured[f"{prefix}{score}/{task}"] = mean(values)
+                    if len(values) > 1:
+                        spread = np.std([value.value for value in values], ddof=1)
+                        findings.scores[f"{prefix}spread/{score}/{task}"] = float(spread)
+    _keep(findings, judged, test[0], answers)
+    findings.scores |= {f"chance/{task}": chance(truths[task], truth) for task, truth in answers.items()}
+    if "knn" in protocols:
+        shown = test[1][:SHOWN]
+        found = knn.neighbours(train_features[""]["pooled"], test_features[""]["pooled"][:SHOWN])
+        findings.neighbours = shown, train[1][found.nearest(SHOWN_NEIGHBOURS).indices]
+    return measured
+
+
+def _keep(findings: Findings, said: Said, test: Source, truths: Truths) -> None:
+    """What the judged encoder's probes chose, and a confusion for each task of one class."""
+    for (score, task), answer in said.items():
+        if answer.sweep:
+            findings.sweeps[f"{score}/{task}"] = answer.sweep
+            findings.chosen[f"{score}/{task}"] = answer.chosen
+    for score, task in itertools.product(CONFUSION_OF, truths):
+        if (score, task) in said and truths[task].kind == "single" and task not in findings.confusions:
+            counts = confusion(truths[task], said[score, task].draws[0])
+            findings.confusions[task] = Confusion(score, test.tasks[task].classes, counts)
+
+
+def confusion(truth: Truth, class_scores_NxC: np.ndarray) -> np.ndarray:
+    """Of a `single` task: int [true, predicted]."""
+    C = truth.classes.shape[1]
+    cells = truth.classes.argmax(axis=1) * C + class_scores_NxC.argmax(axis=1)
+    return np.bincount(cells, minlength=C * C).reshape(C, C)
 
 
 def with_gains(measured: Mapping[str, Measured], prefixes: Sequence[str]) -> dict[str, float]:
-    """All scores with their intervals, and what the judged encoder's gain over the baselines' of the same name."""
-    baselines = [prefix for prefix in prefixes if prefix]
-    own = [key for key in measured if not key.startswith(tuple(baselines))] if baselines else list(measured)
+    """All scores with their intervals, and what the judged encoder's gain over the others' of the same name."""
+    others = [prefix for prefix in prefixes if prefix]
+    own = [key for key in measured if not key.startswith(tuple(others))] if others else list(measured)
     gains = {
         f"gain_over_{prefix}{key}": difference(measured[key], measured[f"{prefix}{key}"])
-        for prefix in baselines
+        for prefix in others
         for key in own
         if f"{prefix}{key}" in measured
     }
@@ -111,36 +219,40 @@ def with_gains(measured: Mapping[str, Measured], prefixes: Sequence[str]) -> dic
     return results
 
 
-def segment(
-    encoders: Mapping[str, FrozenEncoder],
-    train: Source,
-    train_indices: Sequence[int],
-    test: Source,
-    test_indices: Sequence[int],
-) -> dict[str, float]:
-    """ "segmentation/NAME" for each of the sources' segmentations, IoU of each class beside it, gains and chance."""
-    image_size = next(iter(encoders.values())).image_size
-    masks = {
-        name: [
-            read_masks(source, indices, image_size, name)
-            for source, indices in ((train, train_indices), (test, test_indices))
-        ]
-        for name in train.segmentations
-    }
-    counts = resample_counts(len(test_indices))
+def _segment(
+    findings: Findings, encoders: Mapping[str, FrozenEncoder], store: FeatureStore, train: Part, test: Part
+) -> dict[str, Measured]:
+    """ "segmentation/NAME" and "segmentation_knn/NAME" for each of the sources' segmentations; in `findings` the IoU of
+    each class, chance, the judged encoder's sweep and some of its maps. Masks are enlarged or shrunk to the side in
+    pixels that each encoder sees."""
+    counts = resample_counts(len(test[1]))
     measured: dict[str, Measured] = {}
-    others: dict[str, float] = {}
     for prefix, encoder in encoders.items():
-        features = [patch_features(encoder, *part) for part in ((train, train_indices), (test, test_indices))]
-        for name, labels in masks.items():
-            classes = class_names(train.segmentations[name], *labels)
-            parts = [segmentation.Labelled(*part) for part in zip(features, labels)]
-            confusion = segmentation.confusions(*parts, len(classes))
-            measured[f"{prefix}{SEGMENTATION}/{name}"] = segmentation.measure(confusion, counts)
-            ious = zip(classes, segmentation.class_ious(confusion))
-            others |= {f"{prefix}{SEGMENTATION}/{name}/{label}": float(iou) for label, iou in ious if np.isfinite(iou)}
-            others[f"chance/{SEGMENTATION}/{name}"] = segmentation.miou(segmentation.commonest(confusion))
-    return others | with_gains(measured, list(encoders))
+        with findings.timed("features"):
+            features, test_features = (
+                store.read({prefix: encoder}, *part, ["patches"], f"patches-{split}")[prefix]["patches"]
+                for split, part in (("dense", train), ("test", test))
+            )
+        with findings.timed(SEGMENTATION):
+            for name, names in train[0].segmentations.items():
+                labels, truth = (read_masks(*part, encoder.image_size, name) for part in (train, test))
+                classes = class_names(names, labels, truth)
+                fitted = segmentation.segment(segmentation.Labelled(features, labels), test_features, len(classes))
+                nearest = segmentation.nearest(segmentation.Labelled(features, labels), test_features, len(classes))
+                for score, predicted in ((SEGMENTATION, fitted.predicted), (f"{SEGMENTATION}_knn", nearest)):
+                    key = f"{prefix}{score}/{name}"
+                    found = segmentation.confusions(predicted, truth, len(classes))
+                    measured[key] = segmentation.measure(found, counts)
+                    ious = zip(classes, segmentation.class_ious(found))
+                    findings.scores |= {f"{key}/{label}": float(iou) for label, iou in ious if np.isfinite(iou)}
+                    by_chance = segmentation.miou(segmentation.commonest(found))
+                    findings.scores.setdefault(f"chance/{score}/{name}", by_chance)
+                if not prefix:
+                    findings.sweeps[f"{SEGMENTATION}/{name}"] = fitted.sweep
+                    findings.chosen[f"{SEGMENTATION}/{name}"] = fitted.chosen
+                    maps = (test[1][:SHOWN], fitted.predicted[:SHOWN], truth[:SHOWN])
+                    findings.label_maps[name] = LabelMaps(*maps, classes)
+    return measured
 
 
 def class_names(names: Sequence[str], *masks: np.ndarray) -> Sequence[str]:
@@ -151,6 +263,37 @@ def class_names(names: Sequence[str], *masks: np.ndarray) -> Sequence[str]:
     return names or [str(number) for number in range(highest + 1)]
 
 
+def _rank(
+    findings: Findings,
+    encoders: Mapping[str, FrozenEncoder],
+    store: FeatureStore,
+    test: Source,
+    chosen: np.ndarray,
+) -> None:
+    """ "rank/..." of every encoder: of the pooled test features, of some images' patch features without the mean at
+    their position ("rank/patch_..."), and LiDAR over random crops."""
+    with findings.timed("features"):
+        pooled = store.read(encoders, test, chosen, ["pooled"], "pooled-rank")
+        patches = store.read(encoders, test, chosen[:RANK_PATCH_IMAGES], ["patches"], "patches-rank")
+        crops = Views(test, chosen[: rank.LIDAR_IMAGES], rank.LIDAR_VIEWS)
+        views = store.read(encoders, crops, range(len(crops)), ["pooled"], "views-rank")
+    with findings.timed(RANK):
+        for prefix in encoders:
+            spread = {
+                "rankme": rank.rankme(pooled[prefix]["pooled"]),
+                "participation": rank.participation_ratio(pooled[prefix]["pooled"]),
+                "std": rank.feature_std(pooled[prefix]["pooled"]),
+                "lidar": rank.lidar(views[prefix]["pooled"].reshape(-1, rank.LIDAR_VIEWS, encoders[prefix].width)),
+            }
+            centred = rank.position_centred(patches[prefix]["patches"])
+            spread |= {
+                "patch_rankme": rank.rankme(centred),
+                "patch_participation": rank.participation_ratio(centred),
+                "patch_std": rank.feature_std(centred),
+            }
+            findings.scores |= {f"{prefix}{RANK}/{name}": value for name, value in spread.items()}
+
+
 def ground(
     readers: Mapping[str, FrozenReader],
     tokenizer: CaptionTokenizer,
@@ -159,7 +302,7 @@ def ground(
     image_size: int,
     test_examples: int,
 ) -> dict[str, float]:
-    """ "grounding/KIND" of the judged run's reader ("") and its baselines', gains and chance.
+    """ "grounding/KIND" and "grounding_iou/KIND" of the judged run's reader ("") and its baselines', gains and chance.
 
     "on_objects/..." and "any_object/..." tell whether a word finds its object, or just objects: see grounding.py.
     """
@@ -170,11 +313,14 @@ def ground(
         pointed = grounding.point(reader, tokenizer, test, chosen, image_size)
         for kind in dict.fromkeys(pointed.kind.tolist()):
             rows = pointed.kind == kind
-            mean = functools.partial(mean_of_images, image_P=pointed.image[rows], counts_NxR=counts)
-            measured[f"{prefix}{GROUNDING}/{kind}"] = mean(pointed.score[rows])
-            others[f"{prefix}on_objects/{GROUNDING}/{kind}"] = mean(pointed.on_objects[rows]).value
-            others[f"chance/{GROUNDING}/{kind}"] = mean(pointed.chance[rows]).value
-            others[f"any_object/{GROUNDING}/{kind}"] = mean(pointed.any_object[rows]).value
+            image = pointed.image[rows]
+            measured[f"{prefix}{GROUNDING}/{kind}"] = mean_of_images(pointed.score[rows], image, counts)
+            others[f"{prefix}on_objects/{GROUNDING}/{kind}"] = float(pointed.on_objects[rows].mean())
+            others[f"chance/{GROUNDING}/{kind}"] = float(pointed.chance[rows].mean())
+            others[f"any_object/{GROUNDING}/{kind}"] = float(pointed.any_object[rows].mean())
+            overlap = grounding.overlap(pointed, kind)
+            measured[f"{prefix}{GROUNDING}_iou/{kind}"] = mean_of_images(overlap.iou, overlap.image, counts)
+            others[f"chance/{GROUNDING}_iou/{kind}"] = float(overlap.everything.mean())
     return others | with_gains(measured, list(readers))
 
 
@@ -200,7 +346,3 @@ def choose(available: int, at_most: int) -> np.ndarray:
     """A fixed random subset, so that data sorted by class is sampled evenly: int [<= at_most], ascending."""
     order = np.random.default_rng(SUBSET_SEED).permutation(available)
     return np.sort(order[:at_most])
-
-
-def _extract(encoders: Mapping[str, FrozenEncoder], source: Source, indices: Sequence[int]) -> dict[str, np.ndarray]:
-    return dict(zip(encoders, pooled_features(list(encoders.values()), source, indices)))

@@ -65,14 +65,14 @@ def extract(
         "classes": {name: list(task.classes) for name, task in next(iter(sources.values())).tasks.items()},
     }
     partial = output.with_name(f"{output.name}.partial")
-    _begin(partial, about)
+    begin(partial, ABOUT, about)
     total = sum(len(source) for source in sources.values())
     with tqdm.tqdm(total=total, desc="features", unit="image", disable=None) as bar:
         for split, source in sources.items():
             for path, indices in shards(partial, split, len(source), images_per_shard).items():
                 if not path.exists():
                     arrays = _features(encoder, source, indices, kinds, dtype, path)
-                    _save(path, arrays | _names_and_labels(source, indices))
+                    save(path, arrays | _names_and_labels(source, indices))
                 bar.update(len(indices))
     os.replace(partial, output)
 
@@ -98,9 +98,9 @@ def shards(folder: Path, split: str, images: int, images_per_shard: int) -> dict
     }
 
 
-def _begin(partial: Path, about: Mapping[str, Any]) -> None:
-    """An empty folder that says what it is for, or one that was begun for the same."""
-    path = partial / ABOUT
+def begin(partial: Path, name: str, about: Mapping[str, Any]) -> None:
+    """An empty folder whose file `name` says what it is for, or one that was begun for the same; else a UserError."""
+    path = partial / name
     if not partial.exists():
         partial.mkdir(parents=True)
     elif path.exists():
@@ -136,7 +136,7 @@ def _names_and_labels(source: Source, indices: Sequence[int]) -> dict[str, np.nd
     return {"name": names} | {task: np.array([row[task] for row in rows]) for task in source.tasks}
 
 
-def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Under its name only when whole."""
+def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """As .npz, under its name only when whole."""
     with replacing(path) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)

@@ -5,6 +5,9 @@ mean over the predictor's layers, with every patch in sight. The score of a phra
 that the object covers: how often a pixel drawn from that patch hits. So chance is exactly the object's share of the
 image. `on_objects` is the share that any object covers. Of that, a map that finds objects whatever the word gives
 `any_object` to the right one: score / on_objects above it means that the word tells objects apart.
+
+The IoU of a phrase is that of its object and the patches whose cosine is above a threshold, one for all phrases of a
+kind, chosen on those of every fifth image; the others are scored.
 """
 
 from collections.abc import Sequence
@@ -19,10 +22,12 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation.reading import FrozenReader
 
 BATCH = 128  # phrases
+VALIDATION_STRIDE = 5  # every fifth image with phrases chooses the threshold
+QUANTILES = np.linspace(0.0, 0.99, 34)  # of all cosines, that are tried as thresholds
 
 
 class Pointed(NamedTuple):
-    """One row a phrase: which test image and kind it is of, and four shares in 0-1."""
+    """One row a phrase: which test image and kind it is of, four shares in 0-1, and its map beside its object."""
 
     image: np.ndarray  # int [P], position among the images played with
     kind: np.ndarray  # str [P]
@@ -30,6 +35,8 @@ class Pointed(NamedTuple):
     on_objects: np.ndarray  # float [P]
     chance: np.ndarray  # float [P]
     any_object: np.ndarray  # float [P]
+    cosines: np.ndarray  # float32 [P, N]
+    covered: np.ndarray  # float [P, N], the share of each patch that the object covers
 
 
 def point(
@@ -47,15 +54,48 @@ def point(
             found.append((position, phrase.kind, own.mean(), own.mean() / max(everything.mean(), 1e-9)))
     if not rows:
         raise UserError("no image has a phrase that names one of its objects alone; give --data=scenes")
-    scores, on_objects = [], []
+    scores, on_objects, cosines = [], [], []
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         maps = word_maps(reader, tokenizer, np.stack([row[0] for row in part]), [row[1] for row in part])
         places = maps.argmax(axis=1)
+        cosines.append(maps)
         scores += [own[place] for (_, _, own, _), place in zip(part, places)]
         on_objects += [everything[place] for (*_, everything), place in zip(part, places)]
     position, kind, chance, any_object = (np.array(column) for column in zip(*found))
-    return Pointed(position, kind, np.array(scores), np.array(on_objects), chance, any_object)
+    covered = np.stack([own for _, _, own, _ in rows])
+    return Pointed(
+        position, kind, np.array(scores), np.array(on_objects), chance, any_object, np.concatenate(cosines), covered
+    )
+
+
+class Overlap(NamedTuple):
+    """One row a phrase: which test image it is of, and its IoU with its object."""
+
+    image: np.ndarray  # int [P]
+    iou: np.ndarray  # float [P]
+    everything: np.ndarray  # float [P], the IoU of the whole image: what a map that knows nothing can have
+
+
+def overlap(pointed: Pointed, kind: str) -> Overlap:
+    """The phrases of one kind, of the images that did not choose the threshold. UserError where none is left."""
+    of_kind = pointed.kind == kind
+    choosing = of_kind & (pointed.image % VALIDATION_STRIDE == 0)
+    scored = of_kind & ~choosing
+    if not choosing.any() or not scored.any():
+        count = len(np.unique(pointed.image[of_kind]))
+        raise UserError(f"grounding has only {count} images with phrases of kind {kind}; give it more test examples")
+    thresholds = np.quantile(pointed.cosines[choosing], QUANTILES)
+    values = [_ious(pointed.cosines[choosing], pointed.covered[choosing], t).mean() for t in thresholds]
+    threshold = thresholds[int(np.argmax(values))]
+    covered = pointed.covered[scored]
+    return Overlap(pointed.image[scored], _ious(pointed.cosines[scored], covered, threshold), covered.mean(axis=1))
+
+
+def _ious(cosines_PxN: np.ndarray, covered_PxN: np.ndarray, threshold: float) -> np.ndarray:
+    chosen = cosines_PxN >= threshold
+    shared = (covered_PxN * chosen).sum(axis=1)
+    return shared / (covered_PxN.sum(axis=1) + chosen.sum(axis=1) - shared)
 
 
 def word_maps(

@@ -1,6 +1,5 @@
 """Nearest neighbours: cosine similarity, votes weighted by temperature."""
 
-from collections.abc import Mapping
 import functools
 from typing import NamedTuple
 
@@ -8,53 +7,61 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tc_jepa import sharding
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation.scores import Truth
 
 NEIGHBOURS = 20
+FEWER = 10
 TEMPERATURE = 0.07
-CHUNK = 512  # test examples a similarity matrix is made for at once
+CHUNK = 512  # test examples for each device, whose similarity to all train examples is in memory at once
 
 
 class Neighbours(NamedTuple):
-    """Each test example's k most similar train examples, and the share of the vote that each has."""
+    """Each test example's k most similar train examples, the nearest first, and the share of the vote of each."""
 
     indices: np.ndarray  # int32 [N, k]
     weights: np.ndarray  # float32 [N, k], summing to 1 over k
 
-
-def class_scores(
-    train_features: np.ndarray, train_truth: Mapping[str, Truth], test_features: np.ndarray
-) -> dict[str, np.ndarray]:
-    """For every task, float32 [test examples, C] in 0-1: each class's share of the neighbours' vote."""
-    found = neighbours(train_features, test_features)
-    return {task: vote(found, truth.classes) for task, truth in train_truth.items()}
+    def nearest(self, k: int) -> "Neighbours":
+        """The first k of them; their shares sum to 1 again."""
+        weights = self.weights[:, :k]
+        return Neighbours(self.indices[:, :k], weights / weights.sum(axis=1, keepdims=True))
 
 
 def neighbours(
     train_features: np.ndarray, test_features: np.ndarray, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> Neighbours:
-    """Features [N, D] -> neighbours, whatever the task. A UserError where there are fewer than k train examples."""
+    """Features float32 [N, D] -> neighbours, the test examples spread over all devices.
+
+    A UserError where there are fewer than k train examples.
+    """
     if len(train_features) < k:
         raise UserError(f"kNN with k={k} has only {len(train_features)} train examples; give it at least {k}")
-    return Neighbours(*map(np.asarray, _search(train_features, test_features, k, temperature)))
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    over_devices = sharding.batch_sharding(mesh)
+    train = jax.device_put(np.asarray(_unit(train_features)), sharding.replicated(mesh))
+    search = jax.jit(functools.partial(_search, k=k), out_shardings=over_devices)
+    chunk = CHUNK * mesh.size
+    parts = []
+    for start in range(0, len(test_features), chunk):
+        part = test_features[start : start + chunk]
+        padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
+        found = search(train, jax.device_put(padded, over_devices), temperature)
+        parts.append([np.asarray(x)[: len(part)] for x in found])
+    return Neighbours(*(np.concatenate(x) for x in zip(*parts)))
 
 
-@functools.partial(jax.jit, static_argnames="k")
-def _search(train_NxD: jax.Array, test_NxD: jax.Array, k: int, temperature: float) -> tuple[jax.Array, jax.Array]:
-    train_NxD = _unit(train_NxD)
-
-    def nearest(test_D):
-        similarity, indices = jax.lax.top_k(jnp.matmul(train_NxD, _unit(test_D), precision="highest"), k)
-        return indices, jax.nn.softmax(similarity / temperature)
-
-    return jax.lax.map(nearest, test_NxD, batch_size=CHUNK)
+def _search(train_NxD: jax.Array, test_BxD: jax.Array, temperature: float, *, k: int) -> tuple[jax.Array, jax.Array]:
+    similarity_BxN = jnp.matmul(_unit(test_BxD), train_NxD.T, precision="highest")
+    similarity_BxK, indices_BxK = jax.lax.top_k(similarity_BxN, k)
+    return indices_BxK, jax.nn.softmax(similarity_BxK / temperature)
 
 
 def _unit(x: jax.Array) -> jax.Array:
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def vote(found: Neighbours, truth_NxC: np.ndarray) -> np.ndarray:
-    """The share of the vote for each class, float32 [test examples, C], from the train examples' bool [N, C]."""
-    return np.einsum("nk,nkc->nc", found.weights, truth_NxC[found.indices], dtype=np.float32)
+def vote(found: Neighbours, classes_NxC: np.ndarray) -> np.ndarray:
+    """The share of the vote for each class, float32 [test examples, C], from the train examples' [N, C]: whether each
+    is of a class, or to which part."""
+    return np.einsum("nk,nkc->nc", found.weights, classes_NxC[found.indices], dtype=np.float32)

@@ -4,6 +4,7 @@ Every metric takes `counts`, float32 [N, R]: how often each of the N test exampl
 column of ones is the test set itself, so that the value and its resamples come from one code path.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -15,6 +16,8 @@ SEED = 0
 CONFIDENCE = 0.95
 
 Kind = Literal["single", "multi"]
+# What each setting scores on the train examples that choose among them, by (all but the learning rate, learning rate).
+Sweep = Mapping[tuple[str, float], float]
 
 
 class Truth(NamedTuple):
@@ -60,6 +63,13 @@ def measure(truth: Truth, class_scores_NxC: np.ndarray, counts_NxR: np.ndarray) 
 def difference(first: Measured, second: Measured) -> Measured:
     """first - second, paired: both must have been measured on the same test examples with the same `counts`."""
     return Measured(first.value - second.value, first.resampled - second.resampled)
+
+
+def mean(scores: Sequence[Measured]) -> Measured:
+    """The mean of scores that were measured on the same test examples with the same `counts`."""
+    return Measured(
+        float(np.mean([score.value for score in scores])), np.mean([score.resampled for score in scores], axis=0)
+    )
 
 
 def mean_of_images(values_P: np.ndarray, image_P: np.ndarray, counts_NxR: np.ndarray) -> Measured:

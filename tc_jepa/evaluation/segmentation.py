@@ -1,8 +1,9 @@
-"""Linear segmentation: a linear layer on frozen patch features, its logits enlarged bilinearly to the labels' size.
+"""Segmentation from frozen patch features: a linear layer, or the nearest patches of the train images.
 
-A small bank of heads, one for each learning rate, is trained at once; which of them is tested is chosen on a fifth of
-the train images. Pixels of class IGNORED count nowhere. A step of training looks at a coarse grid of pixels, shifted at
-random, because neighbours say nearly the same; testing looks at all.
+The logits of the patches are enlarged bilinearly to the labels' size (TC-JEPA App. C.3 and CAPI do the same). A small
+bank of heads, one for each learning rate and weight decay of AdamW, is trained at once; which of them is tested is
+chosen on a fifth of the train images. Pixels of class IGNORED count nowhere. A step of training looks at a coarse grid
+of pixels, shifted at random, because neighbours say nearly the same; testing looks at all.
 """
 
 from collections.abc import Sequence
@@ -15,16 +16,18 @@ import numpy as np
 import optax
 
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation.scores import Measured
+from tc_jepa.evaluation import knn
+from tc_jepa.evaluation.scores import Measured, Sweep
 
 IGNORED = 255
-LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2)  # of AdamW, each falling to 0 on a cosine
-WEIGHT_DECAY = 1e-4
+# Of AdamW: (learning rate, which falls to 0 on a cosine; weight decay, not of the bias).
+SETTINGS = tuple((rate, decay) for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in (1e-4, 1e-1))
 STEPS, BATCH = 400, 32  # images
 SIDE = 30  # pixels a side of the grid, about
 VALIDATION_STRIDE = 5  # every fifth train image chooses the head
 SEED = 0
 TEST_CHUNK = 64  # images
+NEAREST_OF = 10_000  # train patches that the nearest are searched among, at most
 
 
 class Labelled(NamedTuple):
@@ -41,24 +44,85 @@ class Head(NamedTuple):
     bias: jax.Array  # float32 [classes]
 
 
-def confusions(train: Labelled, test: Labelled, classes: int) -> np.ndarray:
-    """How many pixels of each true class a probe gives to each class: int [test images, true, predicted].
+class Segmented(NamedTuple):
+    """What was made of the test images."""
+
+    predicted: np.ndarray  # uint8 [n, H, W]
+    sweep: Sweep
+    chosen: str
+
+
+def segment(train: Labelled, test_features: np.ndarray, classes: int) -> Segmented:
+    """Fits the bank on train images and lets its best head label the test images, whose features are [n, N, D].
 
     UserError where there are too few train images, or none of their pixels has a class.
     """
     if len(train.features) <= VALIDATION_STRIDE:
         count = len(train.features)
         raise UserError(f"segmentation has only {count} train images; give it more than {VALIDATION_STRIDE}")
-    if (train.labels == IGNORED).all() or (test.labels == IGNORED).all():
-        raise UserError(f"every pixel of the masks is {IGNORED}, which is ignored; give masks with classes")
+    check_classes(train.labels, classes)
     mean, scale = train.features.mean(axis=(0, 1)), train.features.std(axis=(0, 1)) + 1e-6
     held_out = np.arange(len(train.features)) % VALIDATION_STRIDE == 0
-    train, test = (data._replace(features=(data.features - mean) / scale) for data in (train, test))
+    train = train._replace(features=(train.features - mean) / scale)
     bank = _fit(Labelled(*(x[~held_out] for x in train)), classes)
     chosen = Labelled(*(x[held_out] for x in train))
-    values = [miou(_confusions(Head(*(x[i] for x in bank)), chosen, classes)) for i in range(len(LEARNING_RATES))]
+    heads = [Head(*(x[i] for x in bank)) for i in range(len(SETTINGS))]
+    shape = train.labels.shape[1:]
+    values = [miou(confusions(_label(head, chosen.features, shape), chosen.labels, classes)) for head in heads]
     best = int(np.argmax(values))
-    return _confusions(Head(*(x[best] for x in bank)), test, classes)
+    predicted = _label(heads[best], (test_features - mean) / scale, shape)
+    sweep = {(f"decay {decay:g}", rate): value for (rate, decay), value in zip(SETTINGS, values)}
+    return Segmented(predicted, sweep, f"rate {SETTINGS[best][0]:g}, decay {SETTINGS[best][1]:g}")
+
+
+def nearest(train: Labelled, test_features: np.ndarray, classes: int) -> np.ndarray:
+    """Labels of the test images, uint8 [n, H, W], without any training: a patch has the classes of the train patches
+    nearest to it, by the shares of their pixels."""
+    check_classes(train.labels, classes)
+    P, D = train.features.shape[1:]
+    shares = patch_shares(train.labels, classes, round(P**0.5)).reshape(-1, classes)
+    rows = np.flatnonzero(shares.sum(axis=1))  # a patch that is ignored whole says nothing
+    if len(rows) > NEAREST_OF:
+        rows = np.sort(np.random.default_rng(SEED).choice(rows, NEAREST_OF, replace=False))
+    features, shares = train.features.reshape(-1, D)[rows], shares[rows]
+    parts = []
+    for start in range(0, len(test_features), TEST_CHUNK):
+        part = test_features[start : start + TEST_CHUNK]
+        votes = knn.vote(knn.neighbours(features, part.reshape(-1, D)), shares)
+        parts.append(_enlarged_argmax(votes.reshape(len(part), P, classes), train.labels.shape[1:]))
+    return np.concatenate(parts)
+
+
+def patch_shares(labels: np.ndarray, classes: int, side: int) -> np.ndarray:
+    """Of labels [n, H, W], the share of each class among the pixels of each patch that count: float32 [n, N, classes].
+
+    Zero for a patch without any such pixel.
+    """
+    n, H, W = labels.shape
+    blocks = labels.reshape(n, side, H // side, side, W // side).transpose(0, 1, 3, 2, 4).reshape(n, side * side, -1)
+    counts = np.stack([(blocks == number).sum(axis=-1) for number in range(classes)], axis=-1)
+    return (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)).astype(np.float32)
+
+
+def check_classes(labels: np.ndarray, classes: int) -> None:
+    """UserError where no pixel counts, or one is of a class that there is not."""
+    counted = labels[labels != IGNORED]
+    if not len(counted):
+        raise UserError(f"every pixel of the masks is {IGNORED}, which is ignored; give masks with classes")
+    if counted.max() >= classes:
+        raise UserError(f"a mask holds class {counted.max()}, and there are only {classes}; prepare the data anew")
+
+
+def confusions(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    """How many pixels of each true class were given to each class: int [n, true, predicted], from two [n, H, W].
+
+    UserError where no pixel counts, or one is of a class that there is not.
+    """
+    check_classes(labels, classes)
+    n = len(labels)
+    image = np.arange(n)[:, None, None]
+    cell = (image * classes + np.minimum(labels, classes - 1)) * classes + predicted
+    return np.bincount(cell[labels != IGNORED], minlength=n * classes**2).reshape(n, classes, classes)
 
 
 def miou(confusion: np.ndarray) -> float:
@@ -117,11 +181,11 @@ def _loss(head: Head, features_BxNxD: jax.Array, labels_BxHxW: jax.Array, weight
 
 
 def _fit(train: Labelled, classes: int) -> Head:
-    """The bank, with a leading axis for LEARNING_RATES; all heads see the same batches."""
+    """The bank, with a leading axis for SETTINGS; all heads see the same batches."""
     D = train.features.shape[-1]
     rng = np.random.default_rng(SEED)
     order = _batches(rng, len(train.features))
-    rates = jnp.array(LEARNING_RATES)
+    rates, decays = jnp.array(SETTINGS).T
     bank = Head(jnp.zeros((len(rates), D, classes)), jnp.zeros((len(rates), classes)))
     adam = optax.scale_by_adam()
     moments = jax.vmap(adam.init)(bank)
@@ -133,7 +197,8 @@ def _fit(train: Labelled, classes: int) -> Head:
         # Grids of one size wherever they begin, so that the step is compiled once.
         y, x = (slice(rng.integers(k), k * (size // k), k) for k, size in zip(strides, (H, W)))
         labels = train.labels[batch][:, y, x].astype(int)
-        bank, moments = _update(bank, moments, rates * fraction, train.features[batch], labels, (rows[y], columns[x]))
+        features, weights = train.features[batch], (rows[y], columns[x])
+        bank, moments = _update(bank, moments, rates * fraction, decays, features, labels, weights)
     return bank
 
 
@@ -146,31 +211,35 @@ def _batches(rng: np.random.Generator, count: int) -> Sequence[np.ndarray]:
 
 
 @jax.jit
-def _update(bank: Head, moments, rates: jax.Array, features: jax.Array, labels: jax.Array, weights: tuple):
+def _update(
+    bank: Head, moments, rates: jax.Array, decays: jax.Array, features: jax.Array, labels: jax.Array, weights: tuple
+):
     gradients = jax.vmap(jax.grad(_loss), in_axes=(0, None, None, None))(bank, features, labels, weights)
     steps, moments = jax.vmap(optax.scale_by_adam().update)(gradients, moments)
 
     def stepped(parameter, step):
-        rate = rates.reshape(-1, *[1] * (parameter.ndim - 1))
-        decay = WEIGHT_DECAY if parameter.ndim == 3 else 0.0  # not of the bias
+        rate, decay = (x.reshape(-1, *[1] * (parameter.ndim - 1)) for x in (rates, decays))
+        if parameter.ndim < 3:  # the bias
+            decay = 0.0
         return parameter - rate * (step + decay * parameter)
 
     return jax.tree.map(stepped, bank, steps), moments
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def _predicted(head: Head, features_BxNxD: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def _labels(head: Head, features_BxNxD: jax.Array, shape: tuple[int, int]) -> jax.Array:
     weights = (_weights(size, round(features_BxNxD.shape[1] ** 0.5)) for size in shape)
     return _logits(head, features_BxNxD, *weights).argmax(axis=-1)
 
 
-def _confusions(head: Head, data: Labelled, classes: int) -> np.ndarray:
-    parts = []
-    for start in range(0, len(data.features), TEST_CHUNK):
-        features, labels = (x[start : start + TEST_CHUNK] for x in data)
-        predicted = np.asarray(_predicted(head, features, labels.shape[1:]))
-        image = np.arange(len(labels))[:, None, None]
-        cell = (image * classes + np.minimum(labels, classes - 1)) * classes + predicted
-        cells = np.bincount(cell[labels != IGNORED], minlength=len(labels) * classes * classes)
-        parts.append(cells.reshape(len(labels), classes, classes))
-    return np.concatenate(parts)
+def _label(head: Head, features: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [n, H, W]."""
+    chunks = (features[start : start + TEST_CHUNK] for start in range(0, len(features), TEST_CHUNK))
+    return np.concatenate([np.asarray(_labels(head, chunk, shape), np.uint8) for chunk in chunks])
+
+
+def _enlarged_argmax(scores_BxNxC: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """uint8 [B, H, W]."""
+    C = scores_BxNxC.shape[-1]
+    same = Head(jnp.eye(C), jnp.zeros(C))
+    return np.asarray(_labels(same, scores_BxNxC, shape), np.uint8)

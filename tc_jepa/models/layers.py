@@ -68,7 +68,7 @@ def flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers, precisi
     return product.reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def layer_norm(name: str) -> nn.LayerNorm:
+def layer_norm(name: str | None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=jnp.float32, name=name)
 
 

@@ -21,6 +21,7 @@ def line_chart(
     lines: Mapping[str, Line],
     *,
     log: bool = False,
+    log_x: bool = False,
     levels: Mapping[str, float] | None = None,
     x_label: str = "step",
     marks: bool = False,
@@ -38,6 +39,10 @@ def line_chart(
             axis.plot(x, y, style, color=colour, label=name, linewidth=1.5, marker="o" if marks else None, markersize=3)
         for name, level in (levels or {}).items():
             axis.axhline(level, color="#888888", linewidth=1, linestyle=(0, (4, 3)), label=name)
+        if log_x:
+            axis.set_xscale("log")
+            axis.xaxis.set_major_formatter(LogFormatter())
+            axis.xaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
         if log:
             axis.set_yscale("log")
             # The usual formatter writes formulas, which are off here; this one writes 1e-03.

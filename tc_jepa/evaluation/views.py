@@ -1,0 +1,33 @@
+"""Random views of images, as a source of images: what tells an image from its crops, and augmented train sets."""
+
+from collections.abc import Sequence
+import functools
+
+import numpy as np
+
+from tc_jepa.data.sources import Captioned, Example
+from tc_jepa.data.transforms import random_resized_crop
+
+SEED = 0
+SCALE, ASPECT = (0.3, 1.0), (3 / 4, 4 / 3)  # of a crop: I-JEPA's in pretraining
+
+
+class Views:
+    """`views` crops of each of some images, one image after the other, half of them flipped.
+
+    A crop is drawn from its position alone, whatever else is read. It is as large as the image's shorter side.
+    """
+
+    def __init__(self, source: Captioned, images: Sequence[int], views: int):
+        self._images, self._views = images, views
+        # Views of an image are read one after another: it is decoded once.
+        self._image = functools.lru_cache(maxsize=4)(lambda index: source[index].image)
+
+    def __len__(self) -> int:
+        return len(self._images) * self._views
+
+    def __getitem__(self, position: int) -> Example:
+        image = self._image(int(self._images[position // self._views]))
+        rng = np.random.default_rng((SEED, position))
+        view = random_resized_crop(image, min(image.shape[:2]), SCALE, ASPECT, rng)
+        return Example(view[:, ::-1] if rng.random() < 0.5 else view, ())

@@ -1,0 +1,92 @@
+"""Pictures of an evaluation: label maps beside the truth, nearest neighbours, confusions, the curves of sweeps."""
+
+from collections.abc import Sequence
+import io
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+import numpy as np
+
+from tc_jepa.data.sources import Captioned
+from tc_jepa.data.transforms import resize_and_centre_crop
+from tc_jepa.evaluation.evaluate import Confusion, Findings, LabelMaps
+from tc_jepa.evaluation.segmentation import IGNORED
+from tc_jepa.files import replacing
+from tc_jepa.report import pictures
+from tc_jepa.report.charts import line_chart
+
+SIDE = 128  # pixels of a neighbour
+NAMED_CLASSES = 40  # of a confusion, at most; more are drawn without their names
+NO_LABEL = (255, 255, 255)
+
+
+def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) -> list[Path]:
+    """Writes the pictures that there is something for into the existing folder `output`; returns their paths."""
+    files: dict[str, bytes] = {}
+    for name, maps in findings.label_maps.items():
+        files[f"segmentation_{name}.png"] = pictures.png(label_maps(maps, test))
+    if findings.neighbours is not None:
+        files["neighbours.png"] = pictures.png(neighbours(*findings.neighbours, train, test))
+    for task, found in findings.confusions.items():
+        files[f"confusion_{task}.png"] = confusion(found, task)
+    for name, sweep in findings.sweeps.items():
+        lines: dict[str, tuple[list[float], list[float]]] = {}
+        for (setting, rate), score in sorted(sweep.items()):
+            x, y = lines.setdefault(setting, ([], []))
+            x.append(rate)
+            y.append(100 * score)
+        title = f"{name}: % on the train examples that choose"
+        chart = line_chart(title, lines, x_label="learning rate", marks=True, log_x=True)
+        files[f"sweep_{name.replace('/', '_')}.svg"] = chart.encode()
+    for name, content in files.items():
+        with replacing(output / name) as beside:
+            beside.write_bytes(content)
+    return [output / name for name in files]
+
+
+def label_maps(maps: LabelMaps, test: Captioned) -> np.ndarray:
+    """A row an image: the image, its true classes, the predicted ones; a class has one colour, white is ignored."""
+    rows = []
+    size = maps.truth.shape[-1]
+    for index, predicted, truth in zip(maps.images, maps.predicted, maps.truth):
+        image = resize_and_centre_crop(test[int(index)].image, size)
+        row = [image, coloured(truth, len(maps.classes)), coloured(predicted, len(maps.classes))]
+        rows.append(pictures.side_by_side([pictures.enlarged(picture, (size, size)) for picture in row]))
+    return pictures.stacked(rows)
+
+
+def coloured(labels: np.ndarray, classes: int) -> np.ndarray:
+    """uint8 [H, W] of classes -> uint8 [H, W, 3]."""
+    name, count = ("tab10", 10) if classes <= 10 else ("tab20", 20)
+    palette = (255 * colormaps[name](np.arange(256) % count)[:, :3]).round().astype(np.uint8)
+    palette[IGNORED] = NO_LABEL
+    return palette[labels]
+
+
+def neighbours(shown: Sequence[int], nearest: np.ndarray, train: Captioned, test: Captioned) -> np.ndarray:
+    """A row a test image: itself, then the train images nearest to it."""
+    rows = []
+    for index, others in zip(shown, nearest):
+        row = [test[int(index)].image, *(train[int(other)].image for other in others)]
+        rows.append(pictures.side_by_side([resize_and_centre_crop(image, SIDE) for image in row]))
+    return pictures.stacked(rows)
+
+
+def confusion(found: Confusion, task: str) -> bytes:
+    """A PNG: of the examples of a true class (row), the share that is given to each class (column)."""
+    shares = found.counts / np.maximum(found.counts.sum(axis=1, keepdims=True), 1)
+    C = len(found.classes)
+    side = 3.0 + 0.22 * min(C, NAMED_CLASSES)
+    figure = Figure(figsize=(side + 0.8, side), layout="constrained")
+    axis = figure.subplots()
+    figure.colorbar(axis.imshow(shares, vmin=0.0, vmax=1.0, cmap="Blues"), shrink=0.7)
+    if C <= NAMED_CLASSES:
+        axis.set_xticks(range(C), found.classes, rotation=90, parse_math=False)
+        axis.set_yticks(range(C), found.classes, parse_math=False)
+    axis.set_xlabel("given by the probe")
+    axis.set_ylabel("true")
+    axis.set_title(f"{task}, {found.probe}", loc="left", parse_math=False)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()

@@ -1,0 +1,170 @@
+"""What an evaluation adds to its probes: features that survive a kill, ranks, few labels, another encoder beside it."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tc_jepa.data.sources import Task
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation import features, lowshot, rank, results
+from tc_jepa.evaluation.evaluate import confusion, evaluate, Findings
+from tc_jepa.evaluation.features import FeatureStore
+from tc_jepa.evaluation.scores import Truth
+from tc_jepa.evaluation.views import Views
+from tc_jepa.report import evaluated
+from tests.test_evaluation import pixels, Written
+
+SIZES = {"train_examples": 60, "test_examples": 40, "dense_examples": 1}
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+class Counting(Written):
+    """Counts how often an image is read; breaks at the read that `patience` counts down to."""
+
+    reads, patience = 0, 10**9
+
+    def __getitem__(self, index):
+        if Counting.reads == Counting.patience:
+            raise KeyboardInterrupt
+        Counting.reads += 1
+        return super().__getitem__(index)
+
+
+def test_a_killed_evaluation_goes_on_from_its_features_and_scores_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(features, "IMAGES_PER_SHARD", 16)
+    monkeypatch.setattr("tc_jepa.evaluation.encoder.READ_THREADS", 0)
+    monkeypatch.setattr(Counting, "reads", 0)
+    train, test = Counting(60, 0), Counting(40, 1)
+
+    def judge(folder):
+        store = FeatureStore(folder, {"data": "here"})
+        return evaluate(pixels(), {"again": pixels()}, train, test, ["knn", "rank"], **SIZES, store=store).scores
+
+    whole = judge(None)
+    monkeypatch.setattr(Counting, "reads", 0)
+    monkeypatch.setattr(Counting, "patience", 50)
+    with pytest.raises(KeyboardInterrupt):
+        judge(tmp_path / "features")
+    kept = len(list((tmp_path / "features").glob("*.npz")))
+    assert kept == 6  # three shards of 16 images, of two encoders that share what is read
+    monkeypatch.setattr(Counting, "reads", 0)
+    monkeypatch.setattr(Counting, "patience", 10**9)
+    assert judge(tmp_path / "features") == whole
+    first = Counting.reads
+    monkeypatch.setattr(Counting, "reads", 0)
+    assert judge(tmp_path / "features") == whole
+    assert Counting.reads == 0 < first
+    with pytest.raises(UserError, match="was begun with another data"):
+        FeatureStore(tmp_path / "features", {"data": "there"})
+
+
+def test_classes_that_differ_between_splits_are_refused():
+    others = Written(40, 1, tasks={"row": Task("single", ("a", "b", "c", "x")), "cells": Task("multi", tuple("efg"))})
+    with pytest.raises(UserError, match="have other classes"):
+        evaluate(pixels(), {}, Written(60, 0), others, ["knn"], **SIZES)
+
+
+def test_lidar_counts_what_tells_images_apart_against_their_views(rng):
+    """3 of 6 directions differ between images, the others only between views of one."""
+    images, noise = rng.normal(size=(200, 1, 6)), rng.normal(size=(200, 10, 6))
+    mask = np.array([1, 1, 1, 0, 0, 0])
+    assert rank.lidar(100 * mask * images + noise) == pytest.approx(3, abs=0.1)
+    scales = np.array([1, 1, 1, 100, 100, 100])  # a rank of variance would see the views alone
+    assert rank.lidar(100 * mask * images + scales * noise) == pytest.approx(3, abs=0.1)
+    assert rank.rankme((100 * mask * images + scales * noise).reshape(-1, 6)) > 4
+    assert rank.lidar(7 * (100 * mask * images + noise)) == pytest.approx(
+        rank.lidar(100 * mask * images + noise), rel=1e-6
+    )
+
+
+def test_participation_is_the_number_of_equal_variances(rng):
+    features = rng.normal(size=(20_000, 5)) * np.array([1, 1, 1, 1, 0]) + 10
+    assert rank.participation_ratio(features) == pytest.approx(4, rel=0.01)
+
+
+def test_positions_alone_are_no_rank(rng):
+    positions = rng.normal(size=(1, 16, 8))
+    contents = rng.normal(size=(300, 16, 1)) * np.eye(8)[0]
+    centred = rank.position_centred(10 * positions + contents)
+    assert centred.shape == (300 * 16, 8)
+    assert rank.participation_ratio(centred) == pytest.approx(1, abs=0.01)
+
+
+def test_views_are_the_same_whatever_else_is_read():
+    views = Views(Written(20, 0), [3, 5], 4)
+    assert len(views) == 8
+    later = views[6].image
+    np.testing.assert_array_equal(Views(Written(20, 0), [3, 5], 4)[6].image, later)
+    assert later.shape == (16, 16, 3)
+    assert len({views[i].image.tobytes() for i in range(8)}) == 8
+
+
+def test_few_labels_are_drawn_from_every_class():
+    classes = np.eye(10, dtype=bool)[np.repeat(np.arange(10), [200, 91, *[10] * 8])]
+    rows = lowshot.draw(Truth("single", classes), 0.1, np.random.default_rng(0))
+    assert classes[rows].sum(axis=0).tolist() == [20, 9, *[1] * 8]
+    assert len(set(rows)) == len(rows)
+    other = lowshot.draw(Truth("single", classes), 0.1, np.random.default_rng(1))
+    assert set(other) != set(rows)
+    assert len(lowshot.draw(Truth("multi", classes), 0.1, np.random.default_rng(0))) == 37
+    assert len(lowshot.draw(Truth("single", classes[:8]), 0.01, np.random.default_rng(0))) == lowshot.FEWEST
+
+
+def test_few_labels_have_a_spread_and_written_ones_are_found():
+    sizes = SIZES | {"train_examples": 800, "test_examples": 200}
+    found = evaluate(pixels(), {"again": pixels()}, Written(800, 0), Written(200, 1), ["lowshot"], **sizes).scores
+    assert found["lowshot_10/row"] > 0.95
+    assert found["lowshot_1/row"] < found["lowshot_10/row"]
+    assert found["again/lowshot_1/cells"] == found["lowshot_1/cells"]
+    assert found["spread/lowshot_1/cells"] > 0
+
+
+def test_a_confusion_has_the_true_class_in_its_rows():
+    truth = Truth("single", np.eye(3, dtype=bool)[[0, 0, 1, 2]])
+    counts = confusion(truth, np.eye(3)[[0, 1, 1, 0]])
+    assert counts.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 0]]
+
+
+@pytest.fixture(scope="module")
+def findings():
+    return evaluate(
+        pixels(), {"compared": pixels(patch_size=8)}, Written(60, 0), Written(40, 1), ["knn", "rank"], **SIZES
+    )
+
+
+def test_the_report_shows_the_compared_encoder_and_what_is_gained_over_it(findings):
+    text = results.render(findings, Written(1, 0).tasks, {"data": "here"})
+    assert "| compared" in text and "over compared" in text
+    assert "+0.0 [0.0, 0.0]" in text  # pooled pixels are the same for any patch
+    assert "init" not in text and "context" not in text
+    assert "## knn_10" in text and "LiDAR, pooled" in text and "Wall time in seconds: features " in text
+
+
+def test_pictures_are_written_of_what_was_found(findings, tmp_path):
+    paths = evaluated.draw(findings, Written(60, 0), Written(40, 1), tmp_path)
+    assert [path.name for path in paths] == ["neighbours.png", "confusion_row.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
+    assert findings.confusions["row"].probe == "knn" and findings.confusions["row"].counts.sum() == 40
+    results.write_results(tmp_path, findings, {}, "report")
+    assert (tmp_path / "confusion_row.csv").read_text().startswith("true class (knn),a,b,c,d\na,")
+
+
+def test_a_sweep_is_a_curve_and_a_list(tmp_path):
+    sweep = {("decay 0", 0.1): 0.5, ("decay 0", 0.01): 0.4, ("decay 1", 0.1): 0.3}
+    found = Findings(sweeps={"linear/row": sweep}, chosen={"linear/row": "rate 0.1"})
+    (path,) = evaluated.draw(found, Written(1, 0), Written(1, 0), tmp_path)
+    assert path.name == "sweep_linear_row.svg" and "decay 1" in path.read_text()
+    results.write_results(tmp_path, found, {}, "report")
+    stored = json.loads((tmp_path / "results.json").read_text())
+    assert stored["sweeps"]["linear/row"][1] == {"setting": "decay 0", "rate": 0.01, "score": 0.4}
+
+
+def test_results_of_before_are_told_apart(tmp_path):
+    (tmp_path / "results.json").write_text('{"knn/shape": 0.5}')
+    with pytest.raises(UserError, match="written by an earlier version"):
+        results.read_results(tmp_path / "results.json")
