@@ -277,7 +277,7 @@ def test_an_interrupted_command_leaves_nothing(folder, monkeypatch):
     def interrupt(data):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare.folder, "decode_image", interrupt)
+    monkeypatch.setattr(prepare.pictures, "decode_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         prepare_lines(folder, [GOOD])
     assert sorted(path.name for path in folder.parent.iterdir()) == ["captions.jsonl", "images", "outside.png"]

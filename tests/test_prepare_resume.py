@@ -38,7 +38,7 @@ def run(photos: Path, output: str, **options) -> prepare.Summary:
 
 def interrupted(photos: Path, monkeypatch, after: int, output: str = "out") -> Path:
     """The partial that is left when Ctrl-C comes at an image."""
-    decode, seen = prepare.folder.decode_image, []
+    decode, seen = prepare.pictures.decode_image, []
 
     def decode_or_stop(data):
         seen.append(data)
@@ -47,15 +47,15 @@ def interrupted(photos: Path, monkeypatch, after: int, output: str = "out") -> P
         return decode(data)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare.folder, "decode_image", decode_or_stop)
+        patch.setattr(prepare.pictures, "decode_image", decode_or_stop)
         run(photos, output)
     return photos.parent / f"{output}.partial"
 
 
 def decoded(monkeypatch) -> list[bytes]:
     """Fills up with the images that are read from now on."""
-    decode, seen = prepare.folder.decode_image, []
-    monkeypatch.setattr(prepare.folder, "decode_image", lambda data: (seen.append(data), decode(data))[1])
+    decode, seen = prepare.pictures.decode_image, []
+    monkeypatch.setattr(prepare.pictures, "decode_image", lambda data: (seen.append(data), decode(data))[1])
     return seen
 
 

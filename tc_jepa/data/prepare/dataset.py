@@ -121,6 +121,12 @@ def shard_size(count: int) -> int:
     return size
 
 
+def spans(count: int) -> list[range]:
+    """Which images of a split of `count` each of its shards holds."""
+    size = shard_size(count)
+    return [range(start, min(start + size, count)) for start in range(0, count, size)]
+
+
 def read_vocabulary(path: str | None) -> bytes | None:
     """Raises UserError where it is none that captions can be read with."""
     if path is None:

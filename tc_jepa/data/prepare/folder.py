@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 import tensorflow_datasets as tfds
 
 from tc_jepa.data.candidates import candidates
-from tc_jepa.data.images import decode_image, decode_mask
-from tc_jepa.data.prepare import dataset, texts
+from tc_jepa.data.prepare import dataset, pictures, texts
 from tc_jepa.data.prepare.dataset import Bad, Record, Shard
+from tc_jepa.data.prepare.pictures import DIGEST_BYTES
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.files import refuse_existing
-
-DIGEST_BYTES = 16
 
 
 class Line(NamedTuple):
@@ -55,10 +53,9 @@ class Places:
     def shards(self, split: str, classes: dict[str, list[str]]) -> Iterator[Shard]:
         """Cut into shards. Classes are part of what they are made from: a new one may change every label's index."""
         form = json.dumps(classes).encode()
-        step = dataset.shard_size(len(self.numbers))
-        for index, start in enumerate(range(0, len(self.numbers), step)):
-            numbers, offsets = self.numbers[start : start + step], self.offsets[start : start + step]
-            lines = self.digests[start * DIGEST_BYTES : (start + step) * DIGEST_BYTES]
+        for index, span in enumerate(dataset.spans(len(self.numbers))):
+            numbers, offsets = self.numbers[span.start : span.stop], self.offsets[span.start : span.stop]
+            lines = self.digests[span.start * DIGEST_BYTES : span.stop * DIGEST_BYTES]
             digest = hashlib.blake2b(form + lines, digest_size=DIGEST_BYTES).hexdigest()
             yield Shard(split, index, digest, len(numbers), (numbers, offsets))
 
@@ -144,10 +141,10 @@ def _parse(raw: bytes, where: str, root: Path) -> Line:
         raise UserError(f'{where}: "split" is {split!r}; it must be one of {", ".join(SPLITS)}')
     annotations: dict[str, Any] = {}
     if "label" in entry:
-        annotations["label"] = _class_name(texts.string(entry["label"], "label", where), where)
+        annotations["label"] = texts.class_name(texts.string(entry["label"], "label", where), where)
     if "labels" in entry:
         labels = texts.strings(entry["labels"], "labels", where)
-        annotations["labels"] = sorted({_class_name(name, where) for name in labels})
+        annotations["labels"] = sorted({texts.class_name(name, where) for name in labels})
     if "mask" in entry:
         annotations["mask"] = _inside(root, entry["mask"], "mask", where)
     captions = texts.strings(entry["captions"], "captions", where)
@@ -156,12 +153,6 @@ def _parse(raw: bytes, where: str, root: Path) -> Line:
         descriptions = texts.string_or_strings(entry["descriptions"], "descriptions", where)
     path = _inside(root, entry["file"], "file", where)
     return Line(where, entry["file"], path, split, captions, descriptions, annotations)
-
-
-def _class_name(name: str, where: str) -> str:
-    if name.splitlines() != [name.strip()]:  # TFDS keeps class names in a text file, one a line
-        raise UserError(f"{where}: {name!r} is no class name; give words on one line, without space around them")
-    return name
 
 
 def _inside(root: Path, value: Any, key: str, where: str) -> Path:
@@ -214,41 +205,16 @@ def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], dict[str, l
 
 
 def _digest(raw: bytes, line: Line) -> bytes:
-    """Of a line and of its files as far as size and time of change tell."""
     files = [line.path, line.annotations["mask"]] if "mask" in line.annotations else [line.path]
-    stamps = [(stat.st_size, stat.st_mtime_ns) for stat in (path.stat() for path in files)]
-    return hashlib.blake2b(raw.strip() + repr(stamps).encode(), digest_size=DIGEST_BYTES).digest()
-
-
-# Reading what a line names
+    return pictures.digest(raw.strip(), files)
 
 
 def _record(line: Line) -> Record | Bad:
-    data = _read(line.path, line.where)
-    try:
-        shape = decode_image(data).shape[:2]
-    except ValueError as error:
-        return Bad(f"{line.where}: {line.file} does not decode: {error}", "mend it, remove its line")
-    example = {"image": data, "file": line.file, **line.annotations}
+    picture = pictures.read_image(line.path, f"{line.where}: {line.file}", "mend it, remove its line")
+    if isinstance(picture, Bad):
+        return picture
+    example = {"image": picture.data, "file": line.file, **line.annotations}
     if "mask" in example:
-        example["mask"] = _read_mask(example["mask"], shape, line.where)
+        path = example["mask"]
+        example["mask"] = pictures.read_mask(path, f"{line.where}: mask {path}", picture.shape)
     return Record(example, candidates(line.captions, line.descriptions))
-
-
-def _read(path: Path, where: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{where}: {path} cannot be read ({error.strerror}); make it readable") from error
-
-
-def _read_mask(path: Path, shape: tuple[int, int], where: str) -> bytes:
-    data = _read(path, where)
-    try:
-        found = decode_mask(data).shape
-    except ValueError as error:
-        raise UserError(f"{where}: mask {path} does not decode: {error}; save it as a PNG of class indices") from error
-    if found != shape:
-        sizes = f"{found[1]} x {found[0]} pixels and its upright image {shape[1]} x {shape[0]}"
-        raise UserError(f"{where}: mask {path} is {sizes}; draw it at the image's size")
-    return data

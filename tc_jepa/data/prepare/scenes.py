@@ -40,10 +40,9 @@ def prepare_scenes(
     job = dataset.Job(SceneReader(sources), _features(sources[TRAIN]), model, words, skip_bad=False)
     shards = []
     for split, number in counts.items():
-        step = dataset.shard_size(number)
-        for index, start in enumerate(range(0, number, step)):
-            stop = min(start + step, number)
-            shards.append(dataset.Shard(split, index, f"{start}:{stop}", stop - start, (split, start, stop)))
+        for index, span in enumerate(dataset.spans(number)):
+            digest = f"{span.start}:{span.stop}"
+            shards.append(dataset.Shard(split, index, digest, len(span), (split, span.start, span.stop)))
     command = {"source": "scenes", "count": count, "seed": seed, "size": size}
     return dataset.write(Path(output), job, shards, command, workers=workers, unit="images")
 

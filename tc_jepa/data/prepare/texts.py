@@ -39,3 +39,9 @@ def strings(value: Any, key: str, where: str) -> list[str]:
 
 def string_or_strings(value: Any, key: str, where: str) -> list[str]:
     return strings(value, key, where) if isinstance(value, list) else [string(value, key, where)]
+
+
+def class_name(name: str, where: str) -> str:
+    if name.splitlines() != [name.strip()]:  # TFDS keeps class names in a text file, one a line
+        raise UserError(f"{where}: {name!r} is no class name; give words on one line, without space around them")
+    return name
