@@ -1,7 +1,8 @@
-"""Prepare data: images with captions, or drawn scenes, into one folder that --config.data.path takes.
+"""Prepare data: images with captions or labels, or drawn scenes, into one folder that --config.data.path takes.
 
   python -m launch.prepare_data --source=folder --images=DIR --captions=FILE.jsonl --output=DIR [--vocabulary=FILE]
   python -m launch.prepare_data --source=tars --input='DIR/*.tar' --output=DIR [--vocabulary=FILE]
+  python -m launch.prepare_data --source=imagefolder --images=DIR --output=DIR
   python -m launch.prepare_data --source=scenes --count=10000 --output=DIR
 
 captions.jsonl holds one JSON object a line: "file", relative to --images; "captions", a list of strings, which may be
@@ -13,6 +14,9 @@ none. Other keys are ignored.
 Tars are those of img2dataset: an image with a .txt, a .json or both beside it, under the same name. --caption_fields
 and --description_fields say which texts are captions, and which are split into sentences: txt is the .txt, any other
 name a key of the .json.
+
+An image folder holds DIR/SPLIT/CLASS/IMAGE, or images deeper below their class; splits are train, val and test, or
+training, validation and testing, and all hold the same classes. There are no captions.
 
 The output is a TFDS dataset in ArrayRecord form, with histograms of its captions as captions.json and captions.png. It
 appears when it is whole. When the command is killed or stops at bad input, finished shards stay in OUTPUT.partial, and
@@ -32,16 +36,23 @@ from launch import common
 from tc_jepa.errors import UserError
 
 SOURCE = flags.DEFINE_enum(
-    "source", None, ["folder", "tars", "scenes"], "What to prepare: images with a captions.jsonl, tars, drawn scenes."
+    "source",
+    None,
+    ["folder", "tars", "imagefolder", "scenes"],
+    "What to prepare: images with a captions.jsonl, tars, a folder of images for every class, drawn scenes.",
 )
-IMAGES = flags.DEFINE_string("images", None, "folder: the directory that files and masks are relative to.")
+IMAGES = flags.DEFINE_string(
+    "images",
+    None,
+    "folder: the directory that files and masks are relative to; imagefolder: that of the splits.",
+)
 CAPTIONS = flags.DEFINE_string("captions", None, "folder: the captions.jsonl.")
 INPUT = flags.DEFINE_multi_string(
     "input", None, "tars: a pattern of files, for split train; val:PATTERN and test:PATTERN for those. May be repeated."
 )
 CAPTION_FIELDS = flags.DEFINE_list("caption_fields", ["txt"], "tars: texts that are one caption each.")
 DESCRIPTION_FIELDS = flags.DEFINE_list("description_fields", [], "tars: texts whose sentences are captions.")
-SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "folder, tars: name, leave out and count images that do not decode.")
+SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "all but scenes: name, leave out and count images that do not decode.")
 COUNT = flags.DEFINE_integer("count", None, "scenes: how many to train on; val and test get a tenth as many each.")
 SEED = flags.DEFINE_integer("seed", 0, "scenes: the seed that they are drawn from.")
 SIZE = flags.DEFINE_integer("size", 64, "scenes: width and height in pixels.")
@@ -61,11 +72,18 @@ WORKERS = flags.DEFINE_integer(
     "workers", None, "Processes; 0: only this one. Default: one a core. The result is the same.", lower_bound=0
 )
 
-NEEDED = {"folder": ("images", "captions", "output"), "tars": ("input", "output"), "scenes": ("count", "output")}
+NEEDED = {
+    "folder": ("images", "captions", "output"),
+    "tars": ("input", "output"),
+    "imagefolder": ("images", "output"),
+    "scenes": ("count", "output"),
+}
+TEXT = ("vocabulary", "words")
 OWN = {
-    "folder": ("images", "captions", "skip_bad"),
-    "tars": ("input", "caption_fields", "description_fields", "skip_bad"),
-    "scenes": ("count", "seed", "size"),
+    "folder": ("images", "captions", "skip_bad", *TEXT),
+    "tars": ("input", "caption_fields", "description_fields", "skip_bad", *TEXT),
+    "imagefolder": ("images", "skip_bad"),
+    "scenes": ("count", "seed", "size", *TEXT),
 }
 
 
@@ -94,6 +112,8 @@ def prepare():
     from tc_jepa.data import prepare
 
     workers = cores() if WORKERS.value is None else WORKERS.value
+    if SOURCE.value == "imagefolder":
+        return prepare.prepare_imagefolder(IMAGES.value, OUTPUT.value, skip_bad=SKIP_BAD.value, workers=workers)
     shared = {"vocabulary": VOCABULARY.value, "words": WORDS.value, "workers": workers}
     if SOURCE.value == "folder":
         return prepare.prepare_folder(IMAGES.value, CAPTIONS.value, OUTPUT.value, skip_bad=SKIP_BAD.value, **shared)

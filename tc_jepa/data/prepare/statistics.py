@@ -73,7 +73,9 @@ class Summary:
 
 
 def text(summary: Summary) -> str:
-    """Both histograms for a terminal, and what was left out of them."""
+    """Both histograms for a terminal, and what was left out of them; one line where no image has a caption."""
+    if not any(summary.captions):
+        return "no image has captions"
     parts = [_bars("candidates per image", "images", summary.captions)]
     if summary.words is None:
         parts.append("words per candidate: not counted, as words are those of a vocabulary; give --vocabulary")

@@ -1,0 +1,144 @@
+"""Trees of images named after their classes, to a prepared folder and back; and what is refused on the way."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from tc_jepa.data import prepare
+from tc_jepa.data.images import decode_image
+from tc_jepa.data.prepare import dataset
+from tc_jepa.data.prepared import PreparedSource, splits
+from tc_jepa.errors import UserError
+from tests.preparing import contents, PHOTO_LINES, PHOTOS
+
+PHOTO = (PHOTOS / PHOTO_LINES[0]["file"]).read_bytes()
+
+
+def plant(root: Path, *names: str, data: bytes | None = None) -> Path:
+    """Files below `root`, each a picture of its own unless its bytes are given."""
+    for number, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if data is None:
+            Image.new("RGB", (6, 4), (number, len(name), 0)).save(path, "PNG")
+        else:
+            path.write_bytes(data)
+    return root
+
+
+@pytest.fixture
+def animals(tmp_path) -> Path:
+    return plant(
+        tmp_path / "animals",
+        *("train/dog/b.png", "train/dog/a.png", "train/cat/deep/er/a.png", "train/big bear/a.png"),
+        *("val/cat/c.png", "val/dog/a.png", "val/big bear/z.png"),
+    )
+
+
+def prepare_animals(root: Path, **options) -> prepare.Summary:
+    return prepare.prepare_imagefolder(str(root), str(root.parent / "out"), **options)
+
+
+def test_images_come_back_with_the_class_of_their_folder(animals):
+    plant(animals, "README.txt", "train/dog/.DS_Store", data=b"no image")
+    prepare_animals(animals)
+    found = {}
+    for split in ("train", "val"):
+        source = PreparedSource(str(animals.parent / "out"), split)
+        classes = source.tasks["label"].classes
+        assert source.tasks["label"].kind == "single" and classes == ("big bear", "cat", "dog")
+        for index in range(len(source)):
+            name = source.file(index)
+            np.testing.assert_array_equal(source[index].image, decode_image((animals / name).read_bytes()))
+            assert source[index].captions == ()
+            found[name] = classes[source.labels(index)["label"]]
+    assert list(found) == [
+        *("train/big bear/a.png", "train/cat/deep/er/a.png", "train/dog/a.png", "train/dog/b.png"),
+        *("val/big bear/z.png", "val/cat/c.png", "val/dog/a.png"),
+    ]
+    assert all(name.split("/")[1] == label for name, label in found.items())
+
+
+def test_splits_may_have_their_longer_names_and_files_be_links(animals):
+    (animals / "val").rename(animals / "validation")
+    (animals / "train").rename(animals.parent / "elsewhere")
+    (animals / "training").symlink_to(animals.parent / "elsewhere")
+    prepare_animals(animals)
+    assert splits(str(animals.parent / "out")) == {"train": 4, "val": 3}
+    assert PreparedSource(str(animals.parent / "out"), "train").file(0) == "training/big bear/a.png"
+
+
+def test_a_file_that_is_no_image_is_named_or_skipped(animals, capsys):
+    plant(animals, "train/dog/half.jpg", data=PHOTO[:900])
+    with pytest.raises(UserError, match=r"train/dog/half.jpg does not decode: .*mend or remove it, or pass --skip_bad"):
+        prepare_animals(animals)
+    assert not (animals.parent / "out").exists()
+    summary = prepare_animals(animals, skip_bad=True)
+    assert summary.skipped == 1 and summary.images == {"train": 4, "val": 3}
+    assert "half.jpg does not decode" in capsys.readouterr().err
+
+
+def test_work_goes_on_where_it_was_and_processes_change_nothing(animals, monkeypatch, capfd):
+    monkeypatch.setattr(dataset, "SHARD_IMAGES", 2)
+    prepare_animals(animals, workers=2)
+    (animals.parent / "out").rename(animals.parent / "whole")
+    plant(animals, "val/dog/a.png", data=b"no image")  # in the last of four shards
+    with pytest.raises(UserError, match=r"val/dog/a.png does not decode.*\(3 of 4 shards are whole"):
+        prepare_animals(animals)
+    (animals / "val/dog/a.png").unlink()
+    plant(animals, *["val/dog/a.png"] * 6)  # the sixth picture, as it was
+    prepare_animals(animals)
+    assert "3 of 4 shards are whole and stay" in capfd.readouterr().err
+    assert contents(animals.parent / "out") == contents(animals.parent / "whole")
+
+
+def test_a_class_that_came_meanwhile_writes_all_labels_anew(animals, monkeypatch):
+    monkeypatch.setattr(dataset, "SHARD_IMAGES", 2)
+    plant(animals, "val/dog/z.png", data=b"no image")
+    with pytest.raises(UserError, match="3 of 4 shards are whole"):
+        prepare_animals(animals)
+    (animals / "val/dog/z.png").unlink()
+    plant(animals, "train/ant/a.png", "val/ant/a.png")
+    prepare_animals(animals)
+    source = PreparedSource(str(animals.parent / "out"), "train")
+    names = [source.tasks["label"].classes[source.labels(index)["label"]] for index in range(len(source))]
+    assert names == ["ant", "big bear", "cat", "dog", "dog"]
+
+
+def link_in_a_circle(root: Path) -> None:
+    (root / "train/dog/up").symlink_to("..")
+
+
+BAD_TREES = {
+    "class in one split": (
+        lambda root: plant(root, "train/cow/a.png", "val/ant/a.png"),
+        r"different classes: train has cow; val has ant, which not all have; give every split every class",
+    ),
+    "class without images": (lambda root: (root / "val/eel").mkdir(), "val/eel has no images; put some there"),
+    "file in a split": (lambda root: plant(root, "train/a.png"), "train/a.png lies directly in a split"),
+    "no classes": (lambda root: (root / "test").mkdir(), "test holds no folders of classes"),
+    "split twice": (lambda root: plant(root, "validation/dog/a.png"), "holds both val and validation"),
+    "unknown split": (lambda root: plant(root, "valid/dog/a.png"), "valid is no split .*validation.* but beside one"),
+    "broken link": (lambda root: (root / "train/dog/c.png").symlink_to("gone"), "dog/c.png cannot be read"),
+    "circle": (link_in_a_circle, "train/dog/up/dog is a link to a folder that it lies in"),
+    "space after a name": (lambda root: plant(root, "train/dog /a.png"), "'dog ' is no class name"),
+    "not UTF-8": (lambda root: plant(root, "train/dog/\udcff.png"), "not Unicode"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_TREES.values(), ids=BAD_TREES)
+def test_a_tree_that_cannot_be_is_named_in_one_line(animals, change, message):
+    change(animals)
+    with pytest.raises(UserError, match=message) as error:
+        prepare_animals(animals, skip_bad=True)
+    assert "\n" not in str(error.value)
+    assert [path.name for path in animals.parent.iterdir()] == ["animals"]
+
+
+def test_classes_without_splits_are_told_where_to_go(animals):
+    with pytest.raises(UserError, match="holds neither train nor val nor test; move what is there into .*train/train"):
+        prepare_animals(animals / "train")
+    with pytest.raises(UserError, match="--images=.*nowhere is no folder"):
+        prepare_animals(animals / "nowhere")
