@@ -1,8 +1,9 @@
-"""Prepare data: images with captions or labels, or drawn scenes, into one folder that --config.data.path takes.
+"""Prepare data: images with captions, labels or masks, or drawn scenes, into one folder that --config.data.path takes.
 
   python -m launch.prepare_data --source=folder --images=DIR --captions=FILE.jsonl --output=DIR [--vocabulary=FILE]
   python -m launch.prepare_data --source=tars --input='DIR/*.tar' --output=DIR [--vocabulary=FILE]
   python -m launch.prepare_data --source=imagefolder --images=DIR --output=DIR
+  python -m launch.prepare_data --source=segmentation --images=DIR --masks=DIR --classes=FILE --output=DIR
   python -m launch.prepare_data --source=scenes --count=10000 --output=DIR
 
 captions.jsonl holds one JSON object a line: "file", relative to --images; "captions", a list of strings, which may be
@@ -17,6 +18,10 @@ name a key of the .json.
 
 An image folder holds DIR/SPLIT/CLASS/IMAGE, or images deeper below their class; splits are train, val and test, or
 training, validation and testing, and all hold the same classes. There are no captions.
+
+For segmentation, the mask of SPLIT/NAME.jpg in --images is SPLIT/NAME.png in --masks, at any depth. --classes is a file
+with a name a line: the first is the value --first_class in the masks. 255 counts nowhere, and --ignore_index neither:
+VOC's masks are read as they are, ADE20k's with --first_class=1 --ignore_index=0.
 
 The output is a TFDS dataset in ArrayRecord form, with histograms of its captions as captions.json and captions.png. It
 appears when it is whole. When the command is killed or stops at bad input, finished shards stay in OUTPUT.partial, and
@@ -38,13 +43,25 @@ from tc_jepa.errors import UserError
 SOURCE = flags.DEFINE_enum(
     "source",
     None,
-    ["folder", "tars", "imagefolder", "scenes"],
-    "What to prepare: images with a captions.jsonl, tars, a folder of images for every class, drawn scenes.",
+    ["folder", "tars", "imagefolder", "segmentation", "scenes"],
+    "What to prepare: images with a captions.jsonl, tars, folders named after classes, images beside masks, scenes.",
 )
 IMAGES = flags.DEFINE_string(
     "images",
     None,
-    "folder: the directory that files and masks are relative to; imagefolder: that of the splits.",
+    "folder: the directory that files and masks are relative to; imagefolder, segmentation: that of the splits.",
+)
+MASKS = flags.DEFINE_string("masks", None, "segmentation: the directory of the masks' splits.")
+CLASSES = flags.DEFINE_string("classes", None, "segmentation: a file with the classes' names, one a line.")
+FIRST_CLASS = flags.DEFINE_integer(
+    "first_class", 0, "segmentation: the value of the first of --classes in the masks.", lower_bound=0, upper_bound=254
+)
+IGNORE_INDEX = flags.DEFINE_integer(
+    "ignore_index",
+    None,
+    "segmentation: a value in the masks that counts nowhere, beside 255.",
+    lower_bound=0,
+    upper_bound=255,
 )
 CAPTIONS = flags.DEFINE_string("captions", None, "folder: the captions.jsonl.")
 INPUT = flags.DEFINE_multi_string(
@@ -76,6 +93,7 @@ NEEDED = {
     "folder": ("images", "captions", "output"),
     "tars": ("input", "output"),
     "imagefolder": ("images", "output"),
+    "segmentation": ("images", "masks", "classes", "output"),
     "scenes": ("count", "output"),
 }
 TEXT = ("vocabulary", "words")
@@ -83,6 +101,7 @@ OWN = {
     "folder": ("images", "captions", "skip_bad", *TEXT),
     "tars": ("input", "caption_fields", "description_fields", "skip_bad", *TEXT),
     "imagefolder": ("images", "skip_bad"),
+    "segmentation": ("images", "masks", "classes", "first_class", "ignore_index", "skip_bad"),
     "scenes": ("count", "seed", "size", *TEXT),
 }
 
@@ -114,6 +133,10 @@ def prepare():
     workers = cores() if WORKERS.value is None else WORKERS.value
     if SOURCE.value == "imagefolder":
         return prepare.prepare_imagefolder(IMAGES.value, OUTPUT.value, skip_bad=SKIP_BAD.value, workers=workers)
+    if SOURCE.value == "segmentation":
+        values = {"first_class": FIRST_CLASS.value, "ignore_index": IGNORE_INDEX.value}
+        places = IMAGES.value, MASKS.value, CLASSES.value, OUTPUT.value
+        return prepare.prepare_segmentation(*places, **values, skip_bad=SKIP_BAD.value, workers=workers)
     shared = {"vocabulary": VOCABULARY.value, "words": WORDS.value, "workers": workers}
     if SOURCE.value == "folder":
         return prepare.prepare_folder(IMAGES.value, CAPTIONS.value, OUTPUT.value, skip_bad=SKIP_BAD.value, **shared)

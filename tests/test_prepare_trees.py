@@ -1,4 +1,4 @@
-"""Trees of images named after their classes, to a prepared folder and back; and what is refused on the way."""
+"""Trees of images, by class or beside masks, to a prepared folder and back; and what is refused on the way."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tc_jepa.data.images import decode_image
 from tc_jepa.data.prepare import dataset
 from tc_jepa.data.prepared import PreparedSource, splits
 from tc_jepa.errors import UserError
-from tests.preparing import contents, PHOTO_LINES, PHOTOS
+from tests.preparing import contents, PHOTO_LINES, PHOTOS, write_lines
 
 PHOTO = (PHOTOS / PHOTO_LINES[0]["file"]).read_bytes()
 
@@ -142,3 +142,116 @@ def test_classes_without_splits_are_told_where_to_go(animals):
         prepare_animals(animals / "train")
     with pytest.raises(UserError, match="--images=.*nowhere is no folder"):
         prepare_animals(animals / "nowhere")
+
+
+MASK = np.array([[0, 1, 2], [3, 255, 1]], np.uint8)
+
+
+def draw(path: Path, mask: np.ndarray, colours: bool = False) -> None:
+    image = Image.fromarray(mask)
+    if colours:
+        image.putpalette([200 - index % 200 for index in range(768)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, "PNG")
+
+
+@pytest.fixture
+def scenes(tmp_path) -> Path:
+    """Images and masks of 3 x 2 pixels, and the names of classes 0 to 3."""
+    for name in ("images/train/a.png", "images/train/deep/a.jpg", "images/val/b.c.jpeg"):
+        plant(tmp_path, name)
+        Image.new("RGB", (3, 2), "red").save(tmp_path / name)
+    draw(tmp_path / "masks/train/a.png", MASK)
+    draw(tmp_path / "masks/train/deep/a.PNG", MASK[:, ::-1].copy(), colours=True)
+    draw(tmp_path / "masks/val/b.c.png", MASK)
+    (tmp_path / "classes.txt").write_text("background\npotted plant\nwall, wainscot\nsky\n")
+    return tmp_path
+
+
+def prepare_masks(root: Path, **options) -> prepare.Summary:
+    names = ("images", "masks", "classes.txt", "out")
+    return prepare.prepare_segmentation(*(str(root / name) for name in names), **options)
+
+
+def test_masks_come_back_as_they_are_with_the_names_of_their_classes(scenes):
+    prepare_masks(scenes)
+    for split in ("train", "val"):
+        source = PreparedSource(str(scenes / "out"), split)
+        assert source.segmentations == {"mask": ("background", "potted plant", "wall, wainscot", "sky")}
+        assert source.tasks == {} and source[0].captions == ()
+    train = PreparedSource(str(scenes / "out"), "train")
+    assert [train.file(index) for index in range(2)] == ["train/a.png", "train/deep/a.jpg"]
+    np.testing.assert_array_equal(train.mask(0), MASK)
+    np.testing.assert_array_equal(train.mask(1), MASK[:, ::-1])
+
+
+def test_masks_that_begin_at_one_and_ignore_zero(scenes):
+    (scenes / "classes.txt").write_text("plant\nwall\nsky\n")
+    prepare_masks(scenes, first_class=1, ignore_index=0)
+    source = PreparedSource(str(scenes / "out"), "train")
+    assert source.segmentations == {"mask": ("plant", "wall", "sky")}
+    np.testing.assert_array_equal(source.mask(0), [[255, 0, 1], [2, 255, 0]])
+
+
+def test_an_image_that_does_not_decode_is_left_out_with_its_mask(scenes):
+    plant(scenes, "images/train/a.png", data=PHOTO[:900])
+    with pytest.raises(UserError, match="train/a.png does not decode: .*remove it with its mask, or pass --skip_bad"):
+        prepare_masks(scenes)
+    assert prepare_masks(scenes, skip_bad=True).skipped == 1
+    source = PreparedSource(str(scenes / "out"), "train")
+    assert len(source) == 1 and source.file(0) == "train/deep/a.jpg"
+
+
+@pytest.mark.parametrize("change", ["image", "mask", "classes"])
+def test_what_changed_meanwhile_is_read_anew(scenes, monkeypatch, change):
+    write_statistics = dataset.statistics.write
+    monkeypatch.setattr(dataset.statistics, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        prepare_masks(scenes)
+    monkeypatch.setattr(dataset.statistics, "write", write_statistics)
+    if change == "image":
+        Image.new("RGB", (3, 2), "blue").save(scenes / "images/train/a.png", compress_level=0)
+    elif change == "mask":
+        draw(scenes / "masks/train/a.png", np.zeros((2, 3), np.uint8))
+    else:
+        (scenes / "classes.txt").write_text("a\nb\nc\nd\ne\n")
+    prepare_masks(scenes)
+    (scenes / "out").rename(scenes / "first")
+    prepare_masks(scenes)
+    assert contents(scenes / "out") == contents(scenes / "first")
+
+
+BAD_MASKS = {
+    "no mask": (lambda root: (root / "masks/val/b.c.png").unlink(), r"images/val/b.c.jpeg has no mask .*val/b.c.png"),
+    "no image": (lambda root: (root / "images/val/b.c.jpeg").unlink(), "masks/val/b.c.png is the mask of no image"),
+    "two images": (lambda root: plant(root, "images/train/a.gif"), "train/a.png and train/a.gif would have one mask"),
+    "size": (lambda root: draw(root / "masks/train/a.png", MASK.T.copy()), "a.png is 2 x 3 pixels and its .* 3 x 2"),
+    "value": (
+        lambda root: draw(root / "masks/train/a.png", np.full((2, 3), 7, np.uint8)),
+        "train/a.png holds 7, and the 4 classes are 0 to 3; mend it",
+    ),
+    "colours": (lambda root: plant(root, "masks/train/a.png"), "train/a.png does not decode: a mask has one channel"),
+    "no PNG": (lambda root: plant(root, "masks/train/a.txt"), "masks/train/a.txt is among the masks and no .png"),
+    "splits": (lambda root: plant(root, "images/test/a.png"), "images has the split test and .*masks has not"),
+    "no classes": (lambda root: (root / "classes.txt").unlink(), "--classes=.* cannot be read"),
+    "empty classes": (lambda root: (root / "classes.txt").write_text(""), "--classes=.* is empty"),
+    "blank class": (lambda root: (root / "classes.txt").write_text("a\n\nb"), "classes.txt:2: '' is no class name"),
+    "repeated": (lambda root: (root / "classes.txt").write_text("a\nb\na\n"), "txt:3 repeats 'a' of line 1"),
+    "too many": (lambda root: write_lines(root / "classes.txt", [str(i) for i in range(256)]), "has 256 lines; .* 255"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_MASKS.values(), ids=BAD_MASKS)
+def test_masks_that_do_not_fit_are_named_in_one_line(scenes, change, message):
+    change(scenes)
+    with pytest.raises(UserError, match=message) as error:
+        prepare_masks(scenes, skip_bad=True)
+    assert "\n" not in str(error.value)
+    assert not (scenes / "out").exists() and not (scenes / "out.partial").exists()
+
+
+def test_a_value_is_no_class_and_ignored_at_once(scenes):
+    with pytest.raises(UserError, match="--ignore_index=1 is the value of 'potted plant'.*--first_class"):
+        prepare_masks(scenes, ignore_index=1)
+    with pytest.raises(UserError, match="train/a.png holds 0, and the 4 classes are 1 to 4; .*--ignore_index"):
+        prepare_masks(scenes, first_class=1)

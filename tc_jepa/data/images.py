@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+IGNORED = 255  # in a mask: a pixel that counts nowhere
+
 
 def decode_image(data: bytes) -> np.ndarray:
     """An image file's bytes -> uint8 [height, width, 3], RGB, as a person sees it.

@@ -63,7 +63,7 @@ class PreparedSource:
         self._captions = held.texts(features.captions or held.usual_captions())
         self._descriptions = held.texts(features.descriptions)
         self.tasks: Mapping[str, Task] = held.tasks(features.labels)
-        self.segmentations: Mapping[str, tuple[str, ...]] = {MASK: ()} if MASK in held.images() else {}
+        self.segmentations: Mapping[str, tuple[str, ...]] = held.segmentations()
         self._example = held.only([self._image, *self._captions, *self._descriptions])
         self._labels = held.only(self.tasks)
         self._mask = held.only(self.segmentations)
@@ -173,6 +173,12 @@ class _Held:
 
     def images(self) -> list[str]:
         return [name for name, feature in self._features.items() if isinstance(feature, tfds.features.Image)]
+
+    def segmentations(self) -> dict[str, tuple[str, ...]]:
+        """The masks, each with the names of its classes, which TFDS stores with a LabeledImage."""
+        feature = self._features[MASK] if MASK in self.images() else None
+        named = isinstance(feature, tfds.features.LabeledImage)
+        return {} if feature is None else {MASK: tuple(feature.names) if named else ()}
 
     def tasks(self, names: Collection[str]) -> dict[str, Task]:
         labels = {

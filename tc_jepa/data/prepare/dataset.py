@@ -98,14 +98,20 @@ class Done:
     summary: dict[str, Any]
 
 
-def features(*, mask: bool) -> dict[str, tfds.features.FeatureConnector]:
-    """What every dataset holds. Tasks go beside it, each under its name: prepared.PreparedSource finds them by type."""
+def features(*, mask: bool, classes: Sequence[str] = ()) -> dict[str, tfds.features.FeatureConnector]:
+    """What every dataset holds; `classes` are those of the masks, if they have names.
+
+    Tasks go beside it, each under its name: prepared.PreparedSource finds them by type.
+    """
     found = {
         "image": tfds.features.Image(shape=(None, None, 3)),
         "captions": tfds.features.Sequence(tfds.features.Text()),
     }
     if mask:
-        found["mask"] = tfds.features.Image(shape=(None, None, 1), encoding_format="png")
+        form = {"shape": (None, None, 1), "encoding_format": "png"}
+        # TFDS keeps the names of a LabeledImage in a text file beside the features.
+        labelled = tfds.features.LabeledImage(labels=list(classes), **form) if classes else None
+        found["mask"] = labelled or tfds.features.Image(**form)
     return found
 
 

@@ -216,5 +216,5 @@ def _record(line: Line) -> Record | Bad:
     example = {"image": picture.data, "file": line.file, **line.annotations}
     if "mask" in example:
         path = example["mask"]
-        example["mask"] = pictures.read_mask(path, f"{line.where}: mask {path}", picture.shape)
+        example["mask"] = pictures.read_mask(path, f"{line.where}: mask {path}", picture.shape).data
     return Record(example, candidates(line.captions, line.descriptions))

@@ -5,6 +5,8 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from tc_jepa.data.images import decode_image, decode_mask
 from tc_jepa.data.prepare.dataset import Bad
 from tc_jepa.errors import UserError
@@ -17,6 +19,13 @@ class Picture(NamedTuple):
 
     data: bytes
     shape: tuple[int, int]  # height and width of the upright image, in pixels
+
+
+class Mask(NamedTuple):
+    """A mask's file, and what it holds."""
+
+    data: bytes
+    indices: np.ndarray  # uint8 [height, width]
 
 
 def read(path: Path, where: str) -> bytes:
@@ -35,17 +44,17 @@ def read_image(path: Path, where: str, mend: str) -> Picture | Bad:
         return Bad(f"{where} does not decode: {error}", mend)
 
 
-def read_mask(path: Path, where: str, shape: tuple[int, int]) -> bytes:
+def read_mask(path: Path, where: str, shape: tuple[int, int]) -> Mask:
     """A PNG of class indices. UserError where it is none, or has another height and width than its image's `shape`."""
     data = read(path, where)
     try:
-        found = decode_mask(data).shape
+        indices = decode_mask(data)
     except ValueError as error:
         raise UserError(f"{where} does not decode: {error}; save it as a PNG of class indices") from error
-    if found != shape:
-        sizes = f"{found[1]} x {found[0]} pixels and its upright image {shape[1]} x {shape[0]}"
+    if indices.shape != shape:
+        sizes = f"{indices.shape[1]} x {indices.shape[0]} pixels and its upright image {shape[1]} x {shape[0]}"
         raise UserError(f"{where} is {sizes}; draw it at the image's size")
-    return data
+    return Mask(data, indices)
 
 
 def digest(content: bytes, files: Iterable[Path]) -> bytes:
