@@ -202,23 +202,37 @@ def test_an_image_that_does_not_decode_is_left_out_with_its_mask(scenes):
     assert len(source) == 1 and source.file(0) == "train/deep/a.jpg"
 
 
-@pytest.mark.parametrize("change", ["image", "mask", "classes"])
-def test_what_changed_meanwhile_is_read_anew(scenes, monkeypatch, change):
-    write_statistics = dataset.statistics.write
-    monkeypatch.setattr(dataset.statistics, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
+@pytest.fixture
+def unfinished(scenes, monkeypatch) -> Path:
+    """The scenes beside a partial in which all shards are whole."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(dataset.statistics, "write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         prepare_masks(scenes)
-    monkeypatch.setattr(dataset.statistics, "write", write_statistics)
+    assert len(list((scenes / "out.partial/progress").iterdir())) == 2
+    return scenes
+
+
+@pytest.mark.parametrize("change", ["image", "mask"])
+def test_what_changed_meanwhile_is_read_anew(unfinished, change):
     if change == "image":
-        Image.new("RGB", (3, 2), "blue").save(scenes / "images/train/a.png", compress_level=0)
-    elif change == "mask":
-        draw(scenes / "masks/train/a.png", np.zeros((2, 3), np.uint8))
+        Image.new("RGB", (3, 2), "blue").save(unfinished / "images/train/a.png", compress_level=0)
     else:
-        (scenes / "classes.txt").write_text("a\nb\nc\nd\ne\n")
-    prepare_masks(scenes)
-    (scenes / "out").rename(scenes / "first")
-    prepare_masks(scenes)
-    assert contents(scenes / "out") == contents(scenes / "first")
+        draw(unfinished / "masks/train/a.png", np.zeros((2, 3), np.uint8))
+    prepare_masks(unfinished)
+    (unfinished / "out").rename(unfinished / "first")
+    prepare_masks(unfinished)
+    assert contents(unfinished / "out") == contents(unfinished / "first")
+
+
+def test_fewer_classes_hold_every_mask_to_them_again(unfinished):
+    (unfinished / "classes.txt").write_text("background\npotted plant\n")
+    with pytest.raises(UserError, match="train/a.png holds 2, and the 2 classes are 0 to 1"):
+        prepare_masks(unfinished)
+
+
+def test_other_meanings_of_values_are_another_command(unfinished):
+    with pytest.raises(UserError, match=r"another command: ignore_index \(there None, here 9\)"):
+        prepare_masks(unfinished, ignore_index=9)
 
 
 BAD_MASKS = {
