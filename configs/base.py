@@ -61,6 +61,7 @@ KEYS = (
         "data.description_features", (), "features of data.path with long texts, each sentence of which is a candidate"
     ),
     experiment("data.label_features", (), "label features of data.path to judge by; empty: all that are not nested"),
+    runtime("data.mask_feature", "", "mask feature of data.path to judge by; empty: mask, where it has one"),
     runtime("data.workers", 0, "processes that prepare batches; 0: threads of the main process"),
     experiment("data.train_scenes", 1_000_000, "distinct training scenes (without data.path)"),
     experiment("data.scenes_seed", 0, "seed of the scenes themselves, apart from train.seed"),
@@ -178,6 +179,7 @@ KEYS = (
     runtime("mesh.fsdp", 1, "devices along the axis that splits the batch and the parameters"),
     runtime("evaluation.tasks", "knn,linear_fast,rank", "what launch.evaluate runs by default, as far as a run has it"),
     runtime("evaluation.data", "", "prepared dataset that launch.evaluate judges on; empty: the run's own data"),
+    runtime("evaluation.test_split", "", "split that is tested on; empty: test, or val where there is none"),
     runtime("evaluation.train_examples", 4000, "examples that probes are fitted on, at most"),
     runtime("evaluation.test_examples", 2000, "examples that probes are tested on, at most"),
     runtime("evaluation.dense_examples", 1000, "images that segmentation is fitted on, at most; all patches are kept"),

@@ -143,15 +143,10 @@ def folder_config(weights):
 def open_data(config):
     """The sources to fit and to test on, and the name of the split that is tested on."""
     from tc_jepa import build
-    from tc_jepa.data.prepared import splits
-    from tc_jepa.data.sources import TEST, TRAIN, VALIDATION
+    from tc_jepa.data.sources import TRAIN
 
-    train = build.source(config, TRAIN)
-    held = splits(config.data.path) if config.data.path else (TRAIN, VALIDATION, TEST)
-    test_split = next((split for split in (TEST, VALIDATION) if split in held), None)
-    if test_split is None:
-        raise UserError(f"{config.data.path} holds only {', '.join(held)}; prepare it with a split test or val")
-    return train, build.source(config, test_split), test_split
+    test_split = build.test_split(config)
+    return build.source(config, TRAIN), build.source(config, test_split), test_split
 
 
 def choose_tasks(config, test, *, is_run: bool) -> list[str]:

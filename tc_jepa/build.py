@@ -15,7 +15,7 @@ from tc_jepa.data import captions, pipeline
 from tc_jepa.data.mixtures import Concatenation, Mixture
 from tc_jepa.data.prepared import Features, PreparedSource, splits, vocabulary_path
 from tc_jepa.data.scenes import SceneSource
-from tc_jepa.data.sources import Captioned, Source, TRAIN, VALIDATION
+from tc_jepa.data.sources import Captioned, Source, SPLITS, TEST, TRAIN, VALIDATION
 from tc_jepa.data.words import WordsFolder, WordVectors
 from tc_jepa.errors import UserError
 from tc_jepa.masking import BlockMasks, MaskSampler, OfficialMasks, RandomMasks
@@ -209,11 +209,29 @@ def source(config: Config, split: str) -> Source:
     return SceneSource(config.data.scenes_seed, split, count, config.image.size, config.data.scenes_level)
 
 
+def test_split(config: Config) -> str:
+    """The split that an evaluation tests on. UserError where the data does not hold it."""
+    path, chosen = config.data.path, config.evaluation.test_split
+    held = splits(path) if path else SPLITS
+    if chosen == TRAIN:
+        raise UserError("evaluation.test_split=train is what probes are fitted on; give another")
+    if chosen and chosen not in held:
+        raise UserError(f"evaluation.test_split={chosen} is none of {path or 'the scenes'}; it holds {', '.join(held)}")
+    found = [split for split in (chosen, TEST, VALIDATION) if split in held]
+    if not found:
+        raise UserError(f"{path} holds only {', '.join(held)}; prepare it with a split test or val")
+    return found[0]
+
+
 def features(config: Config) -> Features:
     """What the data's features are to us."""
     data = config.data
     return Features(
-        data.image_feature, tuple(data.caption_features), tuple(data.description_features), tuple(data.label_features)
+        data.image_feature,
+        tuple(data.caption_features),
+        tuple(data.description_features),
+        tuple(data.label_features),
+        data.mask_feature,
     )
 
 

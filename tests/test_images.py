@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tc_jepa.data.images import decode_image, decode_mask
+from tc_jepa.data.images import decode_image, decode_mask, image_shape
 
 
 def photo() -> Image.Image:
@@ -75,6 +75,7 @@ def test_exif_orientation_is_applied(orientation, form):
     exif[0x0112] = orientation
     data = encode(photo().transpose(STORED[orientation]), form, exif=exif.tobytes(), quality=95)
     np.testing.assert_allclose(decode_image(data).astype(int), np.asarray(photo(), int), atol=10)
+    assert image_shape(data) == (48, 80)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
@@ -89,6 +90,8 @@ def test_half_an_image_is_refused_not_padded(form, kept):
 def test_what_is_no_image_is_refused(data):
     with pytest.raises(ValueError, match="no image"):
         decode_image(data)
+    with pytest.raises(ValueError, match="no header"):
+        image_shape(data)
     with pytest.raises(ValueError, match="no PNG"):
         decode_mask(data)
 

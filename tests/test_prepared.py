@@ -1,8 +1,10 @@
 """TFDS folders of others, whose features have other names, read as they are."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 import pytest
 import tensorflow_datasets as tfds
 
@@ -93,6 +95,55 @@ def test_labels_are_the_named_ones_or_all_that_are_not_nested(others):
     assert labels["kind"] == 1 and labels["objects.name"].tolist() == [True, False]
 
 
+MASK = np.array([[0, 1, 255], [2, 2, 1]], np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def write_masks(folder: Path, masks: list[np.ndarray], **features) -> str:
+    """Images of 3 x 2 pixels, each with one of the masks as "annotation"."""
+    given = {"image": tfds.features.Image(), "annotation": tfds.features.Image(), **features}
+    image = png(np.zeros((2, 3, 3), np.uint8))
+    return write(folder, given, [{"image": image, "annotation": png(mask)} for mask in masks])
+
+
+def test_a_mask_may_have_another_name(tmp_path):
+    path = write_masks(tmp_path, [MASK])
+    assert not PreparedSource(path, "train").segmentations
+    source = PreparedSource(path, "train", Features(mask="annotation"))
+    assert source.segmentations == {"annotation": ()} and source[0].image.shape == (2, 3, 3)
+    np.testing.assert_array_equal(source.mask(0, "annotation"), MASK)
+
+
+def test_a_labelled_mask_brings_the_names_of_its_classes(tmp_path):
+    labelled = tfds.features.LabeledImage(labels=["sky", "sea", "sand"])
+    path = write_masks(tmp_path, [MASK, MASK + np.uint8(1)], annotation=labelled)
+    source = PreparedSource(path, "train", Features(mask="annotation"))
+    assert source.segmentations == {"annotation": ("sky", "sea", "sand")}
+    np.testing.assert_array_equal(source.mask(0, "annotation"), MASK)
+    with pytest.raises(UserError, match="annotation of train/1 holds class 3, and only 3 are named; prepare it anew"):
+        source.mask(1, "annotation")
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (MASK.T.copy(), "is 2 x 3 pixels and the upright image 3 x 2; draw it at"),
+        (np.zeros((2, 3, 3), np.uint8), "does not decode: a mask has one channel, .* has 3 .RGB.; store PNGs of class"),
+        (np.full((2, 3), 300, np.uint16), "does not decode: .* at most 255"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_named(tmp_path, mask, message):
+    source = PreparedSource(write_masks(tmp_path, [MASK, mask]), "train", Features(mask="annotation"))
+    with pytest.raises(UserError, match=f"split train: annotation of train/1 {message}") as error:
+        source.mask(1, "annotation")
+    assert "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("features", "message"),
     [
@@ -104,6 +155,7 @@ def test_labels_are_the_named_ones_or_all_that_are_not_nested(others):
         (Features("jpg", ("kind",)), "no text feature 'kind'"),
         (Features("jpg", (), ("jpg",)), "no text feature 'jpg'"),
         (Features("jpg", labels=("title",)), "no label feature 'title'; it has kind, objects.name$"),
+        (Features("jpg", mask="mask"), "no mask feature 'mask'; it has jpg$"),
     ],
 )
 def test_features_that_are_not_there_are_named_beside_those_that_are(others, features, message):
@@ -152,18 +204,44 @@ def test_tfds_folders_as_coco_captions_open_without_a_word(tmp_path):
     source = PreparedSource(path, "val")
     assert source[0].captions == ("a", "b")
     assert source.labels(0) == {"label": 1}
-    with pytest.raises(UserError, match="image 1 has no label"):
+    with pytest.raises(UserError, match="image 1 has no label; test on a labelled split"):
         source.labels(1)
+
+
+def test_the_split_to_test_on_is_test_or_val_or_the_one_that_is_named(tmp_path):
+    config = base.get_config()
+    assert build.test_split(config) == "test"
+    lines = [dict(line) for line in PHOTO_LINES[:4]]
+    for line, split in zip(lines, ("train", "val", "test", "test")):
+        line["split"] = split
+    for name, count in (("train", 1), ("val", 2), ("both", 4)):
+        prepare.prepare_folder(str(PHOTOS), str(write_lines(tmp_path / "c", lines[:count])), str(tmp_path / name))
+    config.data.path = str(tmp_path / "both")
+    assert build.test_split(config) == "test"
+    config.evaluation.test_split = "val"
+    assert build.test_split(config) == "val"
+    config.evaluation.test_split = "dev"
+    with pytest.raises(UserError, match="evaluation.test_split=dev is none of .*both; it holds train, val, test"):
+        build.test_split(config)
+    config.evaluation.test_split = "train"
+    with pytest.raises(UserError, match="train is what probes are fitted on"):
+        build.test_split(config)
+    config.data.path, config.evaluation.test_split = str(tmp_path / "val"), ""
+    assert build.test_split(config) == "val"
+    config.data.path = str(tmp_path / "train")
+    with pytest.raises(UserError, match="holds only train; prepare it with a split test or val"):
+        build.test_split(config)
 
 
 def test_the_configuration_names_features(others):
     config = base.get_config()
     config.data.path, config.data.image_feature = others, "jpg"
     config.data.caption_features, config.data.description_features = ("title",), ("answers.long",)
-    config.data.label_features = ("objects.name",)
+    config.data.label_features, config.data.mask_feature = ("objects.name",), "jpg"
     validate(config)
     source = build.source(config, "train")
     assert source[0].captions == ("a cat", "It sleeps.", "No dog") and list(source.tasks) == ["objects.name"]
+    assert list(source.segmentations) == ["jpg"]
     config.data.description_features = ("title",)
     with pytest.raises(UserError, match="title is in data.caption_features and in data.description_features"):
         validate(config)

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 IGNORED = 255  # in a mask: a pixel that counts nowhere
+ORIENTATION = 0x0112  # EXIF's tag; from 5 on, width and height are swapped
 
 
 def decode_image(data: bytes) -> np.ndarray:
@@ -25,6 +26,16 @@ def decode_image(data: bytes) -> np.ndarray:
     if pixels is None:
         raise ValueError(f"these {len(data)} bytes are no image that OpenCV can read whole")
     return pixels
+
+
+def image_shape(data: bytes) -> tuple[int, int]:
+    """Height and width that decode_image gives, from the file's header alone. ValueError where there is none."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            return image.size if turned else image.size[::-1]
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"these {len(data)} bytes have no header of an image that Pillow can read") from error
 
 
 def decode_mask(data: bytes) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tc_jepa.data.candidates import candidates
-from tc_jepa.data.images import decode_image, decode_mask
+from tc_jepa.data.images import decode_image, decode_mask, IGNORED, image_shape
 from tc_jepa.data.sources import Example, Task, VALIDATION
 from tc_jepa.errors import UserError
 
@@ -25,13 +25,15 @@ class Features:
 
     A text feature is a text or a sequence of texts; all that are named are pooled. Captions are candidates as they are,
     descriptions are split into sentences. A label feature is a ClassLabel, a task of kind single, or a sequence of
-    them, of kind multi. Sequences of sequences cannot be read without TensorFlow.
+    them, of kind multi. A mask is an Image of class indices, whose names are known where it is a LabeledImage.
+    Sequences of sequences cannot be read without TensorFlow.
     """
 
     image: str = "image"
     captions: tuple[str, ...] = ()  # none: "captions", or "captions.text" as in TFDS's coco_captions, if it is there
     descriptions: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()  # none: all that are not nested
+    mask: str = ""  # none: "mask", if it is there
 
 
 USUAL_FEATURES = Features()
@@ -40,8 +42,8 @@ USUAL_FEATURES = Features()
 class PreparedSource:
     """One split of a prepared folder as a sources.Source.
 
-    Captions are made candidates as preparation does it; a dataset without any is fine. The mask is the feature "mask".
-    Tasks have their features' names.
+    Captions are made candidates as preparation does it; a dataset without any is fine. Tasks and the segmentation have
+    their features' names.
 
     Raises UserError for a path that is no such folder, a split or feature that it does not hold, and missing files.
     """
@@ -63,10 +65,10 @@ class PreparedSource:
         self._captions = held.texts(features.captions or held.usual_captions())
         self._descriptions = held.texts(features.descriptions)
         self.tasks: Mapping[str, Task] = held.tasks(features.labels)
-        self.segmentations: Mapping[str, tuple[str, ...]] = held.segmentations()
+        self.segmentations: Mapping[str, tuple[str, ...]] = held.segmentations(features.mask)
         self._example = held.only([self._image, *self._captions, *self._descriptions])
         self._labels = held.only(self.tasks)
-        self._mask = held.only(self.segmentations)
+        self._mask = held.only([self._image, *self.segmentations])
         self._file = held.only([FILE] * (FILE in builder.info.features))
         self._texts = held.only([*self._captions, *self._descriptions])
 
@@ -102,7 +104,8 @@ class PreparedSource:
             if task.kind == "multi":
                 labels[name] = np.isin(np.arange(len(task.classes)), value)
             elif value < 0:
-                raise UserError(f"{self._name}: image {index} has no {name}; evaluate on a labelled split")
+                mend = "test on a labelled split (evaluation.test_split)"
+                raise UserError(f"{self._name}: image {index} has no {name}; {mend}")
             else:
                 labels[name] = int(value)
         return labels
@@ -113,14 +116,33 @@ class PreparedSource:
         return record[FILE].decode() if FILE in record else f"{self._split}/{index}"
 
     def mask(self, index: int, name: str = MASK) -> np.ndarray:
-        """uint8 [height, width] of class indices, 255 = ignore; only where the data has the feature "mask"."""
-        return decode_mask(self._read(self._mask, index)[MASK])
+        """uint8 [height, width] of the class indices of one of `segmentations`, 255 = ignore, as large as the image.
+
+        Raises UserError for one that does not decode, has another size or holds a class without a name.
+        """
+        record, classes = self._read(self._mask, index), self.segmentations[name]
+        try:
+            mask, shape = decode_mask(record[name]), image_shape(record[self._image])
+        except ValueError as error:
+            raise self._bad_mask(index, name, f"does not decode: {error}; store PNGs of class indices") from error
+        if mask.shape != shape:
+            sizes = f"is {mask.shape[1]} x {mask.shape[0]} pixels and the upright image {shape[1]} x {shape[0]}"
+            raise self._bad_mask(index, name, f"{sizes}; draw it at the image's size")
+        highest = int(mask[mask != IGNORED].max(initial=0))
+        if classes and highest >= len(classes):
+            raise self._bad_mask(
+                index, name, f"holds class {highest}, and only {len(classes)} are named; prepare it anew"
+            )
+        return mask
+
+    def _bad_mask(self, index: int, name: str, reason: str) -> UserError:
+        return UserError(f"{self._name}: {name} of {self.file(index)} {reason}")
 
     def _read(self, features: tfds.features.FeaturesDict, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._name} holds {len(self)} images, none of index {index}")
         # Images stay bytes, which this project decodes itself.
-        encoded = {name: tfds.decode.SkipDecoding() for name in (self._image, MASK) if name in features}
+        encoded = {name: tfds.decode.SkipDecoding() for name in (self._image, *self.segmentations) if name in features}
         return features.deserialize_example_np(self._records[index], decoders=encoded)
 
 
@@ -174,11 +196,13 @@ class _Held:
     def images(self) -> list[str]:
         return [name for name, feature in self._features.items() if isinstance(feature, tfds.features.Image)]
 
-    def segmentations(self) -> dict[str, tuple[str, ...]]:
-        """The masks, each with the names of its classes, which TFDS stores with a LabeledImage."""
-        feature = self._features[MASK] if MASK in self.images() else None
-        named = isinstance(feature, tfds.features.LabeledImage)
-        return {} if feature is None else {MASK: tuple(feature.names) if named else ()}
+    def segmentations(self, name: str) -> dict[str, tuple[str, ...]]:
+        """The mask of that name, or the usual one if it is there, with the names of its classes, as far as known."""
+        if not name and MASK not in self.images():
+            return {}
+        feature = self._features[self._known(name or MASK, "mask", self.images())]
+        # TFDS has class names for a LabeledImage, and of one that was given their number alone, those numbers.
+        return {name or MASK: tuple(feature.names) if isinstance(feature, tfds.features.LabeledImage) else ()}
 
     def tasks(self, names: Collection[str]) -> dict[str, Task]:
         labels = {
