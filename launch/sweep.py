@@ -10,8 +10,7 @@ For an array of machines: --list prints the jobs with their numbers, --only=NUMB
 the command without --only, once all are finished, writes it.
 """
 
-import ast
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import os
 from pathlib import Path
 import runpy
@@ -91,7 +90,7 @@ def plan(path: Path, workdir: Path, assignments: Sequence[str]) -> list[Planned]
     from tc_jepa.validate import validate
 
     sweep = load(path)
-    shared = dict(_assignment(text) for text in assignments)
+    shared = dict(common.assignment(text) for text in assignments)
     planned = []
     for variant, own in sweep.variants.items():
         reserved = sorted({"train.seed"} & (sweep.settings.keys() | own.keys() | shared.keys()) | own.keys() & shared)
@@ -102,7 +101,7 @@ def plan(path: Path, workdir: Path, assignments: Sequence[str]) -> list[Planned]
             before = base.flatten(config)
             settings = {**sweep.settings, **own, **shared, "train.seed": seed}
             try:
-                _apply(config, settings)
+                common.apply(config, settings)
                 validate(config)
                 job = Job(variant, seed, workdir / variant / f"seed_{seed}", config.train.steps)
                 common.check_workdir(job.workdir, config)
@@ -156,28 +155,6 @@ def _load(what: str, path: Path, function: str):
     if function not in names:
         raise UserError(f"{what} {path} has no {function}()")
     return names[function]()
-
-
-def _assignment(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set={text}: give KEY=VALUE, such as --set=train.steps=1000")
-    common.check_key(name)
-    if isinstance(base.flatten(base.get_config())[name], str):
-        return name, value
-    try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"--set={text}: {value!r} is no number, True, False or tuple") from error
-
-
-def _apply(config, settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        common.check_key(name)
-        try:
-            config.update_from_flattened_dict({name: value})
-        except TypeError as error:
-            raise UserError(f"{name}={value!r} is of the wrong type: {' '.join(str(error).split())}") from error
 
 
 if __name__ == "__main__":
