@@ -1,12 +1,10 @@
 """What the commands share: one way to start, and one way to fail."""
 
-import ast
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import difflib
 from pathlib import Path
 import re
 import sys
-from typing import Any
 
 from absl import app, flags
 
@@ -60,30 +58,6 @@ def check_key(name: str, prefix: str = "") -> None:
     if name not in names:
         nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
         raise UserError(f"{prefix}{name} is no key of configs/base.py; did you mean {prefix}{nearest}?")
-
-
-def assignment(text: str) -> tuple[str, Any]:
-    """A --set=KEY=VALUE as the key and its value, which is read as Python where the key's default is no string."""
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--set={text}: give KEY=VALUE, such as --set=train.steps=1000")
-    check_key(name)
-    if isinstance(base.flatten(base.get_config())[name], str):
-        return name, value
-    try:
-        return name, ast.literal_eval(value)
-    except (SyntaxError, ValueError) as error:
-        raise UserError(f"--set={text}: {value!r} is no number, True, False or tuple") from error
-
-
-def apply(config, settings: Mapping[str, Any]) -> None:
-    """Sets keys of a configuration by their full names."""
-    for name, value in settings.items():
-        check_key(name)
-        try:
-            config.update_from_flattened_dict({name: value})
-        except TypeError as error:
-            raise UserError(f"{name}={value!r} is of the wrong type: {' '.join(str(error).split())}") from error
 
 
 def check_workdir(workdir: Path, config) -> None:

@@ -3,6 +3,7 @@
   python -m launch.evaluate --encoder=runs/quickstart [--data=scenes] [--tasks=knn,linear_fast,rank] [--step=600]
   python -m launch.evaluate --encoder=runs/scenes_hard --tasks=segmentation,grounding
   python -m launch.evaluate --encoder=weights/vith14 --data=data/photos --compare=weights/vitl16
+  python -m launch.evaluate --encoder=weights/vith14 --data=TFDS_FOLDER --set=data.mask_feature=segmentation_mask
 
 The encoder is a training run's, or one in a converted folder (launch.convert) or a Hugging Face I-JEPA folder; so is
 the one of --compare, which is judged on the same examples, with a paired bootstrap of the difference. segmentation
@@ -10,7 +11,9 @@ needs data with masks; grounding needs a run whose predictor attends to words, o
 
 Writes results.md (printed too), results.json, pictures, and confusions as CSV into --output. Meanwhile features lie in
 OUTPUT/features: a command that was cut short goes on from them. How many examples are read, and how many at once,
-stands in the run's configuration under `evaluation`; for a folder those are the defaults of configs/base.py.
+stands in the run's configuration under `evaluation`; for a folder those are the defaults of configs/base.py. --set
+names the features of other data and the split to test on: data.image_feature, .label_features, .mask_feature,
+evaluation.test_split.
 """
 
 from collections.abc import Sequence
@@ -21,10 +24,11 @@ import shutil
 from absl import flags, logging
 
 from configs import base
-from launch import common
+from launch import common, setting
 from tc_jepa.errors import UserError
 
 SCENES = "scenes"
+DATA_KEYS = ("data.image_feature", "data.label_features", "data.mask_feature")
 
 ENCODER = flags.DEFINE_string("encoder", None, "Workdir of a training run, or a folder with an encoder.")
 DATA = flags.DEFINE_string(
@@ -36,6 +40,7 @@ TASKS = flags.DEFINE_list(
 COMPARE = flags.DEFINE_string("compare", None, "Another encoder to judge beside it: a workdir or a folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; default: ENCODER/eval/STEP, or ENCODER/eval.")
+flags.adopt_module_key_flags(setting)  # --set
 
 
 def main(argv: Sequence[str]) -> None:
@@ -64,6 +69,7 @@ def main(argv: Sequence[str]) -> None:
         level = config.data.scenes_level
         config.data = base.get_config().data
         config.data.path, config.data.scenes_level = "" if chosen == SCENES else chosen, level
+    set_keys(config)
     train, test, test_split = open_data(config)
     tasks = choose_tasks(config, test, is_run=step is not None)
     encoders, context = frozen_encoders(config, weights, path if step is not None else None, step)
@@ -82,6 +88,7 @@ def main(argv: Sequence[str]) -> None:
         "step": step,
         "compared": COMPARE.value,
         "data": data,
+        "features": list(setting.SET.value),
         "tested_on": test_split,
         "image_size": config.image.size,
         **sizes,
@@ -98,6 +105,7 @@ def main(argv: Sequence[str]) -> None:
             )
 
     command = ["python", "-m", "launch.evaluate", f"--encoder={path}", f"--data={data}"]
+    command += [f"--set={text}" for text in setting.SET.value]
     command += [f"--tasks={','.join(tasks)}", f"--output={output}"]
     command += [f"--compare={COMPARE.value}"] if COMPARE.value else []
     size = weights.encoder.size
@@ -140,6 +148,20 @@ def folder_config(weights):
     return config
 
 
+def set_keys(config) -> None:
+    """Applies --set, of keys that say what is read and how much, which changes nothing of the encoder."""
+    own_flags = {"evaluation.data": "--data", "evaluation.tasks": "--tasks", "data.path": "--data"}
+    for text in setting.SET.value:
+        name, value = setting.assignment(text)
+        if name in own_flags:
+            raise UserError(f"--set={text}: {own_flags[name]} says that")
+        if not name.startswith("evaluation.") and name not in DATA_KEYS:
+            raise UserError(f"--set={text}: only evaluation.* and {', '.join(DATA_KEYS)} can be set here")
+        if name in DATA_KEYS and not config.data.path:
+            raise UserError(f"--set={text} names a feature of --data, which is no prepared folder; leave it out")
+        setting.apply(config, {name: value})
+
+
 def open_data(config):
     """The sources to fit and to test on, and the name of the split that is tested on."""
     from tc_jepa import build
@@ -158,7 +180,7 @@ def choose_tasks(config, test, *, is_run: bool) -> list[str]:
     evaluate.check_protocols(tasks)
     lacking = {} if test.tasks else dict.fromkeys(evaluate.PROBES, "the data has no labels")
     if not test.segmentations:
-        lacking[evaluate.SEGMENTATION] = "the data has no masks"
+        lacking[evaluate.SEGMENTATION] = "the data has no masks, or under another name (--set=data.mask_feature=NAME)"
     if not is_run or config.model.conditioner != READS_WORDS:
         lacking[evaluate.GROUNDING] = "no predictor attends to words here"
     elif config.model.text == "stored":

@@ -23,14 +23,14 @@ from typing import Any, NamedTuple
 from absl import flags
 
 from configs import base
-from launch import common
+from launch import common, setting
 from tc_jepa.errors import UserError
 
 SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, such as configs/sweeps/fusion_scenes.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep: made if missing, resumed if there.")
 ONLY = flags.DEFINE_integer("only", None, "Number of the only job to run; no table is written.")
 LIST = flags.DEFINE_boolean("list", False, "Print the jobs with their numbers, and run nothing.")
-SET = flags.DEFINE_multi_string("set", [], "KEY=VALUE of the configuration, for all jobs; may be repeated.")
+flags.adopt_module_key_flags(setting)  # --set, for all jobs
 
 
 class Planned(NamedTuple):
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa import sweeps
 
     path, workdir = Path(SWEEP.value), Path(WORKDIR.value)
-    planned, baseline = plan(path, workdir, SET.value), load(path).baseline
+    planned, baseline = plan(path, workdir, setting.SET.value), load(path).baseline
     if ONLY.value is not None and not 0 <= ONLY.value < len(planned):
         raise UserError(f"--only={ONLY.value}: the jobs are numbered 0 to {len(planned) - 1}; --list prints them")
     jobs = [item.job for item in planned]
@@ -90,7 +90,7 @@ def plan(path: Path, workdir: Path, assignments: Sequence[str]) -> list[Planned]
     from tc_jepa.validate import validate
 
     sweep = load(path)
-    shared = dict(common.assignment(text) for text in assignments)
+    shared = dict(setting.assignment(text) for text in assignments)
     planned = []
     for variant, own in sweep.variants.items():
         reserved = sorted({"train.seed"} & (sweep.settings.keys() | own.keys() | shared.keys()) | own.keys() & shared)
@@ -101,7 +101,7 @@ def plan(path: Path, workdir: Path, assignments: Sequence[str]) -> list[Planned]
             before = base.flatten(config)
             settings = {**sweep.settings, **own, **shared, "train.seed": seed}
             try:
-                common.apply(config, settings)
+                setting.apply(config, settings)
                 validate(config)
                 job = Job(variant, seed, workdir / variant / f"seed_{seed}", config.train.steps)
                 common.check_workdir(job.workdir, config)
