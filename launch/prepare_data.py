@@ -21,7 +21,8 @@ training, validation and testing, and all hold the same classes. There are no ca
 
 For segmentation, the mask of SPLIT/NAME.jpg in --images is SPLIT/NAME.png in --masks, at any depth. --classes is a file
 with a name a line: the first is the value --first_class in the masks. 255 counts nowhere, and --ignore_index neither:
-VOC's masks are read as they are, ADE20k's with --first_class=1 --ignore_index=0.
+VOC's masks are read as they are, ADE20k's with --first_class=1 --ignore_index=0. tc_jepa/data/README.md says how to get
+these and others.
 
 The output is a TFDS dataset in ArrayRecord form, with histograms of its captions as captions.json and captions.png. It
 appears when it is whole. When the command is killed or stops at bad input, finished shards stay in OUTPUT.partial, and
