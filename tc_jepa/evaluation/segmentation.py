@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tc_jepa.data.images import IGNORED
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import knn
 from tc_jepa.evaluation.scores import Measured, Sweep
 
-IGNORED = 255
 # Of AdamW: (learning rate, which falls to 0 on a cosine; weight decay, not of the bias).
 SETTINGS = tuple((rate, decay) for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in (1e-4, 1e-1))
 STEPS, BATCH = 400, 32  # images
