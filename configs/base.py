@@ -38,6 +38,10 @@ KEYS = (
     runtime("train.checkpoint_every", 1000, "steps between two checkpoints; the last step always has one"),
     runtime("train.keep_checkpoints", 2, "checkpoints kept, the newest ones"),
     runtime("train.eval_every", 1000, "steps between two looks at held-out images (rank, text worth, regularisers)"),
+    runtime(
+        "train.eval_tasks", "", "tasks of launch.evaluate at every train.eval_every (knn,linear_fast,rank); empty: none"
+    ),
+    runtime("train.eval_examples", 1000, "examples that train.eval_tasks are fitted on, and tested on, at most"),
     experiment(
         "data.path",
         "",

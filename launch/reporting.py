@@ -1,6 +1,6 @@
 """From workdirs to a report, for launch.report and for the end of launch.train."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import json
 from pathlib import Path
 import shlex
@@ -64,11 +64,11 @@ def read_run(workdir: Path) -> page.Run:
     if not rows:
         raise UserError(f"{path} is empty: the run has logged nothing yet")
     evaluated = {int(p.parent.name): p for p in workdir.glob("eval/*/results.json") if p.parent.name.isdigit()}
-    scores: Mapping[str, float] | None = None
     step = max(evaluated, default=None)
-    if step is not None:
-        scores = read_results(evaluated[step])["scores"]
-    return page.Run(str(workdir), rows, scores, step)
+    if step is None:
+        return page.Run(str(workdir), rows, None)
+    found = read_results(evaluated[step])
+    return page.Run(str(workdir), rows, found["scores"], step, found["about"]["data"])
 
 
 def pictures_of(workdir: Path, config) -> page.Pictures:

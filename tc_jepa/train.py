@@ -14,7 +14,7 @@ import grain
 import jax
 import ml_collections
 
-from tc_jepa import build, monitor, pretrained, sharding
+from tc_jepa import build, monitor, online, pretrained, sharding
 from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
 from tc_jepa.data import pipeline
 from tc_jepa.data.sources import Captioned
@@ -54,6 +54,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     objective, schedules = build.objective(config), build.schedules(config)
     optimizer = adamw(schedules, config.optimizer.beta1, config.optimizer.beta2, config.optimizer.epsilon)
 
+    judge = online.judge(config, mesh)
     example = pipeline.example(source, augment, masks)
     begin = functools.partial(initial_state, networks, example, optimizer, config.train.seed)
     abstract = jax.eval_shape(begin, frozen, teacher_params)
@@ -111,7 +112,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             batch = sharding.put_batch(mesh, batch)
             see = functools.partial(look_function, state.params, state.target_params, frozen, batch)
             looks.append({name: see(*variant) for name, variant in monitor.VARIANTS.items()})
-        return monitor.summarise(looks)
+        return monitor.summarise(looks) | judge(networks.target.judged(state.target_params, state.params["encoder"]))
 
     shuffled = config.captions.shuffled
     dataset = _process_batches(source, augment, masks, config.train.batch_size, config.train.seed, shuffled)

@@ -17,6 +17,7 @@ from tc_jepa.models.cross_attention import CrossAttentionForm
 from tc_jepa.objective import PREDICTION_FORMS, REGULARISER_FORMS
 
 USUAL = CrossAttentionForm()
+ONLINE_TASKS = ("knn", "linear_fast", "lowshot", "rank")  # of an evaluation: those that keep no patches of many images
 CROSS_ATTENTION_KEYS = ("fuse_first", "heads", "scaled", "pre_norm", "mlp_ratio", "post_norm")
 
 
@@ -35,8 +36,19 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _one_of("objective.regulariser", config.objective.regulariser, REGULARISER_FORMS)
     _one_of("target_encoder.kind", config.target_encoder.kind, build.TARGETS)
 
+    for name in config.train.eval_tasks.split(",") if config.train.eval_tasks else ():
+        _one_of("train.eval_tasks", name, ONLINE_TASKS)
+
     for group, names in {
-        "train": ("steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "eval_every"),
+        "train": (
+            "steps",
+            "batch_size",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "eval_every",
+            "eval_examples",
+        ),
         "data": ("train_scenes",),
         "image": ("size",),
         "captions": ("per_image", "words"),
@@ -49,6 +61,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _at_least(f"model.predictor.{name}", config.model.predictor[name], 1)
     for name in ("sparsity", "consistency", "warmup_steps"):
         _at_least(f"objective.{name}", config.objective[name], 0)
+    _at_least("train.eval_examples", config.train.eval_examples, 1)
     _at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
     _at_least("data.workers", config.data.workers, 0)
     _at_least("captions.candidates", config.captions.candidates, 0)

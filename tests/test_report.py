@@ -157,12 +157,12 @@ def test_the_last_evaluated_step_is_read_and_named(tmp_path):
         folder = tmp_path / "eval" / str(step)
         folder.mkdir(parents=True)
         scores = {"knn/a": step, "knn/a_low": 0.0, "knn/a_high": 1.0}
-        (folder / "results.json").write_text(json.dumps({"about": {}, "scores": scores}))
+        (folder / "results.json").write_text(json.dumps({"about": {"data": "scenes"}, "scores": scores}))
     found = reporting.read_run(tmp_path)
     assert found.scores["knn/a"] == 1000 and found.scores_step == 1000
     answers = verdict.judge(healthy(), found.scores, **SETTINGS)
     text = page.render(found, [], answers, None, about="", settings={}, commands=[])
-    assert "Step 1000. Frozen features" in text
+    assert "Step 1000, on scenes. Frozen features" in text
 
 
 # Pictures
@@ -280,6 +280,16 @@ def rendered(pics=None, scores=None, name="runs/a<b>") -> str:
     found = verdict.judge(run.rows, scores, **SETTINGS)
     other = page.Run("other", healthy(**named(rank__rankme=11.0)), None)
     return page.render(run, [other], found, pics, about="about", settings={"a.b": "<i>"}, commands=["x < y"])
+
+
+def test_scores_on_the_way_have_their_charts():
+    assert "Scores on the way" not in rendered()
+    rows = [row | {"eval/knn/a": 0.1 * row["step"], "eval/chance/a": 0.5, "eval/rank/lidar": 3.0} for row in healthy()]
+    run = page.Run("run", rows, None)
+    found = verdict.judge(rows, None, **SETTINGS)
+    text = page.render(run, [], found, None, about="about", settings={}, commands=[])
+    section = text[text.index("Scores on the way") :]
+    assert "Scores, as fractions" in section and "LiDAR" in section and "chance/a" not in section
 
 
 def test_texts_are_escaped_and_nothing_is_loaded():

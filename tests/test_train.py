@@ -130,6 +130,22 @@ def test_metrics_beyond_the_restored_step_are_cut(straight, tmp_path, monkeypatc
     assert lines(tmp_path) == lines(straight)
 
 
+def test_judging_on_the_way_changes_nothing_but_the_log(straight, tmp_path):
+    """Also where the run is stopped and resumed: the tasks read data of their own."""
+    train(tiny_config(**{"train.eval_tasks": "knn,rank", "train.eval_examples": 30}), tmp_path)
+    rows, before = lines(tmp_path), lines(straight)
+    judged = [{name for name in row if name.startswith("eval/")} for row in rows]
+    assert [bool(names) for names in judged] == [row["step"] % 3 == 0 for row in rows]
+    assert {"eval/knn/shape", "eval/knn_10/pair", "eval/chance/count", "eval/rank/lidar"} <= judged[0]
+    assert rows[0]["eval/rank/rankme"] != rows[-1]["eval/rank/rankme"]
+    assert [{name: value for name, value in row.items() if name not in judged[0]} for row in rows] == before
+    expected, found = final_state(straight), final_state(tmp_path)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    with pytest.raises(UserError, match="train.eval_tasks='segmentation'"):
+        tiny_config(**{"train.eval_tasks": "knn,segmentation"})
+
+
 def test_every_line_names_what_the_run_did(straight):
     rows = lines(straight)
     assert [row["step"] for row in rows] == list(range(7))

@@ -6,6 +6,7 @@ of devices.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+import copy
 import functools
 from typing import Any, NamedTuple
 
@@ -57,6 +58,12 @@ class FrozenEncoder:
         self._mesh = mesh
         self._params = sharding.put_parameters(mesh, params)
         self._forward = jax.jit(forward, out_shardings=sharding.batch_sharding(mesh))
+
+    def of(self, params: Any) -> "FrozenEncoder":
+        """The same encoder, compiled already, with other parameters."""
+        other = copy.copy(self)
+        other._params = sharding.put_parameters(self._mesh, params)
+        return other
 
     def __call__(self, images: np.ndarray) -> Features:
         expected = (self.image_size, self.image_size, 3)

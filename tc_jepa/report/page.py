@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tc_jepa.evaluation.results import BASELINES
+from tc_jepa.evaluation.results import BASELINES, BESIDE, PROBED
 from tc_jepa.report.charts import line_chart
 from tc_jepa.report.looks import Input, WordLook
 from tc_jepa.report.pictures import data_uri
@@ -21,6 +21,7 @@ class Run(NamedTuple):
     rows: Rows
     scores: Mapping[str, float] | None
     scores_step: int | None = None  # of the checkpoint that was evaluated
+    scores_data: str = ""  # what it was evaluated on
 
 
 class Pictures(NamedTuple):
@@ -33,6 +34,8 @@ class Pictures(NamedTuple):
     words: Sequence[WordLook]
     no_words: str
 
+
+EVALUATED = "eval/"  # of keys in metrics.jsonl: scores of train.eval_tasks
 
 TEMPLATE = Template("""<!doctype html>
 <html lang="en">
@@ -96,6 +99,7 @@ def render(
         _training(runs),
         _words(runs),
         _collapse(runs, pictures),
+        _on_the_way(main),
         _regularisers(main),
         _pictures(pictures),
         _scores(runs),
@@ -188,6 +192,21 @@ def _collapse(runs: Sequence[Run], pictures: Pictures | None) -> str:
     return _section("Is it collapsing?", about, _charts(*charts))
 
 
+def _on_the_way(main: Run) -> str:
+    """Scores of train.eval_tasks, where the run has any: those of an evaluation's tables, and LiDAR."""
+    keys = dict.fromkeys(key for row in main.rows for key in row if key.startswith(EVALUATED))
+    names = [key.removeprefix(EVALUATED) for key in keys]
+    scores = {f"{EVALUATED}{name}": name for name in names if name.partition("/")[0] in PROBED}
+    charts = (
+        line_chart("Scores, as fractions", _lines([main], scores), marks=True),
+        line_chart("LiDAR", _lines([main], {f"{EVALUATED}rank/lidar": "LiDAR"}), marks=True),
+    )
+    if not any(charts):
+        return ""
+    about = "The judged encoder frozen at these steps, on train.eval_examples examples to fit on and to test on."
+    return _section("Scores on the way", about, _charts(*charts))
+
+
 def _regularisers(main: Run) -> str:
     layers = sorted({key.partition("/")[0] for row in main.rows for key in row if key.startswith("layer_")})
     if not layers:
@@ -267,10 +286,10 @@ def _scores(runs: Sequence[Run]) -> str:
     )
     main = runs[0].scores
     if runs[0].scores_step is not None:
-        about = f"Step {runs[0].scores_step}. {about}"
+        about = f"Step {runs[0].scores_step}, on {runs[0].scores_data}. {about}"
     if main is None:
         return _section("Scores", "Not evaluated yet: python -m launch.evaluate --encoder=WORKDIR", "")
-    aside = tuple(f"{name}/" for name in BASELINES) + ("gain_over_",)
+    aside = tuple(f"{name}/" for name in BESIDE) + ("gain_over_",)
     names = [key.removesuffix("_low") for key in main if key.endswith("_low") and not key.startswith(aside)]
 
     def cell(scores: Mapping[str, float] | None, key: str, sign: str = "") -> str:
