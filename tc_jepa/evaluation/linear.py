@@ -55,10 +55,7 @@ def class_scores(
     Its strength is the one that scores best on every fifth train example when fitted on the others; of equals, the
     strongest. A UserError where there are too few examples for that.
     """
-    if len(train_features) <= VALIDATION_STRIDE:
-        count = len(train_features)
-        raise UserError(f"linear_fast has only {count} train examples; give it more than {VALIDATION_STRIDE}")
-    held_out = np.arange(len(train_features)) % VALIDATION_STRIDE == 0
+    held_out = validation_examples("linear_fast", len(train_features))
     part, whole = make_basis(train_features[~held_out]), make_basis(train_features)
     scores = {}
     for task, (kind, classes) in train_truth.items():
@@ -66,6 +63,16 @@ def class_scores(
         strength = best_strength(trials, train_features[held_out], Truth(kind, classes[held_out]))
         scores[task] = next(fit(whole, Truth(kind, classes), [strength])).logits(test_features)
     return scores
+
+
+def validation_examples(protocol: str, count: int) -> np.ndarray:
+    """bool [count]: every fifth of the train examples, which choose between settings that the others are fitted with.
+
+    A UserError, in the protocol's name, where there are too few of them.
+    """
+    if count <= VALIDATION_STRIDE:
+        raise UserError(f"{protocol} has only {count} train examples; give it more than {VALIDATION_STRIDE}")
+    return np.arange(count) % VALIDATION_STRIDE == 0
 
 
 def best_strength(trials: Iterable[Probe], features_NxD: np.ndarray, truth: Truth) -> float:
