@@ -2,8 +2,10 @@
 
 A cross-attention block with one query, residual connections and an MLP of four times the width, then a linear layer
 (jepa src/models/attentive_pooler.py, complete_block, and CrossAttentionBlock of src/models/utils/modules.py; V-JEPA,
-arXiv 2404.08471), trained by AdamW for 20 epochs as there (jepa configs/evals/vitl16_in1k.yaml). Ours are the warm-up
-and a bank of learning rates and weight decays in place of one setting.
+arXiv 2404.08471), trained by AdamW for 20 epochs as there (jepa configs/evals/vitl16_in1k.yaml, whose rate and weight
+decay are 0.001). Ours are the warm-up, batches of 64, a bank of rates and weight decays in place of one setting, and no
+clipping of gradients. On 2,000 scenes of the hard level (nano encoder, 36 patches of 128 channels, 2,000 test images)
+it has 78.0 % of `background` right, linear_fast 57.6 %; 43.4 % of `count`, linear_fast 42.3 %.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +26,7 @@ from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
 
 RATES = (3e-4, 1e-3, 3e-3)  # of AdamW
-WEIGHT_DECAYS = (0.001, 0.1)
+WEIGHT_DECAYS = (0.001, 1.0)
 EPOCHS, WARMUP = 20, 0.1  # the ramp is a tenth of training
 BATCH, FEWEST_STEPS = 64, 500  # images; a small train set is seen more often
 MLP_RATIO = 4
@@ -48,7 +50,7 @@ def class_scores(
 ) -> dict[str, Fitted[Setting]]:
     """For every task, logits of the probe that is best on every fifth train example when trained on the others.
 
-    Features float32 [N, P, D] are of P patches. Of equals, the first in SETTINGS is chosen, and trained anew on all
+    Features are float32 [N, P, D], of P patches. Of equals, the first in SETTINGS is chosen, and trained anew on all
     train examples. A UserError where there are too few examples.
     """
     held_out = validation_examples("attentive", len(train_features))
@@ -80,7 +82,7 @@ class AttentiveProbe(nn.Module):
     @nn.compact
     def __call__(self, x_BxPxD: jax.Array) -> jax.Array:
         D, H = x_BxPxD.shape[-1], self.heads
-        # The official std is 0.02, of widths around 1,000: there, as here, half of a signal's size is kept.
+        # The official std is 0.02, of widths around 1,000; a narrow encoder's probe begins as lively as those.
         linear = layers.Linear(std=0.6 * D**-0.5, depth_rescaled=True)
         output = linear.into_residual(0)
         query_1xD = self.param("query_token", nn.initializers.normal(layers.OFFICIAL_STD), (1, D))
