@@ -13,7 +13,7 @@ from tc_jepa.errors import UserError
 
 CONFIG_FLAG = "config"
 # tc_jepa.evaluation.evaluate.PROTOCOLS, here for --help, which loads nothing heavy.
-EVALUATION_TASKS = ("knn", "linear_fast", "lowshot", "rank", "segmentation", "grounding")
+EVALUATION_TASKS = ("knn", "linear", "linear_fast", "attentive", "lowshot", "rank", "segmentation", "grounding")
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:

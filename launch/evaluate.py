@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
 
     output = Path(OUTPUT.value or path / "eval" / ("" if step is None else str(step)))
     data = config.data.path or SCENES
-    sizes = {name: config.evaluation[name] for name in ("train_examples", "test_examples", "dense_examples")}
+    sizes = {name: config.evaluation[name] for name in ("train_examples", "test_examples", "dense_examples", "views")}
     about = {
         "encoder": str(path),
         "step": step,

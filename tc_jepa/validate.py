@@ -61,6 +61,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _at_least(f"model.predictor.{name}", config.model.predictor[name], 1)
     for name in ("sparsity", "consistency", "warmup_steps"):
         _at_least(f"objective.{name}", config.objective[name], 0)
+    _at_least("evaluation.views", config.evaluation.views, 0)
     _at_least("train.eval_examples", config.train.eval_examples, 1)
     _at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
     _at_least("data.workers", config.data.workers, 0)

@@ -67,7 +67,7 @@ def test_ignored_pixels_count_nowhere(rng, short):
         segmentation.confusions(predicted, everything.labels, 3)
     with pytest.raises(UserError, match="a mask holds class 2, and there are only 2"):
         segmentation.confusions(predicted, test.labels, 2)
-    with pytest.raises(UserError, match="only 5 train images"):
+    with pytest.raises(UserError, match="only 5 train examples"):
         segmentation.segment(Labelled(*(x[:5] for x in train)), test.features, 3)
 
 

@@ -2,16 +2,21 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from launch import common
+from tc_jepa import sharding
 from tc_jepa.data.sources import Task
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import features, lowshot, rank, results
-from tc_jepa.evaluation.evaluate import confusion, evaluate, Findings
+from tc_jepa.evaluation import attentive, features, linear_bank, lowshot, rank, results
+from tc_jepa.evaluation.encoder import Features, FrozenEncoder
+from tc_jepa.evaluation.evaluate import confusion, evaluate, Findings, PROTOCOLS
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.evaluation.views import Views
+from tc_jepa.models import layers
 from tc_jepa.report import evaluated
 from tests.test_evaluation import pixels, Written
 
@@ -122,6 +127,41 @@ def test_few_labels_have_a_spread_and_written_ones_are_found():
     assert found["lowshot_1/row"] < found["lowshot_10/row"]
     assert found["again/lowshot_1/cells"] == found["lowshot_1/cells"]
     assert found["spread/lowshot_1/cells"] > 0
+
+
+def coarse(blocks: bool) -> FrozenEncoder:
+    """Pixels of patches of 4 px and where they are, pooled to the patches' means; `blocks`: four layers of that."""
+
+    def forward(params, images):
+        patches_BxNxD = layers.patchify(layers.normalise_images(images), 4)
+        means = patches_BxNxD.reshape(len(images), 16, 16, 3).mean(axis=2).reshape(len(images), -1)
+        places = jnp.broadcast_to(4 * jnp.eye(16), (len(images), 16, 16))
+        patches_BxNxD = jnp.concatenate([patches_BxNxD, places], axis=-1)
+        return Features(patches_BxNxD, means, jnp.tile(means, 4) if blocks else None)
+
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    return FrozenEncoder(forward, {}, width=48, image_size=16, patch_size=4, batch_size=16, mesh=mesh)
+
+
+def test_trained_heads_tell_what_they_chose_among(monkeypatch):
+    monkeypatch.setattr(linear_bank, "FEWEST_STEPS", 150)
+    monkeypatch.setattr(attentive, "FEWEST_STEPS", 150)
+    sizes = {"train_examples": 200, "test_examples": 100, "dense_examples": 200}
+    train, test = Written(200, 0), Written(100, 1)
+    found = evaluate(coarse(True), {"flat": coarse(False)}, train, test, ["linear", "attentive"], **sizes)
+    for name, count in (("linear", 24), ("attentive", 6)):
+        assert min(found.scores[f"{prefix}{name}/row"] for prefix in ("", "flat/")) > 0.95
+        assert len(found.sweeps[f"{name}/cells"]) == count
+        assert found.chosen[f"{name}/cells"].count("rate") == 1
+    assert found.confusions["row"].probe == "linear"
+    views = evaluate(coarse(False), {}, train, test, ["linear"], **sizes, views=2)
+    assert len(views.sweeps["linear/row"]) == 12  # without blocks, half of the heads
+    assert views.scores["linear/row"] != found.scores["flat/linear/row"]  # crops are no whole images
+    assert views.scores["linear/row"] > 0.4 > found.scores["chance/row"]
+
+
+def test_the_command_offers_the_tasks_that_there_are():
+    assert common.EVALUATION_TASKS == PROTOCOLS
 
 
 def test_a_confusion_has_the_true_class_in_its_rows():

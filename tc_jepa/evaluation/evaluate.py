@@ -22,7 +22,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import grounding, knn, rank, segmentation
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_masks
 from tc_jepa.evaluation.features import FeatureStore
-from tc_jepa.evaluation.probes import PROBES, Said, Truths
+from tc_jepa.evaluation.probes import PROBES, Said, Truths, VIEWS
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.scores import (
     difference,
@@ -99,13 +99,15 @@ def evaluate(
     train_examples: int,
     test_examples: int,
     dense_examples: int,
+    views: int = 0,
     store: FeatureStore | None = None,
     context: FrozenEncoder | None = None,
 ) -> Findings:
     """Judges an encoder (its keys without a prefix) beside others (prefix "NAME/").
 
     Probes are fitted on at most `train_examples` of `train`, those that keep every patch on at most `dense_examples`;
-    everything is tested on at most `test_examples` of `test`. `store` keeps features on disk meanwhile. `context` is
+    everything is tested on at most `test_examples` of `test`. "linear" is trained on `views` random crops of each train
+    image in turn; 0: on the image. `store` keeps features on disk meanwhile. `context` is
     the judged run's context encoder, of which only the rank is told. "grounding" needs more than an encoder: see
     `ground`. A UserError where the data has no labels or masks that are asked for, classes that differ between the
     splits, or too few examples.
@@ -120,7 +122,7 @@ def evaluate(
         of_kind = [name for name in probes if PROBES[name].dense == dense]
         if of_kind:
             rows = choose(len(train), dense_examples if dense else train_examples)
-            measured |= _probe(findings, of_kind, encoders, store, (train, rows), (test, chosen))
+            measured |= _probe(findings, of_kind, encoders, store, (train, rows), (test, chosen), views)
     if SEGMENTATION in protocols:
         rows = choose(len(train), dense_examples)
         measured |= _segment(findings, encoders, store, (train, rows), (test, chosen))
@@ -150,6 +152,7 @@ def _probe(
     store: FeatureStore,
     train: Part,
     test: Part,
+    views: int,
 ) -> dict[str, Measured]:
     """Scores of every encoder; the judged one's sweeps, confusions and neighbours go to `findings`."""
     kinds = list(dict.fromkeys(kind for name in protocols for kind in PROBES[name].kinds))
@@ -159,6 +162,13 @@ def _probe(
             store.read(encoders, *part, kinds, f"{'-'.join(kinds)}-{split}")
             for split, part in ((fitted_on, train), ("test", test))
         )
+        if views and any(PROBES[name].augmented for name in protocols):
+            crops = Views(*train, views)
+            found = store.read(encoders, crops, range(len(crops)), ["pooled", "last_four"], f"views-{fitted_on}")
+            for prefix, arrays in found.items():
+                for kind, x_NVxD in arrays.items():  # an image's views lie one after another
+                    by_view = x_NVxD.reshape(len(train[1]), views, -1).swapaxes(0, 1)
+                    train_features[prefix][f"{kind}{VIEWS}"] = by_view
     truths, answers = read_truth(*train), read_truth(*test)
     counts = resample_counts(len(test[1]))
     measured: dict[str, Measured] = {}

@@ -19,10 +19,10 @@ from tc_jepa.data.captions import CaptionTokenizer
 from tc_jepa.data.sources import Grounded, Phrase
 from tc_jepa.data.transforms import resize_and_centre_crop, resize_and_centre_crop_mask
 from tc_jepa.errors import UserError
+from tc_jepa.evaluation.linear import VALIDATION_STRIDE
 from tc_jepa.evaluation.reading import FrozenReader
 
 BATCH = 128  # phrases
-VALIDATION_STRIDE = 5  # every fifth image with phrases chooses the threshold
 QUANTILES = np.linspace(0.0, 0.99, 34)  # of all cosines, that are tried as thresholds
 
 

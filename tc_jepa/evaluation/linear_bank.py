@@ -88,19 +88,21 @@ def class_scores(
 ) -> dict[str, Fitted[Head]]:
     """For every task, logits of the head that is best on every fifth train example when trained on the others.
 
-    All features are float32, of each of INPUTS. `train_views` [V, N, D] are V >= 1 views of the N train examples, of
-    which epoch e trains on view e % V; `train_features` [N, D] and `test_features` [test examples, D] are those of the
-    plain images, which validation and test see. Of equals, the first in HEADS is chosen, and trained anew on all train
-    examples: as linear_fast does it, and for the price of one head. A UserError where there are too few examples.
+    All features are float32, of INPUTS or the first of them alone, which halves the bank. `train_views` [V, N, D] are
+    V >= 1 views of the N train examples, of which epoch e trains on view e % V; `train_features` [N, D] and
+    `test_features` [test examples, D] are those of the plain images, which validation and test see. Of equals, the
+    first in HEADS is chosen, and trained anew on all train examples: as linear_fast does it, and for the price of one
+    head. A UserError where there are too few examples.
     """
-    held_out = validation_examples("linear", len(train_features[INPUTS[0]]))
+    held_out = validation_examples("linear", len(next(iter(train_features.values()))))
+    heads = [head for head in HEADS if head.features in train_features]
     part = {name: views[:, ~held_out] for name, views in train_views.items()}
     validation = {name: features[held_out] for name, features in train_features.items()}
     fitted = {}
     for task, (kind, classes) in train_truth.items():
         truth = Truth(kind, classes[held_out])
-        bank = fit(HEADS, part, Truth(kind, classes[~held_out]))
-        sweep = {head: value_of(truth, bank[head].logits(validation[head.features])) for head in HEADS}
+        bank = fit(heads, part, Truth(kind, classes[~held_out]))
+        sweep = {head: value_of(truth, bank[head].logits(validation[head.features])) for head in heads}
         chosen = max(sweep, key=sweep.get)
         probe = fit([chosen], train_views, Truth(kind, classes))[chosen]
         fitted[task] = Fitted(probe.logits(test_features[chosen.features]), chosen, sweep)

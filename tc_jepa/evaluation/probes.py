@@ -5,9 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tc_jepa.evaluation import knn, linear, lowshot
+from tc_jepa.evaluation import attentive, knn, linear, linear_bank, lowshot
 from tc_jepa.evaluation.features import Arrays
 from tc_jepa.evaluation.scores import Sweep, Truth
+
+LAYERS = {"pooled": "last", "last_four": "last_four"}  # kinds of features, and what linear_bank calls them
+VIEWS = "_views"  # behind the name of a kind: the same of random views of the images, [V, N, D]
 
 
 class Answers(NamedTuple):
@@ -25,6 +28,7 @@ Truths = Mapping[str, Truth]  # of the train examples, by task
 class Probe(NamedTuple):
     kinds: tuple[str, ...]  # of features that it reads
     answer: Callable[[Arrays, Truths, Arrays], Said]  # (train features, their truth, test features)
+    augmented: bool = False  # reads VIEWS too, where there are any
     dense: bool = False  # fitted on dense_examples, not train_examples, because it keeps every patch
 
 
@@ -35,6 +39,39 @@ def _knn(train: Arrays, truths: Truths, test: Arrays) -> Said:
         (name, task): Answers([knn.vote(nearest, truth.classes)])
         for name, nearest in by_name.items()
         for task, truth in truths.items()
+    }
+
+
+def _linear(train: Arrays, truths: Truths, test: Arrays) -> Said:
+    kinds = [kind for kind in LAYERS if kind in train]
+    plain, tested = ({LAYERS[kind]: features[kind] for kind in kinds} for features in (train, test))
+    # Without views the image itself is the only one.
+    views = {LAYERS[k]: train[k + VIEWS] if k + VIEWS in train else train[k][None] for k in kinds}
+    found = linear_bank.class_scores(views, plain, truths, tested)
+
+    def named(head: linear_bank.Head) -> str:
+        norm = ", BatchNorm" if head.batch_norm else ""
+        return f"{head.features.replace('_', ' ')}{norm}, decay {head.weight_decay:g}"
+
+    return {
+        ("linear", task): Answers(
+            [fitted.scores],
+            {(named(head), head.rate): value for head, value in fitted.sweep.items()},
+            f"{named(fitted.chosen)}, rate {fitted.chosen.rate:g}",
+        )
+        for task, fitted in found.items()
+    }
+
+
+def _attentive(train: Arrays, truths: Truths, test: Arrays) -> Said:
+    found = attentive.class_scores(train["patches"], truths, test["patches"])
+    return {
+        ("attentive", task): Answers(
+            [fitted.scores],
+            {(f"decay {setting.weight_decay:g}", setting.rate): value for setting, value in fitted.sweep.items()},
+            f"rate {fitted.chosen.rate:g}, decay {fitted.chosen.weight_decay:g}",
+        )
+        for task, fitted in found.items()
     }
 
 
@@ -55,6 +92,8 @@ def _lowshot(train: Arrays, truths: Truths, test: Arrays) -> Said:
 
 PROBES = {
     "knn": Probe(("pooled",), _knn),
+    "linear": Probe(("pooled", "last_four"), _linear, augmented=True),
     "linear_fast": Probe(("pooled",), _linear_fast),
+    "attentive": Probe(("patches",), _attentive, dense=True),
     "lowshot": Probe(("pooled",), _lowshot),
 }

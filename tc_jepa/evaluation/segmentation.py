@@ -18,13 +18,13 @@ import optax
 from tc_jepa.data.images import IGNORED
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import knn
+from tc_jepa.evaluation.linear import validation_examples
 from tc_jepa.evaluation.scores import Measured, Sweep
 
 # Of AdamW: (learning rate, which falls to 0 on a cosine; weight decay, not of the bias).
 SETTINGS = tuple((rate, decay) for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in (1e-4, 1e-1))
 STEPS, BATCH = 400, 32  # images
 SIDE = 30  # pixels a side of the grid, about
-VALIDATION_STRIDE = 5  # every fifth train image chooses the head
 SEED = 0
 TEST_CHUNK = 64  # images
 NEAREST_OF = 10_000  # train patches that the nearest are searched among, at most
@@ -57,12 +57,9 @@ def segment(train: Labelled, test_features: np.ndarray, classes: int) -> Segment
 
     UserError where there are too few train images, or none of their pixels has a class.
     """
-    if len(train.features) <= VALIDATION_STRIDE:
-        count = len(train.features)
-        raise UserError(f"segmentation has only {count} train images; give it more than {VALIDATION_STRIDE}")
+    held_out = validation_examples("segmentation", len(train.features))
     check_classes(train.labels, classes)
     mean, scale = train.features.mean(axis=(0, 1)), train.features.std(axis=(0, 1)) + 1e-6
-    held_out = np.arange(len(train.features)) % VALIDATION_STRIDE == 0
     train = train._replace(features=(train.features - mean) / scale)
     bank = _fit(Labelled(*(x[~held_out] for x in train)), classes)
     chosen = Labelled(*(x[held_out] for x in train))
