@@ -124,10 +124,13 @@ class _State(NamedTuple):
     running: dict[str, tuple[jax.Array, jax.Array]]
 
 
-def fit(heads: Sequence[Head], views: Mapping[str, np.ndarray], truth: Truth) -> dict[Head, Probe]:
+def fit(
+    heads: Sequence[Head], views: Mapping[str, np.ndarray], truth: Truth, epochs: int | None = None
+) -> dict[Head, Probe]:
     """Every head trained on all N examples: views float32 [V, N, D] by features, of which those of the heads are used.
 
-    No head sees anything of another; all see the same batches, in an order that SEED gives.
+    For as many epochs as `batch_and_epochs` says, unless given. No head sees anything of another; all see the same
+    batches, in an order that SEED gives.
     """
     groups: dict[tuple[str, bool], list[Head]] = {}
     for head in heads:
@@ -136,7 +139,8 @@ def fit(heads: Sequence[Head], views: Mapping[str, np.ndarray], truth: Truth) ->
     settings = {group: np.array([(head.rate, head.weight_decay) for head in groups[group]]).T for group in groups}
     N, C = truth.classes.shape
     state = _initial_state({group: (views[group[0]].shape[-1], len(groups[group]), C) for group in groups})
-    size, epochs = batch_and_epochs(N)
+    size, usual = batch_and_epochs(N)
+    epochs = usual if epochs is None else epochs
     for epoch, rows in batches(N, size, epochs):
         inputs = {name: view[epoch % len(view), rows] for name, view in views.items()}
         fall = 0.1 ** (epoch * EPOCHS // (epochs * EPOCHS_A_RATE))

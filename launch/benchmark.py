@@ -1,0 +1,119 @@
+"""How fast the evaluation is on this machine: nothing else should run beside it.
+
+  python -m launch.benchmark [--encoder=nano] [--image_size=64] [--patch_size=8] [--images=2000]
+
+Prints the rate of extracting pooled features from images that are in memory, beside that of the bare forward pass on
+the device, and what the bank of 24 linear heads takes beside a single head on each of its inputs. Each figure is the
+median of --repeats, taken in turn, after compilation.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import statistics
+import time
+
+from absl import flags, logging
+
+from launch import common
+from tc_jepa.errors import UserError
+
+ENCODER = flags.DEFINE_string("encoder", "nano", "Size of the encoder, of model.encoder; its weights are random.")
+IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Side of the images in pixels.", 1)
+PATCH_SIZE = flags.DEFINE_integer("patch_size", 8, "Side of the patches in pixels.", 1)
+IMAGES = flags.DEFINE_integer("images", 2000, "How many are read.", 1)
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 250, "Images at once, over all devices.", 1)
+EXAMPLES = flags.DEFINE_integer("examples", 4000, "That the heads are fitted on.", 6)
+CLASSES = flags.DEFINE_integer("classes", 100, "That the heads tell apart.", 2)
+EPOCHS = flags.DEFINE_integer("epochs", 20, "Of training the heads.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 5, "Of each measurement.", 1)
+
+BANK = "the bank of 24 heads"
+
+
+def main(argv: Sequence[str]) -> None:
+    del argv
+    from tc_jepa.models import vit
+
+    logging.set_verbosity(logging.ERROR)
+    if ENCODER.value not in vit.SIZES:
+        raise UserError(f"--encoder={ENCODER.value} is no size; one of {', '.join(vit.SIZES)}")
+    if IMAGE_SIZE.value % PATCH_SIZE.value:
+        raise UserError(f"--image_size={IMAGE_SIZE.value} is not divisible by --patch_size={PATCH_SIZE.value}")
+    seconds = in_turn(extraction())
+    rates = {name: IMAGES.value / value for name, value in seconds.items()}
+    for name, rate in rates.items():
+        print(f"{name}: {rate:.0f} images/s")
+    print(f"extraction at {100 * rates['extraction'] / rates['bare forward']:.0f} % of the bare forward rate")
+    seconds = in_turn(heads())
+    bank = seconds[BANK]
+    for name, value in seconds.items():
+        beside = "" if name == BANK else f": {BANK} takes {bank / value:.1f} times as long"
+        print(f"{name}, {EPOCHS.value} epochs: {value:.2f} s{beside}")
+
+
+def in_turn(measured: Mapping[str, Callable[[], None]]) -> dict[str, float]:
+    """Median seconds of each; the first turn, which compiles, counts nowhere."""
+    seconds: dict[str, list[float]] = {name: [] for name in measured}
+    for turn in range(REPEATS.value + 1):
+        for name, call in measured.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def extraction() -> dict[str, Callable[[], None]]:
+    import jax
+    import numpy as np
+
+    from tc_jepa import sharding
+    from tc_jepa.data.sources import Example
+    from tc_jepa.evaluation.encoder import frozen_vit
+    from tc_jepa.evaluation.features import FeatureStore
+    from tc_jepa.models import layers
+    from tc_jepa.models.vit import SIZES, VisionTransformer
+    from tc_jepa.state import initial_encoder_params
+
+    side, size = IMAGE_SIZE.value, BATCH_SIZE.value
+    module = VisionTransformer(SIZES[ENCODER.value], PATCH_SIZE.value)
+    params = jax.jit(lambda: initial_encoder_params(module, (side, side, 3), 0))()
+    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    encoder = frozen_vit(module, params, image_size=side, batch_size=size, mesh=mesh)
+    images = np.random.default_rng(0).integers(0, 256, (IMAGES.value, side, side, 3), dtype=np.uint8)
+    source = [Example(image, ()) for image in images]
+    forward = jax.jit(lambda p, x: module.apply({"params": p}, layers.normalise_images(x)).mean(axis=1))
+    count = -(-len(images) // size)
+    batch = jax.device_put(np.resize(images, (encoder.batch_size, side, side, 3)), sharding.batch_sharding(mesh))
+    placed = sharding.put_parameters(mesh, params)
+
+    def bare() -> None:
+        for _ in range(count):
+            forward(placed, batch).block_until_ready()
+
+    return {
+        "bare forward": bare,
+        "extraction": lambda: FeatureStore().read({"": encoder}, source, range(len(source)), ["pooled"], "images"),
+    }
+
+
+def heads() -> dict[str, Callable[[], None]]:
+    import numpy as np
+
+    from tc_jepa.evaluation import linear_bank
+    from tc_jepa.evaluation.scores import Truth
+    from tc_jepa.models.vit import SIZES
+
+    width, rng = SIZES[ENCODER.value].width, np.random.default_rng(0)
+    views = {
+        name: rng.normal(size=(1, EXAMPLES.value, layers * width)).astype(np.float32)
+        for name, layers in (("last", 1), ("last_four", 4))
+    }
+    truth = Truth("single", np.eye(CLASSES.value, dtype=bool)[rng.integers(CLASSES.value, size=EXAMPLES.value)])
+    banks = {BANK: linear_bank.HEADS}
+    for name in ("last_four", "last"):
+        banks[f"one head on {name}"] = [head for head in linear_bank.HEADS if head.features == name][:1]
+    return {name: lambda bank=bank: linear_bank.fit(bank, views, truth, EPOCHS.value) for name, bank in banks.items()}
+
+
+if __name__ == "__main__":
+    common.run(main)
