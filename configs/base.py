@@ -187,6 +187,7 @@ KEYS = (
     runtime("evaluation.train_examples", 4000, "examples that probes are fitted on, at most"),
     runtime("evaluation.test_examples", 2000, "examples that probes are tested on, at most"),
     runtime("evaluation.dense_examples", 1000, "images that segmentation is fitted on, at most; all patches are kept"),
+    runtime("evaluation.image_size", 0, "side in pixels of the images to judge on, squares; 0: the encoder's own"),
     runtime("evaluation.views", 0, "random crops of each train image that `linear` trains on in turn; 0: the image"),
     runtime("evaluation.batch_size", 250, "images the frozen encoder reads at once, over all devices"),
 )

@@ -7,7 +7,7 @@
 
 The encoder is a training run's, or one in a converted folder (launch.convert) or a Hugging Face I-JEPA folder; so is
 the one of --compare, which is judged on the same examples, with a paired bootstrap of the difference. segmentation
-needs data with masks; grounding needs a run whose predictor attends to words, on scenes.
+needs data with masks; grounding needs a run whose predictor attends to words, on scenes or masks of named classes.
 
 Writes results.md (printed too), results.json, pictures, and confusions as CSV into --output. Meanwhile features lie in
 OUTPUT/features: a command that was cut short goes on from them. How many examples are read, and how many at once,
@@ -52,6 +52,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported here, so that --help and a mistyped flag answer at once.
     from tc_jepa import pretrained
     from tc_jepa.checkpoint import chosen_step, fingerprints
+    from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
     from tc_jepa.evaluation import evaluate, results
     from tc_jepa.evaluation.encoder import frozen_vit
     from tc_jepa.evaluation.extract import digest
@@ -70,6 +71,8 @@ def main(argv: Sequence[str]) -> None:
         config.data = base.get_config().data
         config.data.path, config.data.scenes_level = "" if chosen == SCENES else chosen, level
     set_keys(config)
+    trained_size = config.image.size
+    config.image.size = side_of(weights, config.image.size, config.evaluation.image_size)
     train, test, test_split = open_data(config)
     tasks = choose_tasks(config, test, is_run=step is not None)
     encoders, context = frozen_encoders(config, weights, path if step is not None else None, step)
@@ -77,7 +80,8 @@ def main(argv: Sequence[str]) -> None:
     if COMPARE.value is not None:
         other = pretrained.open_encoder(COMPARE.value)
         others = digest(fingerprints(other.params))
-        settings = shared_settings(config) | {"image_size": other.image_size}
+        side = side_of(other, other.image_size, config.evaluation.image_size)
+        settings = shared_settings(config) | {"image_size": side}
         encoders[results.COMPARED] = frozen_vit(other.encoder, other.params, **settings)
 
     output = Path(OUTPUT.value or path / "eval" / ("" if step is None else str(step)))
@@ -100,8 +104,9 @@ def main(argv: Sequence[str]) -> None:
     if evaluate.GROUNDING in tasks:
         with found.timed(evaluate.GROUNDING):
             readers, tokenizer = word_readers(path, step)
+            grounded = test if hasattr(test, "phrases") else ClassPhrases(test, named_segmentation(test))
             found.scores |= evaluate.ground(
-                readers, tokenizer, test, image_size=config.image.size, test_examples=sizes["test_examples"]
+                readers, tokenizer, grounded, image_size=trained_size, test_examples=sizes["test_examples"]
             )
 
     command = ["python", "-m", "launch.evaluate", f"--encoder={path}", f"--data={data}"]
@@ -162,6 +167,14 @@ def set_keys(config) -> None:
         setting.apply(config, {name: value})
 
 
+def side_of(weights, trained: int, asked: int) -> int:
+    """The side in pixels of the images that an encoder is judged on. UserError where its patches do not fill them."""
+    side, patch = asked or trained, weights.encoder.patch_size
+    if side % patch:
+        raise UserError(f"evaluation.image_size={side} is not divisible by the patch size {patch}; give a multiple")
+    return side
+
+
 def open_data(config):
     """The sources to fit and to test on, and the name of the split that is tested on."""
     from tc_jepa import build
@@ -173,6 +186,7 @@ def open_data(config):
 
 def choose_tasks(config, test, *, is_run: bool) -> list[str]:
     """The tasks asked for; or the run's own, as far as data and run have what they need. UserError for the others."""
+    from tc_jepa.data.class_phrases import named_segmentation
     from tc_jepa.evaluation import evaluate
     from tc_jepa.trained_run import READS_WORDS
 
@@ -185,8 +199,8 @@ def choose_tasks(config, test, *, is_run: bool) -> list[str]:
         lacking[evaluate.GROUNDING] = "no predictor attends to words here"
     elif config.model.text == "stored":
         lacking[evaluate.GROUNDING] = "the run read stored vectors, not texts"
-    elif not hasattr(test, "phrases"):
-        lacking[evaluate.GROUNDING] = "the data does not say which words name which object"
+    elif not hasattr(test, "phrases") and named_segmentation(test) is None:
+        lacking[evaluate.GROUNDING] = "the data does not say which words name which object: no masks of named classes"
     missing = [task for task in tasks if task in lacking]
     if missing and TASKS.value is not None:
         raise UserError(f"--tasks={missing[0]}: {lacking[missing[0]]}; leave it out")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Phrase
 from tc_jepa.errors import UserError
@@ -200,6 +201,25 @@ def test_phrases_name_one_object_alone_and_show_what_is_seen_of_it():
             )
             number = classes[phrase.kind].index(phrase.word)
             np.testing.assert_array_equal(phrase.mask, source.mask(index, phrase.kind) == number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Masked:
+    segmentations = {"unnamed": (), "mask": ("background", "dog", "traffic light")}
+
+    def mask(self, index, name):
+        return np.array([[0, 1], [IGNORED, 2]], np.uint8)
+
+
+def test_masks_of_named_classes_make_phrases():
+    assert named_segmentation(Masked()) == "mask"
+    source = ClassPhrases(Masked(), "mask")
+    dog, light = source.phrases(0)
+    assert (dog.caption, dog.word, dog.kind) == ("a dog", "dog", "class")
+    assert light.word == "traffic light" and light.mask.tolist() == [[False, False], [False, True]]
+    assert source.objects_mask(0).tolist() == [[False, True], [False, True]]
+    ids, _ = TOKENIZER.encode([light.caption])
+    assert TOKENIZER.decode(ids[0][grounding.word_pieces(TOKENIZER, ids[0], light.word)]) == "traffic light"
 
 
 def test_a_word_is_found_by_its_pieces():

@@ -389,6 +389,17 @@ def test_bad_input_is_one_clear_line(workdir, values, message):
     assert "\n" not in str(caught.value)
 
 
+def test_an_encoder_is_judged_at_another_resolution(workdir, tmp_path):
+    run(encoder=str(workdir), tasks=["rank"], output=str(tmp_path / "large"), set=["evaluation.image_size=32"])
+    large = results.read_results(tmp_path / "large" / "results.json")
+    assert large["about"]["image_size"] == 32
+    run(encoder=str(workdir), tasks=["rank"], output=str(tmp_path / "own"))
+    own = results.read_results(tmp_path / "own" / "results.json")
+    assert own["about"]["image_size"] == 16 and own["scores"]["rank/rankme"] != large["scores"]["rank/rankme"]
+    with pytest.raises(UserError, match="evaluation.image_size=18 is not divisible by the patch size 4"):
+        run(encoder=str(workdir), tasks=["rank"], set=["evaluation.image_size=18"])
+
+
 def test_results_are_replaced_whole(tmp_path):
     for scores, report in (({"a": 1.0}, "first"), ({"b": 2.0}, "second")):
         results.write_results(tmp_path / "new", Findings(scores), {"data": "here"}, report)
