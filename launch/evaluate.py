@@ -109,37 +109,49 @@ def main(argv: Sequence[str]) -> None:
                 readers, tokenizer, grounded, image_size=trained_size, test_examples=sizes["test_examples"]
             )
 
-    command = ["python", "-m", "launch.evaluate", f"--encoder={path}", f"--data={data}"]
-    command += [f"--set={text}" for text in setting.SET.value]
-    command += [f"--tasks={','.join(tasks)}", f"--output={output}"]
-    command += [f"--compare={COMPARE.value}"] if COMPARE.value else []
-    size = weights.encoder.size
-    model = f"width {size.width}, depth {size.depth}, patch {config.model.patch_size}, {config.image.size} px"
-    encoder = f"{path} ({model})"
-    if step is not None:
-        command.insert(4, f"--step={step}")
-        model = f"{config.model.encoder}, patch {config.model.patch_size}, {config.image.size} px"
-        encoder = f"{path}, step {step} ({model}, seed {config.train.seed})"
+    command = command_of(path, step, data, tasks, output)
     header = {
-        "encoder": encoder,
+        "encoder": name_of(path, step, weights, config),
         **({"compared": COMPARE.value} if COMPARE.value else {}),
         "data": data,
         "probes are fitted on": f"{min(len(train), sizes['train_examples'])} examples of split train",
         "tested on": f"{min(len(test), sizes['test_examples'])} examples of split {test_split}",
-        "command": f"`{shlex.join(command)}`",
+        "command": f"`{command}`",
     }
     output.mkdir(parents=True, exist_ok=True)
     pictures = evaluated.draw(found, train, test, output)
     if pictures:
         header["pictures"] = ", ".join(picture.name for picture in pictures)
     report = results.render(found, test.tasks, header)
-    about |= {"command": shlex.join(command)}
-    results.write_results(output, found, about, report)
+    results.write_results(output, found, about | {"command": command}, report)
     shutil.rmtree(scratch)
     print(report)
     print(f"written to {output}")
     if step is not None and OUTPUT.value is None:
         print(f"python -m launch.report --workdir={path} puts these scores into the run's page")
+
+
+def command_of(path: Path, step: int | None, data: str, tasks: Sequence[str], output: Path) -> str:
+    """What gives these results again, whatever is trained or added meanwhile."""
+    flags_given = {
+        "encoder": path,
+        "step": step,
+        "data": data,
+        "tasks": ",".join(tasks),
+        "compare": COMPARE.value,
+        "output": output,
+    }
+    words = [f"--{name}={value}" for name, value in flags_given.items() if value is not None]
+    words += [f"--set={text}" for text in setting.SET.value]
+    return shlex.join(["python", "-m", "launch.evaluate", *words])
+
+
+def name_of(path: Path, step: int | None, weights, config) -> str:
+    """The encoder in a line of the table's header."""
+    size, seen = weights.encoder.size, f"patch {config.model.patch_size}, {config.image.size} px"
+    if step is None:
+        return f"{path} (width {size.width}, depth {size.depth}, {seen})"
+    return f"{path}, step {step} ({config.model.encoder}, {seen}, seed {config.train.seed})"
 
 
 def folder_config(weights):
