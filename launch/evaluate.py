@@ -226,7 +226,7 @@ def word_readers(workdir: Path, step: int):
     """The run's text side, the same at initialisation, and its tokenizer."""
     from tc_jepa.trained_run import open_run
 
-    run = open_run(workdir, step)
+    run = open_run(workdir, common.run_config(workdir), step)
     return {"": run.reader(), "init/": run.at_initialisation().reader()}, run.captions
 
 

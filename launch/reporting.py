@@ -73,7 +73,7 @@ def read_run(workdir: Path) -> page.Run:
 
 def pictures_of(workdir: Path, config) -> page.Pictures:
     words = build.word_folders(config)
-    run = open_run(workdir, words=words)
+    run = open_run(workdir, config, words=words)
     source, grid = build.held_out_source(config), build.grid(config)
     encoders = looks.encoders(run)
     no_words, seen = "", []

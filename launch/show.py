@@ -148,7 +148,7 @@ def open_reading_run():
     config = common.run_config(path)
     if config.model.text == "stored":
         raise UserError(f"{path} read stored word vectors, not texts: it cannot read a new sentence")
-    run = open_run(path, STEP.value)
+    run = open_run(path, config, STEP.value)
     if not run.reads_words:
         raise UserError(f"{path} has model.conditioner={config.model.conditioner}, which attends to no words")
     return run, build.grid(config), read_images(config.image.size)

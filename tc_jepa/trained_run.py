@@ -11,7 +11,7 @@ import ml_collections
 import optax
 
 from tc_jepa import build, pretrained
-from tc_jepa.checkpoint import chosen_step, read_config, restore_trained
+from tc_jepa.checkpoint import chosen_step, restore_trained
 from tc_jepa.data import pipeline
 from tc_jepa.data.captions import CaptionReader
 from tc_jepa.evaluation.reading import FrozenReader
@@ -62,14 +62,16 @@ class TrainedRun(NamedTuple):
         return FrozenReader(self.networks, self.params, self.target_params, grid=grid, form=form)
 
 
-def open_run(workdir: str | os.PathLike, step: int | None = None, words: Sequence = ()) -> TrainedRun:
+def open_run(
+    workdir: str | os.PathLike, config: ml_collections.ConfigDict, step: int | None = None, words: Sequence = ()
+) -> TrainedRun:
     """The run in a workdir, at a step or its newest. UserError where anything is missing or does not fit.
 
+    `config` is the one that it was trained with, whole: launch.common.run_config adds the keys that came since.
     `words` are build.word_folders of the run's configuration, needed only where it read stored word vectors.
     """
     workdir = Path(workdir)
     step = chosen_step(workdir, step)
-    config = read_config(workdir)
     captions = build.caption_reader(config, words)
     text_encoder, frozen = build.text_encoder(config, captions)
     teacher, teacher_params = pretrained.teacher(config)
