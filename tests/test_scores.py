@@ -88,3 +88,17 @@ def test_a_paired_difference_is_surer_than_its_parts():
     assert scores.difference(one, one).interval == (0.0, 0.0)
     widths = [np.subtract(*measured.interval[::-1]) for measured in (scores.difference(one, other), one)]
     assert widths[0] < 0.5 * widths[1]
+
+
+def test_answers_of_other_examples_and_of_one_class_alone_score_chance():
+    rng = np.random.default_rng(0)
+    single = Truth("single", np.eye(4, dtype=bool)[rng.choice(4, 2000, p=(0.4, 0.3, 0.2, 0.1))])
+    multi = Truth("multi", rng.random((2000, 4)) < (0.4, 0.3, 0.2, 0.1))
+    order = rng.permutation(2000)
+    for truth, chance in ((single, 0.4**2 + 0.3**2 + 0.2**2 + 0.1**2), (multi, 0.25)):
+        right = truth.classes.astype(np.float32)
+        assert scores.value_of(truth, right) == 1.0
+        assert scores.value_of(truth, right[order]) == pytest.approx(chance, abs=0.03)
+        assert scores.value_of(truth, np.ones_like(right) * (0, 1, 0, 0)) == pytest.approx(
+            truth.classes[:, 1].mean() if truth.kind == "single" else truth.classes.mean(), abs=1e-6
+        )
