@@ -95,6 +95,9 @@ def test_any_number_of_images_gives_the_same_features_on_one_and_eight_devices()
         features = frozen(batch)
         np.testing.assert_allclose(features.patches, expected, atol=1e-5)
         np.testing.assert_allclose(features.pooled, expected.mean(axis=1), atol=1e-5)
+        *_, before_last, last = np.split(features.last_four, module.size.depth, axis=1)
+        np.testing.assert_allclose(last, features.pooled, atol=1e-5)
+        assert np.abs(before_last - last).max() > 1e-3
         assert (frozen.width, frozen.image_size, frozen.patch_size) == (32, 16, 4)
 
 

@@ -114,6 +114,8 @@ def test_few_labels_are_drawn_from_every_class():
     rows = lowshot.draw(Truth("single", classes), 0.1, np.random.default_rng(0))
     assert classes[rows].sum(axis=0).tolist() == [20, 9, *[1] * 8]
     assert len(set(rows)) == len(rows)
+    few = lowshot.draw(Truth("single", classes), 0.02, np.random.default_rng(0))
+    assert classes[few].sum(axis=0).tolist() == [4, 2, *[1] * 8]  # never none
     other = lowshot.draw(Truth("single", classes), 0.1, np.random.default_rng(1))
     assert set(other) != set(rows)
     assert len(lowshot.draw(Truth("multi", classes), 0.1, np.random.default_rng(0))) == 37
