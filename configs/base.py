@@ -39,7 +39,9 @@ KEYS = (
     runtime("train.keep_checkpoints", 2, "checkpoints kept, the newest ones"),
     runtime("train.eval_every", 1000, "steps between two looks at held-out images (rank, text worth, regularisers)"),
     runtime(
-        "train.eval_tasks", "", "tasks of launch.evaluate at every train.eval_every (knn,linear_fast,rank); empty: none"
+        "train.eval_tasks",
+        "",
+        "of knn, linear_fast, lowshot, rank (8 crops an image): at every train.eval_every; empty: none",
     ),
     runtime("train.eval_examples", 1000, "examples that train.eval_tasks are fitted on, and tested on, at most"),
     experiment(
@@ -186,7 +188,7 @@ KEYS = (
     runtime("evaluation.test_split", "", "split that is tested on; empty: test, or val where there is none"),
     runtime("evaluation.train_examples", 4000, "examples that probes are fitted on, at most"),
     runtime("evaluation.test_examples", 2000, "examples that probes are tested on, at most"),
-    runtime("evaluation.dense_examples", 1000, "images that segmentation is fitted on, at most; all patches are kept"),
+    runtime("evaluation.dense_examples", 1000, "images that segmentation and attentive are fitted on, at most"),
     runtime("evaluation.image_size", 0, "side in pixels of the images to judge on, squares; 0: the encoder's own"),
     runtime("evaluation.views", 0, "random crops of each train image that `linear` trains on in turn; 0: the image"),
     runtime("evaluation.batch_size", 250, "images the frozen encoder reads at once, over all devices"),

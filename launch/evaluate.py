@@ -10,16 +10,15 @@ the one of --compare, which is judged on the same examples, with a paired bootst
 needs data with masks; grounding needs a run whose predictor attends to words, on scenes or masks of named classes.
 
 Writes results.md (printed too), results.json, pictures, and confusions as CSV into --output. Meanwhile features lie in
-OUTPUT/features: a command that was cut short goes on from them. How many examples are read, and how many at once,
-stands in the run's configuration under `evaluation`; for a folder those are the defaults of configs/base.py. --set
-names the features of other data and the split to test on: data.image_feature, .label_features, .mask_feature,
-evaluation.test_split.
+OUTPUT/features.partial: a command that was cut short goes on from them. How many examples are read, and how many at
+once, stands in the run's configuration under `evaluation`; for a folder those are the defaults of configs/base.py.
+--set changes them, and names the features of other data and the split to test on: data.image_feature, .label_features,
+.mask_feature, evaluation.test_split.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 import shlex
-import shutil
 
 from absl import flags, logging
 
@@ -58,6 +57,7 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa.evaluation.extract import digest
     from tc_jepa.evaluation.features import FeatureStore
     from tc_jepa.report import evaluated
+    from tc_jepa.validate import check_evaluation
 
     logging.set_verbosity(logging.WARNING)
     path = Path(ENCODER.value)
@@ -71,15 +71,17 @@ def main(argv: Sequence[str]) -> None:
         config.data = base.get_config().data
         config.data.path, config.data.scenes_level = "" if chosen == SCENES else chosen, level
     set_keys(config)
+    check_evaluation(config)
     trained_size = config.image.size
     config.image.size = side_of(weights, config.image.size, config.evaluation.image_size)
     train, test, test_split = open_data(config)
-    tasks = choose_tasks(config, test, is_run=step is not None)
+    tasks = choose_tasks(config, test, is_run=step is not None, other_size=config.image.size != trained_size)
     encoders, context = frozen_encoders(config, weights, path if step is not None else None, step)
-    others = None
+    other_step = other_weights = None
     if COMPARE.value is not None:
-        other = pretrained.open_encoder(COMPARE.value)
-        others = digest(fingerprints(other.params))
+        other_step = chosen_step(Path(COMPARE.value), None) if pretrained.is_run(COMPARE.value) else None
+        other = pretrained.open_encoder(COMPARE.value, other_step)
+        other_weights = digest(fingerprints(other.params))
         side = side_of(other, other.image_size, config.evaluation.image_size)
         settings = shared_settings(config) | {"image_size": side}
         encoders[results.COMPARED] = frozen_vit(other.encoder, other.params, **settings)
@@ -90,15 +92,17 @@ def main(argv: Sequence[str]) -> None:
     about = {
         "encoder": str(path),
         "step": step,
+        "weights": digest(fingerprints(weights.params)),
         "compared": COMPARE.value,
+        "compared_step": other_step,
+        "compared_weights": other_weights,
         "data": data,
         "features": list(setting.SET.value),
         "tested_on": test_split,
         "image_size": config.image.size,
         **sizes,
     }
-    scratch = output / "features"
-    store = FeatureStore(scratch, about | {"weights": digest(fingerprints(weights.params)), "other weights": others})
+    store = FeatureStore(output / "features.partial", about)
     judged = encoders.pop("")
     found = evaluate.evaluate(judged, encoders, train, test, tasks, **sizes, store=store, context=context)
     if evaluate.GROUNDING in tasks:
@@ -106,37 +110,39 @@ def main(argv: Sequence[str]) -> None:
             readers, tokenizer = word_readers(path, step)
             grounded = test if hasattr(test, "phrases") else ClassPhrases(test, named_segmentation(test))
             found.scores |= evaluate.ground(
-                readers, tokenizer, grounded, image_size=trained_size, test_examples=sizes["test_examples"]
+                readers, tokenizer, grounded, image_size=config.image.size, test_examples=sizes["test_examples"]
             )
 
-    command = command_of(path, step, data, tasks, output)
+    command = command_of(path, step, tasks, output)
     header = {
         "encoder": name_of(path, step, weights, config),
-        **({"compared": COMPARE.value} if COMPARE.value else {}),
+        **({"compared": compared_name(other_step)} if COMPARE.value else {}),
         "data": data,
-        "probes are fitted on": f"{min(len(train), sizes['train_examples'])} examples of split train",
+        "probes are fitted on": f"{min(len(train), sizes['train_examples'])} examples of split train, attentive and "
+        f"segmentation on {min(len(train), sizes['dense_examples'])}",
         "tested on": f"{min(len(test), sizes['test_examples'])} examples of split {test_split}",
         "command": f"`{command}`",
     }
-    output.mkdir(parents=True, exist_ok=True)
+    about |= {"command": command}
+    results.write_results(output, found, about, results.render(found, test.tasks, header))
     pictures = evaluated.draw(found, train, test, output)
     if pictures:
         header["pictures"] = ", ".join(picture.name for picture in pictures)
     report = results.render(found, test.tasks, header)
-    results.write_results(output, found, about | {"command": command}, report)
-    shutil.rmtree(scratch)
+    results.write_results(output, found, about, report)
+    store.close()
     print(report)
     print(f"written to {output}")
     if step is not None and OUTPUT.value is None:
         print(f"python -m launch.report --workdir={path} puts these scores into the run's page")
 
 
-def command_of(path: Path, step: int | None, data: str, tasks: Sequence[str], output: Path) -> str:
-    """What gives these results again, whatever is trained or added meanwhile."""
+def command_of(path: Path, step: int | None, tasks: Sequence[str], output: Path) -> str:
+    """What was asked for, with the step and the tasks that it came to."""
     flags_given = {
         "encoder": path,
         "step": step,
-        "data": data,
+        "data": DATA.value,
         "tasks": ",".join(tasks),
         "compare": COMPARE.value,
         "output": output,
@@ -144,6 +150,10 @@ def command_of(path: Path, step: int | None, data: str, tasks: Sequence[str], ou
     words = [f"--{name}={value}" for name, value in flags_given.items() if value is not None]
     words += [f"--set={text}" for text in setting.SET.value]
     return shlex.join(["python", "-m", "launch.evaluate", *words])
+
+
+def compared_name(step: int | None) -> str:
+    return COMPARE.value if step is None else f"{COMPARE.value}, step {step}"
 
 
 def name_of(path: Path, step: int | None, weights, config) -> str:
@@ -196,7 +206,7 @@ def open_data(config):
     return build.source(config, TRAIN), build.source(config, test_split), test_split
 
 
-def choose_tasks(config, test, *, is_run: bool) -> list[str]:
+def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
     """The tasks asked for; or the run's own, as far as data and run have what they need. UserError for the others."""
     from tc_jepa.data.class_phrases import named_segmentation
     from tc_jepa.evaluation import evaluate
@@ -213,6 +223,8 @@ def choose_tasks(config, test, *, is_run: bool) -> list[str]:
         lacking[evaluate.GROUNDING] = "the run read stored vectors, not texts"
     elif not hasattr(test, "phrases") and named_segmentation(test) is None:
         lacking[evaluate.GROUNDING] = "the data does not say which words name which object: no masks of named classes"
+    elif other_size:
+        lacking[evaluate.GROUNDING] = "its predictor knows one grid of patches (evaluation.image_size is another)"
     missing = [task for task in tasks if task in lacking]
     if missing and TASKS.value is not None:
         raise UserError(f"--tasks={missing[0]}: {lacking[missing[0]]}; leave it out")

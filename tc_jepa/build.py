@@ -200,17 +200,24 @@ def data_paths(config: Config) -> list[str]:
 
 def source(config: Config, split: str) -> Source:
     """One split with its labels, for an evaluation; UserError where there is none."""
-    paths = data_paths(config)
-    if len(paths) > 1:
-        raise UserError(f"labels belong to one dataset: choose with --data one of {', '.join(paths)}")
-    if paths:
-        return PreparedSource(paths[0], split, features(config))
+    _one_dataset(config)
+    if config.data.path:
+        return PreparedSource(config.data.path, split, features(config))
     count = config.data.train_scenes if split == TRAIN else HELD_OUT_SCENES
     return SceneSource(config.data.scenes_seed, split, count, config.image.size, config.data.scenes_level)
 
 
+def _one_dataset(config: Config) -> None:
+    paths = data_paths(config)
+    if len(paths) > 1:
+        raise UserError(
+            f"labels belong to one dataset: choose with --data or evaluation.data one of {', '.join(paths)}"
+        )
+
+
 def test_split(config: Config) -> str:
     """The split that an evaluation tests on. UserError where the data does not hold it."""
+    _one_dataset(config)
     path, chosen = config.data.path, config.evaluation.test_split
     held = splits(path) if path else SPLITS
     if chosen == TRAIN:

@@ -6,7 +6,6 @@ import jax
 import ml_collections
 
 from tc_jepa import build
-from tc_jepa.data.prepared import PreparedSource
 from tc_jepa.data.sources import TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import frozen_vit
@@ -14,6 +13,7 @@ from tc_jepa.evaluation.evaluate import check_data, evaluate
 from tc_jepa.evaluation.probes import PROBES
 from tc_jepa.models.layers import Params
 
+SCENES = "scenes"  # of evaluation.data: not a folder
 PREFIX = "eval/"  # of their keys in metrics.jsonl
 ASIDE = ("_low", "_high")  # intervals stay out of it
 
@@ -22,16 +22,18 @@ def judge(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Callabl
     """A function from the parameters of the encoder that a run is for to "eval/knn/TASK" and so on, by
     config.train.eval_tasks; without any, one that says nothing.
 
-    On the data of evaluation.data, or the run's own. UserError at once where it lacks labels, and for several
-    processes, each of which would see a part of the features.
+    On the data of evaluation.data, whose features have the names of the run's, or its own. UserError at once where it
+    lacks labels, and for several processes, each of which would see a part of the features.
     """
     tasks = [name for name in config.train.eval_tasks.split(",") if name]
     if not tasks:
         return lambda params: {}
     if jax.process_count() > 1:
         raise UserError("train.eval_tasks needs a single process; leave it empty, and judge with launch.evaluate")
-    path, split = config.evaluation.data, build.test_split(config)
-    train, test = (PreparedSource(path, x) if path else build.source(config, x) for x in (TRAIN, split))
+    judged_on = config.copy_and_resolve_references()
+    if config.evaluation.data:
+        judged_on.data.path = "" if config.evaluation.data == SCENES else config.evaluation.data
+    train, test = (build.source(judged_on, split) for split in (TRAIN, build.test_split(judged_on)))
     check_data(train, test, [name for name in tasks if name in PROBES], segmentation=False)
     settings = {"image_size": config.image.size, "batch_size": config.evaluation.batch_size, "mesh": mesh}
     frozen = None

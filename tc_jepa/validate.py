@@ -53,7 +53,6 @@ def validate(config: ml_collections.ConfigDict) -> None:
         "image": ("size",),
         "captions": ("per_image", "words"),
         "model": ("patch_size", "text_width"),
-        "evaluation": ("train_examples", "test_examples", "dense_examples", "batch_size"),
     }.items():
         for name in names:
             _at_least(f"{group}.{name}", config[group][name], 1)
@@ -61,8 +60,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         _at_least(f"model.predictor.{name}", config.model.predictor[name], 1)
     for name in ("sparsity", "consistency", "warmup_steps"):
         _at_least(f"objective.{name}", config.objective[name], 0)
-    _at_least("evaluation.views", config.evaluation.views, 0)
     _at_least("train.eval_examples", config.train.eval_examples, 1)
+    check_evaluation(config)
     _at_least("optimizer.warmup_steps", config.optimizer.warmup_steps, 0)
     _at_least("data.workers", config.data.workers, 0)
     _at_least("captions.candidates", config.captions.candidates, 0)
@@ -184,6 +183,14 @@ def _check_data(config: ml_collections.ConfigDict) -> None:
             f"captions.vectors names {len(vectors.split(','))} folders for {len(paths)} datasets in data.path; give "
             "one for each, separated by commas (scenes drawn on the fly have none)"
         )
+
+
+def check_evaluation(config: ml_collections.ConfigDict) -> None:
+    """The rules of the group `evaluation` alone, which launch.evaluate may have changed."""
+    for name in ("train_examples", "test_examples", "dense_examples", "batch_size"):
+        _at_least(f"evaluation.{name}", config.evaluation[name], 1)
+    for name in ("views", "image_size"):
+        _at_least(f"evaluation.{name}", config.evaluation[name], 0)
 
 
 def _one_of(name: str, value: str, choices: Collection[str]) -> None:

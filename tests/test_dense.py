@@ -189,6 +189,21 @@ def test_overlap_is_one_for_a_map_that_is_the_object_and_its_area_for_one_that_k
         grounding.overlap(grounding.Pointed(cosines=covered, **place, **rest), "colour")
 
 
+def test_phrases_that_the_crop_or_the_words_cut_off_are_not_played():
+    source = OneWordEach(SceneSource(0, "test", 6, 32, "hard"))
+
+    class Cut(OneWordEach):
+        def phrases(self, index):
+            hidden = Phrase("a star", "star", "shape", np.zeros((32, 32), bool))
+            far = Phrase(20 * "red " + "star", "star", "shape", np.ones((32, 32), bool))
+            return [hidden, *super().phrases(index), far]
+
+    cut = grounding.point(Oracle(source, True), TOKENIZER, Cut(source.scenes), range(6), 32)
+    whole = grounding.point(Oracle(source, True), TOKENIZER, source, range(6), 32)
+    np.testing.assert_array_equal(cut.score, whole.score)
+    assert (cut.chance > 0).all()
+
+
 def test_phrases_name_one_object_alone_and_show_what_is_seen_of_it():
     source = SceneSource(1, "test", 40, 48, "hard")
     for index in range(40):
@@ -234,7 +249,7 @@ def test_a_mean_over_images_weighs_what_each_has():
     counts = np.array([[1.0, 2.0, 0.0], [1.0, 1.0, 3.0], [1.0, 0.0, 0.0]])
     measured = mean_of_images(np.array([1.0, 0.0, 0.0, 1.0]), np.array([0, 0, 0, 2]), counts)
     assert measured.value == 0.5
-    np.testing.assert_allclose(measured.resampled, [0.5, 2 / 6, 0.0])  # the last resample has no value at all
+    np.testing.assert_allclose(measured.resampled, [0.5, 2 / 6, np.nan])
 
 
 # Reading a run's words

@@ -399,6 +399,8 @@ def test_an_encoder_is_judged_at_another_resolution(workdir, tmp_path):
     run(encoder=str(workdir), tasks=["rank"], output=str(tmp_path / "own"))
     own = results.read_results(tmp_path / "own" / "results.json")
     assert own["about"]["image_size"] == 16 and own["scores"]["rank/rankme"] != large["scores"]["rank/rankme"]
+    with pytest.raises(UserError, match="evaluation.test_examples=0 must be at least 1"):
+        run(encoder=str(workdir), tasks=["rank"], set=["evaluation.test_examples=0"])
     with pytest.raises(UserError, match="evaluation.image_size=18 is not divisible by the patch size 4"):
         run(encoder=str(workdir), tasks=["rank"], set=["evaluation.image_size=18"])
 

@@ -12,7 +12,7 @@ from tc_jepa.data.sources import Task
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import attentive, features, linear_bank, lowshot, rank, results
 from tc_jepa.evaluation.encoder import Features, FrozenEncoder
-from tc_jepa.evaluation.evaluate import confusion, evaluate, Findings, PROTOCOLS
+from tc_jepa.evaluation.evaluate import Confusion, confusion, evaluate, Findings, PROTOCOLS
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.evaluation.views import Views
@@ -66,6 +66,12 @@ def test_a_killed_evaluation_goes_on_from_its_features_and_scores_the_same(tmp_p
     assert Counting.reads == 0 < first
     with pytest.raises(UserError, match="was begun with another data"):
         FeatureStore(tmp_path / "features", {"data": "there"})
+    FeatureStore(tmp_path / "features", {"data": "here"}).close()
+    assert not (tmp_path / "features").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "train.npz").touch()
+    with pytest.raises(UserError, match="holds other work"):
+        FeatureStore(tmp_path / "mine", {"data": "here"})
 
 
 def test_classes_that_differ_between_splits_are_refused():
@@ -85,6 +91,11 @@ def test_lidar_counts_what_tells_images_apart_against_their_views(rng):
     assert rank.lidar(7 * (100 * mask * images + noise)) == pytest.approx(
         rank.lidar(100 * mask * images + noise), rel=1e-6
     )
+
+
+def test_features_that_are_all_the_same_have_rank_one():
+    same = np.ones((20, 4, 6), np.float32)
+    assert rank.lidar(same) == rank.participation_ratio(same[:, 0]) == rank.rankme(0 * same[:, 0]) == 1.0
 
 
 def test_participation_is_the_number_of_equal_variances(rng):
@@ -166,6 +177,17 @@ def test_the_command_offers_the_tasks_that_there_are():
     assert common.EVALUATION_TASKS == PROTOCOLS
 
 
+def test_too_few_labels_are_no_score():
+    """1 % of 800 labels is one of each of eight classes: nothing is left to choose the strength by."""
+    classes = np.eye(8, dtype=bool)[np.arange(800) % 8]
+    features = np.random.default_rng(0).normal(size=(800, 4)).astype(np.float32)
+    assert lowshot.class_scores(features, Truth("single", classes), features[:5], 0.01) == []
+    assert len(lowshot.class_scores(features, Truth("single", classes), features[:5], 0.1)) == lowshot.DRAWS
+    rare = np.zeros((800, 2), bool)
+    rare[:3] = True
+    assert lowshot.class_scores(features, Truth("multi", rare), features[:5], 0.01) == []
+
+
 def test_a_confusion_has_the_true_class_in_its_rows():
     truth = Truth("single", np.eye(3, dtype=bool)[[0, 0, 1, 2]])
     counts = confusion(truth, np.eye(3)[[0, 1, 1, 0]])
@@ -204,6 +226,22 @@ def test_a_sweep_is_a_curve_and_a_list(tmp_path):
     results.write_results(tmp_path, found, {}, "report")
     stored = json.loads((tmp_path / "results.json").read_text())
     assert stored["sweeps"]["linear/row"][1] == {"setting": "decay 0", "rate": 0.01, "score": 0.4}
+
+
+def test_names_may_hold_slashes_and_ends_of_keys_and_classes_may_be_missing(tmp_path):
+    scores = {"segmentation/mask": 0.5, "segmentation/mask_low": 0.4, "segmentation/mask_high": 0.6}
+    scores |= {f"compared/{key}": value for key, value in scores.items()}
+    scores |= {f"gain_over_{key}": value for key, value in scores.items() if key.startswith("compared/")}
+    scores |= {"chance/segmentation/mask": 0.1, "segmentation/mask/tree_low": 0.3, "segmentation/mask/wire": 0.2}
+    found = Findings(scores | {"compared/segmentation/mask/tree_low": 0.1})
+    text = results.render(found, {}, {})
+    assert "| wire     | 20.0    | -        |" in text and "| tree_low | 30.0    | 10.0     |" in text
+    found.confusions["a/b"] = Confusion("knn", ("x", "y"), np.eye(2, dtype=int))
+    results.write_results(tmp_path, found, {}, text)
+    assert (tmp_path / "confusion_a_b.csv").exists()
+    assert [path.name for path in evaluated.draw(found, Written(1, 0), Written(1, 0), tmp_path)] == [
+        "confusion_a_b.png"
+    ]
 
 
 def test_results_of_before_are_told_apart(tmp_path):

@@ -55,9 +55,12 @@ class ClassPhrases:
 
     def _things(self, mask: np.ndarray) -> list[tuple[int, str]]:
         names = self.segmentations[self.segmentation]
-        return [(n, names[n]) for n in np.unique(mask).tolist() if n != IGNORED and names[n] not in NO_OBJECT]
+        return [
+            (n, names[n]) for n in np.unique(mask).tolist() if n != IGNORED and names[n].casefold() not in NO_OBJECT
+        ]
 
 
 def named_segmentation(source: Source) -> str | None:
-    """The first segmentation whose classes have names."""
-    return next((name for name, classes in source.segmentations.items() if classes), None)
+    """The first segmentation whose classes have names, which numbers are not."""
+    named = (name for name, classes in source.segmentations.items() if not all(x.isdigit() for x in classes))
+    return next(named, None)

@@ -185,7 +185,8 @@ def _probe(
                         spread = np.std([value.value for value in values], ddof=1)
                         findings.scores[f"{prefix}spread/{score}/{task}"] = float(spread)
     _keep(findings, judged, test[0], answers)
-    findings.scores |= {f"chance/{task}": chance(truths[task], truth) for task, truth in answers.items()}
+    for task, truth in answers.items():  # of dense probes, fitted on fewer examples, only where no others ran
+        findings.scores.setdefault(f"chance/{task}", chance(truths[task], truth))
     if "knn" in protocols:
         shown = test[1][:SHOWN]
         found = knn.neighbours(train_features[""]["pooled"], test_features[""]["pooled"][:SHOWN])
@@ -282,6 +283,8 @@ def _rank(
 ) -> None:
     """ "rank/..." of every encoder: of the pooled test features, of some images' patch features without the mean at
     their position ("rank/patch_..."), and LiDAR over random crops."""
+    if len(chosen) < 2:
+        raise UserError(f"rank has only {len(chosen)} test image; give it at least 2")
     with findings.timed("features"):
         pooled = store.read(encoders, test, chosen, ["pooled"], "pooled-rank")
         patches = store.read(encoders, test, chosen[:RANK_PATCH_IMAGES], ["patches"], "patches-rank")

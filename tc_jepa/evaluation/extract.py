@@ -103,6 +103,8 @@ def begin(partial: Path, name: str, about: Mapping[str, Any]) -> None:
     path = partial / name
     if not partial.exists():
         partial.mkdir(parents=True)
+    elif not path.exists() and any(partial.iterdir()):
+        raise UserError(f"{partial} holds other work, which has no {name}; move it away, or give another output")
     elif path.exists():
         before = json.loads(path.read_text())
         changed = sorted(name for name in before.keys() | about.keys() if before.get(name) != about.get(name))

@@ -27,13 +27,22 @@ Arrays = dict[str, np.ndarray]  # by kind: "pooled" float32 [N, D], "last_four" 
 class FeatureStore:
     """Reads features, through `folder` where one is given.
 
-    UserError for a folder that was begun with another `about`.
+    UserError for a folder that was begun with another `about`, or holds something else.
     """
 
     def __init__(self, folder: Path | None = None, about: Mapping[str, Any] | None = None):
         self._folder = folder
         if folder is not None:
             begin(folder, ABOUT, about or {})
+
+    def close(self) -> None:
+        """Removes the folder, what says what it is about last."""
+        if self._folder is None:
+            return
+        for path in self._folder.glob("*.npz"):
+            path.unlink()
+        (self._folder / ABOUT).unlink()
+        self._folder.rmdir()
 
     def read(
         self,

@@ -23,6 +23,7 @@ from tc_jepa.evaluation.linear import VALIDATION_STRIDE
 from tc_jepa.evaluation.reading import FrozenReader
 
 BATCH = 128  # phrases
+NO_MASK = np.zeros((0, 0), bool)
 QUANTILES = np.linspace(0.0, 0.99, 34)  # of all cosines, that are tried as thresholds
 
 
@@ -42,15 +43,18 @@ class Pointed(NamedTuple):
 def point(
     reader: FrozenReader, tokenizer: CaptionTokenizer, source: Grounded, indices: Sequence[int], image_size: int
 ) -> Pointed:
-    """Plays every phrase of some images. UserError where they have none."""
+    """Plays every phrase of some images that the crop shows and the run's captions hold. UserError without any."""
     rows, found = [], []
     for position, index in enumerate(indices):
         image = resize_and_centre_crop(source[int(index)].image, image_size)
-        phrases = source.phrases(int(index))
+        phrases = [p for p in source.phrases(int(index)) if is_read(tokenizer, p)]
         covered = [coverage(resize_and_centre_crop_mask(p.mask, image_size), reader.grid) for p in phrases]
         everything = coverage(resize_and_centre_crop_mask(source.objects_mask(int(index)), image_size), reader.grid)
         for phrase, own in zip(phrases, covered):
-            rows.append((image, phrase, own, everything))
+            if not own.any():  # the crop has left it out
+                continue
+            # Without its mask, of which there would be many in memory.
+            rows.append((image, phrase._replace(mask=NO_MASK), own, everything))
             found.append((position, phrase.kind, own.mean(), own.mean() / max(everything.mean(), 1e-9)))
     if not rows:
         raise UserError("no image has a phrase that names one of its objects alone; give --data=scenes")
@@ -113,15 +117,31 @@ def word_maps(
     return np.einsum("bns,bs->bn", cosines, chosen / chosen.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def is_read(tokenizer: CaptionTokenizer, phrase: Phrase) -> bool:
+    """Whether the caption keeps its word when it is cut to the run's number of words."""
+    ids, _ = tokenizer.encode([phrase.caption])
+    return find_pieces(tokenizer, ids[0], phrase.word) is not None
+
+
 def word_pieces(tokenizer: CaptionTokenizer, ids: np.ndarray, word: str) -> np.ndarray:
     """Which of a caption's ids [S] spell a word, its first occurrence: bool [S]. UserError where it is not there."""
+    found = find_pieces(tokenizer, ids, word)
+    if found is None:
+        raise UserError(
+            f"{word!r} is not a word of the caption {tokenizer.decode(ids)!r}; give one that is, as it stands"
+        )
+    return found
+
+
+def find_pieces(tokenizer: CaptionTokenizer, ids: np.ndarray, word: str) -> np.ndarray | None:
+    """word_pieces; None where the word is not there."""
     wanted, _ = tokenizer.encode([word])
     pieces = [i for i in wanted[0].tolist() if i > 1]  # without padding and eos
     held = ids.tolist()
     for start in range(len(held) - len(pieces) + 1):
         if pieces and held[start : start + len(pieces)] == pieces:
             return (np.arange(len(held)) >= start) & (np.arange(len(held)) < start + len(pieces))
-    raise UserError(f"{word!r} is not a word of the caption {tokenizer.decode(ids)!r}; give one that is, as it stands")
+    return None
 
 
 def coverage(mask: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -40,7 +40,7 @@ def neighbours(
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     over_devices = sharding.batch_sharding(mesh)
     train = jax.device_put(np.asarray(_unit(train_features)), sharding.replicated(mesh))
-    search = jax.jit(functools.partial(_search, k=k), out_shardings=over_devices)
+    search = _compiled(over_devices, k)
     chunk = CHUNK * mesh.size
     parts = []
     for start in range(0, len(test_features), chunk):
@@ -49,6 +49,11 @@ def neighbours(
         found = search(train, jax.device_put(padded, over_devices), temperature)
         parts.append([np.asarray(x)[: len(part)] for x in found])
     return Neighbours(*(np.concatenate(x) for x in zip(*parts)))
+
+
+@functools.lru_cache
+def _compiled(over_devices: jax.sharding.NamedSharding, k: int):
+    return jax.jit(functools.partial(_search, k=k), out_shardings=over_devices)
 
 
 def _search(train_NxD: jax.Array, test_BxD: jax.Array, temperature: float, *, k: int) -> tuple[jax.Array, jax.Array]:

@@ -14,8 +14,18 @@ FEWEST = linear.VALIDATION_STRIDE + 1  # examples, which linear_fast needs
 def class_scores(
     train_features: np.ndarray, truth: Truth, test_features: np.ndarray, fraction: float
 ) -> list[np.ndarray]:
-    """Logits float32 [test examples, C] of a probe fitted on each of DRAWS draws of a fraction of the labels."""
-    draws = (draw(truth, fraction, np.random.default_rng((SEED, number))) for number in range(DRAWS))
+    """Logits float32 [test examples, C] of a probe fitted on each of DRAWS draws of a fraction of the labels.
+
+    Nothing where the fraction is too small to say anything: fewer than two labels a class in the mean, or a draw
+    without a positive among those that are fitted, or among those that choose the strength.
+    """
+    draws = [draw(truth, fraction, np.random.default_rng((SEED, number))) for number in range(DRAWS)]
+    if truth.kind == "single" and fraction * len(truth.classes) < 2 * truth.classes.shape[1]:
+        return []
+    for rows in draws:
+        held_out = linear.validation_examples("lowshot", len(rows))
+        if not all(truth.classes[part].any() for part in (rows[held_out], rows[~held_out])):
+            return []
     return [
         linear.class_scores(train_features[rows], {"": Truth(truth.kind, truth.classes[rows])}, test_features)[""]
         for rows in draws

@@ -1,8 +1,10 @@
 """The tasks that answer questions with labels from frozen features, in one form."""
 
 from collections.abc import Callable, Mapping, Sequence
+import itertools
 from typing import NamedTuple
 
+from absl import logging
 import numpy as np
 
 from tc_jepa.evaluation import attentive, knn, linear, linear_bank, lowshot
@@ -81,13 +83,16 @@ def _linear_fast(train: Arrays, truths: Truths, test: Arrays) -> Said:
 
 
 def _lowshot(train: Arrays, truths: Truths, test: Arrays) -> Said:
-    return {
-        (f"lowshot_{100 * fraction:g}", task): Answers(
-            lowshot.class_scores(train["pooled"], truth, test["pooled"], fraction)
-        )
-        for fraction in lowshot.FRACTIONS
-        for task, truth in truths.items()
-    }
+    said = {}
+    for fraction, (task, truth) in itertools.product(lowshot.FRACTIONS, truths.items()):
+        name = f"lowshot_{100 * fraction:g}"
+        draws = lowshot.class_scores(train["pooled"], truth, test["pooled"], fraction)
+        if draws:
+            said[name, task] = Answers(draws)
+        else:
+            about = f"{fraction:.0%} of {len(truth.classes)} train examples are too few for its classes"
+            logging.warning("%s/%s: left out, because %s; give more evaluation.train_examples", name, task, about)
+    return said
 
 
 PROBES = {

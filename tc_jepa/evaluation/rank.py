@@ -18,6 +18,8 @@ def rankme(features_BxD: np.ndarray) -> float:
 
 def effective_number(values: np.ndarray) -> float:
     """exp of the entropy of non-negative values that are made to sum to 1: between 1 and their number."""
+    if not values.sum() > 0:
+        return 1.0  # features that are all the same: the least there is
     p = values / values.sum() + EPSILON
     return float(np.exp(-np.sum(p * np.log(p))))
 
@@ -27,6 +29,8 @@ def participation_ratio(features_BxD: np.ndarray) -> float:
     variance. Unlike RankMe, blind to the mean and to a long tail."""
     features = np.asarray(features_BxD, np.float64)
     variances = np.linalg.eigvalsh(np.cov(features, rowvar=False))
+    if not np.square(variances).sum() > 0:
+        return 1.0
     return float(variances.sum() ** 2 / np.square(variances).sum())
 
 
@@ -46,6 +50,8 @@ def lidar(features_IxVxD: np.ndarray) -> float:
     means = features.mean(axis=1)
     inner = (features - means[:, None]).reshape(I * V, D)
     within = inner.T @ inner / (I * (V - 1))
+    if not np.trace(within) > 0:
+        return 1.0
     within += RIDGE * np.trace(within) / D * np.eye(D)
     between = np.cov(means, rowvar=False)
     return effective_number(np.maximum(scipy.linalg.eigh(between, within, eigvals_only=True), 0.0))

@@ -56,7 +56,7 @@ def write_results(output: Path, findings: Findings, about: Mapping[str, object],
         rows = csv.writer(file)
         rows.writerow([f"true class ({found.probe})", *found.classes])
         rows.writerows([name, *row] for name, row in zip(found.classes, found.counts.tolist()))
-        replace_text(output / f"confusion_{task}.csv", file.getvalue())
+        replace_text(output / f"confusion_{file_name(task)}.csv", file.getvalue())
     replace_text(output / "results.md", report)
     whole = {
         "about": dict(about),
@@ -69,6 +69,11 @@ def write_results(output: Path, findings: Findings, about: Mapping[str, object],
         "chosen": findings.chosen,
     }
     replace_text(output / "results.json", json.dumps(whole, indent=2) + "\n")
+
+
+def file_name(name: str) -> str:
+    """The name of a task or a score as a part of a file's."""
+    return name.replace("/", "_")
 
 
 def read_results(path: Path) -> dict:
@@ -89,8 +94,8 @@ def render(findings: Findings, tasks: Mapping[str, Task], header: Mapping[str, o
         metrics = {name: METRICS[tasks[name].kind] for name in ran}
         lines += _scores(findings, probe, metrics, {name: f"chance/{name}" for name in ran}, about)
     for score, (metric, about) in NAMED.items():
-        keys = [key.split("/") for key in scores if key.endswith("_low")]
-        ran = {name.removesuffix("_low"): metric for first, *_, name in keys if first == score}
+        keys = [key.split("/") for key in scores if key.endswith("_low") and key.count("/") == 1]
+        ran = {name.removesuffix("_low"): metric for first, name in keys if first == score}
         lines += _scores(findings, score, ran, {name: f"chance/{score}/{name}" for name in ran}, about)
         lines += _classes(scores, score, list(ran))
     if "rank/rankme" in scores:
@@ -147,10 +152,10 @@ def _classes(scores: Results, score: str, names: Sequence[str]) -> list[str]:
         beside = _beside(scores, BESIDE)
         start = f"{score}/{name}/"
         classes = [key.removeprefix(start) for key in scores if key.startswith(start)]
-        rows = [
-            [label, *(f"{100 * scores[f'{prefix}{start}{label}']:.1f}" for prefix in ("", *(f"{x}/" for x in beside)))]
-            for label in classes
-        ]
+        # A class may be too small to be seen in the smaller masks of another encoder.
+        found = {key: f"{100 * value:.1f}" for key, value in scores.items()}
+        prefixes = ("", *(f"{x}/" for x in beside))
+        rows = [[label, *(found.get(f"{x}{start}{label}", "-") for x in prefixes)] for label in classes]
         if rows:
             lines += ["", f"IoU of each class, {name}:", "", *_table(["class", "trained", *beside.values()], rows)]
     return lines

@@ -77,7 +77,8 @@ def mean_of_images(values_P: np.ndarray, image_P: np.ndarray, counts_NxR: np.nda
     images = len(counts_NxR)
     total = np.bincount(image_P, values_P, minlength=images)
     count = np.bincount(image_P, minlength=images)
-    return Measured(float(values_P.mean()), (total @ counts_NxR) / np.maximum(count @ counts_NxR, 1.0))
+    drawn = count @ counts_NxR
+    return Measured(float(values_P.mean()), np.where(drawn > 0, (total @ counts_NxR) / np.maximum(drawn, 1.0), np.nan))
 
 
 def resample_counts(examples: int, resamples: int = RESAMPLES, seed: int = SEED) -> np.ndarray:

@@ -26,7 +26,7 @@ SETTINGS = tuple((rate, decay) for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in
 STEPS, BATCH = 400, 32  # images
 SIDE = 30  # pixels a side of the grid, about
 SEED = 0
-TEST_CHUNK = 64  # images
+TEST_CHUNK, MOST_LOGITS = 64, 2**26  # images at once, unless their logits would be more
 NEAREST_OF = 10_000  # train patches that the nearest are searched among, at most
 
 
@@ -116,10 +116,12 @@ def confusions(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.nd
     UserError where no pixel counts, or one is of a class that there is not.
     """
     check_classes(labels, classes)
-    n = len(labels)
-    image = np.arange(n)[:, None, None]
-    cell = (image * classes + np.minimum(labels, classes - 1)) * classes + predicted
-    return np.bincount(cell[labels != IGNORED], minlength=n * classes**2).reshape(n, classes, classes)
+    counts = np.empty((len(labels), classes, classes), np.int64)
+    for image, (true, given) in enumerate(zip(labels, predicted)):  # one by one: all pixels as int64 fill the memory
+        counted = true != IGNORED
+        cells = true[counted].astype(np.int64) * classes + given[counted]
+        counts[image] = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+    return counts
 
 
 def miou(confusion: np.ndarray) -> float:
@@ -231,7 +233,8 @@ def _labels(head: Head, features_BxNxD: jax.Array, shape: tuple[int, int]) -> ja
 
 def _label(head: Head, features: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """uint8 [n, H, W]."""
-    chunks = (features[start : start + TEST_CHUNK] for start in range(0, len(features), TEST_CHUNK))
+    size = max(1, min(TEST_CHUNK, MOST_LOGITS // (shape[0] * shape[1] * head.bias.shape[-1])))
+    chunks = (features[start : start + size] for start in range(0, len(features), size))
     return np.concatenate([np.asarray(_labels(head, chunk, shape), np.uint8) for chunk in chunks])
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from tc_jepa.data.sources import Captioned
 from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.evaluation.evaluate import Confusion, Findings, LabelMaps
+from tc_jepa.evaluation.results import file_name
 from tc_jepa.evaluation.segmentation import IGNORED
 from tc_jepa.files import replacing
 from tc_jepa.report import pictures
@@ -25,11 +26,11 @@ def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) ->
     """Writes the pictures that there is something for into the existing folder `output`; returns their paths."""
     files: dict[str, bytes] = {}
     for name, maps in findings.label_maps.items():
-        files[f"segmentation_{name}.png"] = pictures.png(label_maps(maps, test))
+        files[f"segmentation_{file_name(name)}.png"] = pictures.png(label_maps(maps, test))
     if findings.neighbours is not None:
         files["neighbours.png"] = pictures.png(neighbours(*findings.neighbours, train, test))
     for task, found in findings.confusions.items():
-        files[f"confusion_{task}.png"] = confusion(found, task)
+        files[f"confusion_{file_name(task)}.png"] = confusion(found, task)
     for name, sweep in findings.sweeps.items():
         lines: dict[str, tuple[list[float], list[float]]] = {}
         for (setting, rate), score in sorted(sweep.items()):
@@ -38,7 +39,7 @@ def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) ->
             y.append(100 * score)
         title = f"{name}: % on the train examples that choose"
         chart = line_chart(title, lines, x_label="learning rate", marks=True, log_x=True)
-        files[f"sweep_{name.replace('/', '_')}.svg"] = chart.encode()
+        files[f"sweep_{file_name(name)}.svg"] = chart.encode()
     for name, content in files.items():
         with replacing(output / name) as beside:
             beside.write_bytes(content)
@@ -46,7 +47,10 @@ def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) ->
 
 
 def label_maps(maps: LabelMaps, test: Captioned) -> np.ndarray:
-    """A row an image: the image, its true classes, the predicted ones; a class has one colour, white is ignored."""
+    """A row an image: the image, its true classes, the predicted ones.
+
+    A class has one colour, which repeats beyond 20 classes; white is ignored.
+    """
     rows = []
     size = maps.truth.shape[-1]
     for index, predicted, truth in zip(maps.images, maps.predicted, maps.truth):
