@@ -41,7 +41,7 @@ KEYS = (
     runtime(
         "train.eval_tasks",
         "",
-        "of knn, linear_fast, lowshot, rank (8 crops an image): at every train.eval_every; empty: none",
+        "of knn, linear_fast, lowshot, rank (8 crops an image), at every train.eval_every",
     ),
     runtime("train.eval_examples", 1000, "examples that train.eval_tasks are fitted on, and tested on, at most"),
     experiment(
