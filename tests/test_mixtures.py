@@ -228,5 +228,7 @@ def test_vocabularies_that_differ_are_refused(folders, tmp_path):
 
 def test_an_evaluation_asks_for_one_of_them(folders):
     config = tiny_config(**{"data.path": ",".join(folders[:2])})
-    with pytest.raises(UserError, match=f"labels belong to one dataset: choose with --data one of {folders[0]}, "):
+    with pytest.raises(
+        UserError, match=f"labels belong to one dataset: choose with --data or evaluation.data one of {folders[0]}, "
+    ):
         build.source(config, "test")
