@@ -99,6 +99,7 @@ def main(argv: Sequence[str]) -> None:
         "data": data,
         "features": list(setting.SET.value),
         "tested_on": test_split,
+        "available": {"train": len(train), test_split: len(test)},
         "image_size": config.image.size,
         **sizes,
     }

@@ -169,7 +169,8 @@ def _ranks(scores: Results) -> list[str]:
     about = (
         "Of the test features: how many directions they use, and how far images differ. Patches are those of some "
         "images, without the mean at their position; LiDAR counts the directions that tell an image from others "
-        "better than from its own crops."
+        "better than from its own crops. RankMe and LiDAR are at most the number of images or channels: compare them "
+        "where both are alike."
     )
     return ["", "## rank", "", about, "", *_table(["measure", *columns.values()], rows)]
 
