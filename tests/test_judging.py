@@ -12,7 +12,7 @@ from tc_jepa.data.sources import Task
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import attentive, features, linear_bank, lowshot, rank, results
 from tc_jepa.evaluation.encoder import Features, FrozenEncoder
-from tc_jepa.evaluation.evaluate import Confusion, confusion, evaluate, Findings, PROTOCOLS
+from tc_jepa.evaluation.evaluate import choose, Confusion, confusion, evaluate, Findings, PROTOCOLS
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.evaluation.views import Views
@@ -171,6 +171,22 @@ def test_trained_heads_tell_what_they_chose_among(monkeypatch):
     assert len(views.sweeps["linear/row"]) == 12  # without blocks, half of the heads
     assert views.scores["linear/row"] != found.scores["flat/linear/row"]  # crops are no whole images
     assert views.scores["linear/row"] > 0.4 > found.scores["chance/row"]
+
+
+def test_views_reach_the_bank_by_view_and_image(monkeypatch):
+    seen = {}
+
+    def watched(views, plain, truths, tested):
+        seen.update(views)
+        return {}
+
+    monkeypatch.setattr(linear_bank, "class_scores", watched)
+    train = Written(200, 0)
+    evaluate(coarse(False), {}, train, Written(100, 1), ["linear"], **SIZES, views=2)
+    crops = Views(train, choose(200, 60), 2)
+    expected = coarse(False)(crops[2 * 5 + 1].image[None]).pooled[0]  # the second view of the sixth image
+    np.testing.assert_allclose(seen["last"][1, 5], expected, atol=1e-6)
+    assert seen["last"].shape == (2, 60, 48)
 
 
 def test_the_command_offers_the_tasks_that_there_are():
