@@ -10,6 +10,7 @@ pointing accuracy for "grounding/KIND".
 from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
+import functools
 import itertools
 import time
 from typing import NamedTuple
@@ -107,10 +108,9 @@ def evaluate(
 
     Probes are fitted on at most `train_examples` of `train`, those that keep every patch on at most `dense_examples`;
     everything is tested on at most `test_examples` of `test`. "linear" is trained on `views` random crops of each train
-    image in turn; 0: on the image. `store` keeps features on disk meanwhile. `context` is
-    the judged run's context encoder, of which only the rank is told. "grounding" needs more than an encoder: see
-    `ground`. A UserError where the data has no labels or masks that are asked for, classes that differ between the
-    splits, or too few examples.
+    image in turn; 0: on the image. `store` keeps features on disk meanwhile. `context` is the judged run's context
+    encoder, of which only the rank is told. "grounding" needs more than an encoder: see `ground`. A UserError where the
+    data has no labels or masks that are asked for, classes that differ between the splits, or too few examples.
     """
     store = store or FeatureStore()
     probes = [name for name in PROBES if name in protocols]
@@ -237,6 +237,8 @@ def _segment(
     each class, chance, the judged encoder's sweep and some of its maps. Masks are enlarged or shrunk to the side in
     pixels that each encoder sees."""
     counts = resample_counts(len(test[1]))
+    # Encoders of one image size share what is read.
+    masks = functools.cache(lambda name, side: [read_masks(*part, side, name) for part in (train, test)])
     measured: dict[str, Measured] = {}
     for prefix, encoder in encoders.items():
         with findings.timed("features"):
@@ -246,7 +248,7 @@ def _segment(
             )
         with findings.timed(SEGMENTATION):
             for name, names in train[0].segmentations.items():
-                labels, truth = (read_masks(*part, encoder.image_size, name) for part in (train, test))
+                labels, truth = masks(name, encoder.image_size)
                 classes = class_names(names, labels, truth)
                 fitted = segmentation.segment(segmentation.Labelled(features, labels), test_features, len(classes))
                 nearest = segmentation.nearest(segmentation.Labelled(features, labels), test_features, len(classes))
