@@ -77,7 +77,7 @@ def extraction() -> dict[str, Callable[[], None]]:
     side, size = IMAGE_SIZE.value, BATCH_SIZE.value
     module = VisionTransformer(SIZES[ENCODER.value], PATCH_SIZE.value)
     params = jax.jit(lambda: initial_encoder_params(module, (side, side, 3), 0))()
-    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    mesh = sharding.local_mesh()
     encoder = frozen_vit(module, params, image_size=side, batch_size=size, mesh=mesh)
     images = np.random.default_rng(0).integers(0, 256, (IMAGES.value, side, side, 3), dtype=np.uint8)
     source = [Example(image, ()) for image in images]

@@ -16,13 +16,13 @@ CONFIG_FLAG = "config"
 EVALUATION_TASKS = ("knn", "linear", "linear_fast", "attentive", "lowshot", "rank", "segmentation", "grounding")
 
 
-def run(main: Callable[[Sequence[str]], None]) -> None:
-    """Parses the flags and calls `main`; a UserError becomes one line on stderr and exit status 2."""
+def run(main: Callable[[Sequence[str]], None], leave: Callable[[int], None] = sys.exit) -> None:
+    """Parses the flags and calls `main`; a UserError becomes one line on stderr and exit status 2, through `leave`."""
     try:
         app.run(main, flags_parser=_parse)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        leave(2)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

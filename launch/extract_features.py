@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
     image_size, patch_size = IMAGE_SIZE.value or weights.image_size, weights.encoder.patch_size
     if image_size % patch_size:
         raise UserError(f"--image_size={image_size} is not divisible by the encoder's patch size, {patch_size}")
-    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    mesh = sharding.local_mesh()
     encoder = frozen_vit(weights.encoder, weights.params, image_size=image_size, batch_size=BATCH_SIZE.value, mesh=mesh)
     extract.extract(
         encoder,

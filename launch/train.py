@@ -14,7 +14,7 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from configs import base
-from launch import common
+from launch import common, processes
 from tc_jepa.errors import UserError
 
 __doc__ += base.describe()
@@ -23,6 +23,7 @@ CONFIG = config_flags.DEFINE_config_file(
     common.CONFIG_FLAG, help_string="Configuration file; --config.KEY=VALUE overrides one of its keys."
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: made if missing, resumed if there.")
+flags.adopt_module_key_flags(processes)  # --distributed
 
 
 def main(argv: Sequence[str]) -> None:
@@ -39,24 +40,25 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(WORKDIR.value)
     validate(CONFIG.value)
     common.check_workdir(workdir, CONFIG.value)
+    processes.start()
     train(CONFIG.value, workdir)
     report_on(workdir)
 
 
 def report_on(workdir: Path) -> None:
     """The page on the finished run, by one process. What it may lack loses nothing of the run, and is told."""
-    import jax
-
     from launch.reporting import write_report
+    from tc_jepa.processes import is_first, wait_for_all
 
-    if jax.process_index() == 0:
+    if is_first():
         try:
             path, _ = write_report(workdir)
         except UserError as error:
             logging.warning("there is no report: %s", error)
         else:
             print(f"report: {path}", flush=True)
+    wait_for_all("report")  # JAX lets a process that has ended wait for the others for five minutes only
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, processes.leave)

@@ -100,7 +100,13 @@ def chosen_step(workdir: Path, step: int | None) -> int:
 
 
 def _reading(workdir: Path) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(_directory(workdir), options=ocp.CheckpointManagerOptions(create=False))
+    """For this process alone: the others may be elsewhere, or reading too."""
+    alone = jax.process_index()
+    processes = ocp.options.MultiprocessingOptions(
+        primary_host=alone, active_processes={alone}, barrier_sync_key_prefix=f"process_{alone}"
+    )
+    options = ocp.CheckpointManagerOptions(create=False, multiprocessing_options=processes)
+    return ocp.CheckpointManager(_directory(workdir), options=options)
 
 
 def saved_steps(workdir: Path) -> list[int]:

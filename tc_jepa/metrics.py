@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 import json
 import math
+import os
 from pathlib import Path
 import sys
 import time
@@ -12,25 +13,31 @@ import tensorboardX
 import tqdm
 
 from tc_jepa.files import replace_text
+from tc_jepa.processes import is_first
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class Progress:
-    """A run's metrics.jsonl, TensorBoard and progress bar, as a context manager.
+    """A run's metrics.jsonl, TensorBoard and progress bar, as a context manager; of several processes' the first's.
 
     Metrics of a step are fetched when the next one has been dispatched, so that the host never stalls the device.
     Opening at a step cuts off what an earlier run wrote beyond it: no step stands there twice.
     """
 
     def __init__(self, workdir: Path, start: int, steps: int, log_every: int, batch_size: int):
-        path = workdir / METRICS_FILE
-        cut_back(path, start)
+        writes = is_first()
+        path = workdir / METRICS_FILE if writes else Path(os.devnull)
+        if writes:
+            cut_back(path, start)
         self._file = path.open("a")
-        self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        board = str(workdir / "tensorboard")
+        self._board = tensorboardX.SummaryWriter(board, purge_step=start + 1, write_to_disk=writes)
         # A bar that is no terminal's is a log file: it gets a line now and then, not a flicker.
         every = 0.5 if sys.stderr.isatty() else 20
-        self._bar = tqdm.tqdm(total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True)
+        self._bar = tqdm.tqdm(
+            total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True, disable=not writes
+        )
         self._log_every, self._steps, self._batch_size = log_every, steps, batch_size
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._clock = start, time.perf_counter()

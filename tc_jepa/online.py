@@ -2,45 +2,47 @@
 
 from collections.abc import Callable
 
-import jax
 import ml_collections
 
-from tc_jepa import build
+from tc_jepa import build, sharding
 from tc_jepa.data.sources import TRAIN
-from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import frozen_vit
 from tc_jepa.evaluation.evaluate import check_data, evaluate
 from tc_jepa.evaluation.probes import PROBES
 from tc_jepa.models.layers import Params
+from tc_jepa.processes import to_each
 
 SCENES = "scenes"  # of evaluation.data: not a folder
 PREFIX = "eval/"  # of their keys in metrics.jsonl
 ASIDE = ("_low", "_high")  # intervals stay out of it
 
 
-def judge(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Params], dict[str, float]]:
+def judge(config: ml_collections.ConfigDict) -> Callable[[Params], dict[str, float]]:
     """A function from the parameters of the encoder that a run is for to "eval/knn/TASK" and so on, by
     config.train.eval_tasks; without any, one that says nothing.
 
     On the data of evaluation.data, whose features have the names of the run's, or its own. UserError at once where it
-    lacks labels, and for several processes, each of which would see a part of the features.
+    lacks labels. Of several processes each judges by itself, on its own devices, and finds the same.
     """
     tasks = [name for name in config.train.eval_tasks.split(",") if name]
     if not tasks:
         return lambda params: {}
-    if jax.process_count() > 1:
-        raise UserError("train.eval_tasks needs a single process; leave it empty, and judge with launch.evaluate")
     judged_on = config.copy_and_resolve_references()
     if config.evaluation.data:
         judged_on.data.path = "" if config.evaluation.data == SCENES else config.evaluation.data
     train, test = (build.source(judged_on, split) for split in (TRAIN, build.test_split(judged_on)))
     check_data(train, test, [name for name in tasks if name in PROBES], segmentation=False)
-    settings = {"image_size": config.image.size, "batch_size": config.evaluation.batch_size, "mesh": mesh}
+    settings = {
+        "image_size": config.image.size,
+        "batch_size": config.evaluation.batch_size,
+        "mesh": sharding.local_mesh(),
+    }
     frozen = None
     sizes = {f"{name}_examples": config.train.eval_examples for name in ("train", "test", "dense")}
 
     def run(params: Params) -> dict[str, float]:
         nonlocal frozen
+        params = to_each(params)
         # Compiled once: only the parameters change.
         frozen = frozen.of(params) if frozen else frozen_vit(build.encoder(config), params, **settings)
         scores = evaluate(frozen, {}, train, test, tasks, **sizes).scores

@@ -27,6 +27,13 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def local_mesh() -> Mesh:
+    """A mesh over the devices of this process alone, for work that needs no other."""
+    return jax.make_mesh(
+        (jax.local_device_count(), 1), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.local_devices()
+    )
+
+
 def parameter_sharding(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED_SIZE) -> Any:
     """A NamedSharding for every leaf: along fsdp, its largest axis that divides, if it has `min_size` elements."""
 

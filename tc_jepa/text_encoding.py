@@ -33,7 +33,7 @@ class T5Captions:
         vocabulary = t5.vocabulary(folder)
         self.tokenizer = CaptionTokenizer(vocabulary, words)
         t5.check_vocabulary(config, self.tokenizer.vocabulary_size, vocabulary)
-        mesh = sharding.make_mesh(data=-1, fsdp=1)
+        mesh = sharding.local_mesh()
         sharding.check_batch(mesh, batch_size, "--batch_size")
         self.width, self._batch_size = config.width, batch_size
         self._identity = {"weights": fingerprint(config, params), "vocabulary": file_sha256(vocabulary)}

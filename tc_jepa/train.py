@@ -12,6 +12,7 @@ from typing import Any
 from absl import logging
 import grain
 import jax
+from jax.experimental import multihost_utils
 import ml_collections
 
 from tc_jepa import build, monitor, online, pretrained, sharding
@@ -24,6 +25,7 @@ from tc_jepa.files import replace_text
 from tc_jepa.masking import MaskSampler
 from tc_jepa.metrics import Progress
 from tc_jepa.optimizer import adamw
+from tc_jepa.processes import is_first, wait_for_all
 from tc_jepa.state import initial_state, TrainState
 from tc_jepa.step import train_step
 from tc_jepa.warm_start import warm_start
@@ -54,7 +56,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     objective, schedules = build.objective(config), build.schedules(config)
     optimizer = adamw(schedules, config.optimizer.beta1, config.optimizer.beta2, config.optimizer.epsilon)
 
-    judge = online.judge(config, mesh)
+    judge = online.judge(config)
     example = pipeline.example(source, augment, masks)
     begin = functools.partial(initial_state, networks, example, optimizer, config.train.seed)
     abstract = jax.eval_shape(begin, frozen, teacher_params)
@@ -81,10 +83,12 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         out_shardings=sharding.replicated(mesh),
     )
 
-    workdir.mkdir(parents=True, exist_ok=True)
-    replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
-    if words:
-        replace_text(workdir / WORDS_FILE, json.dumps([folder.identity for folder in words]) + "\n")
+    if is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
+        if words:
+            replace_text(workdir / WORDS_FILE, json.dumps([folder.identity for folder in words]) + "\n")
+    wait_for_all("workdir")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     start = checkpoints.latest() or 0
     if start >= config.train.steps:
@@ -111,7 +115,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
         for batch in held_out():
             batch = sharding.put_batch(mesh, batch)
             see = functools.partial(look_function, state.params, state.target_params, frozen, batch)
-            looks.append({name: see(*variant) for name, variant in monitor.VARIANTS.items()})
+            # One by one: on CPUs of several processes, programs in flight at once can wait for each other for ever.
+            looks.append({name: jax.device_get(see(*variant)) for name, variant in monitor.VARIANTS.items()})
         return monitor.summarise(looks) | judge(networks.target.judged(state.target_params, state.params["encoder"]))
 
     shuffled = config.captions.shuffled
@@ -132,7 +137,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
                 logging.warning("no image of the first batch has a caption: model.conditioner reads null captions")
             state, metrics = step_function(state, sharding.put_batch(mesh, batch), frozen)
             progress.dispatched(step, metrics)
-            stopping = stop.signal is not None
+            stopping = stop.asked(step)
             if step % every.eval_every == 0 or step == steps:
                 progress.flush(functools.partial(look, state))
             if step % every.checkpoint_every == 0 or step == steps or stopping:
@@ -210,14 +215,24 @@ def _placed(abstract: Any, layout: Any) -> Any:
 
 
 class _StopSignals:
-    """While open, SIGTERM and SIGINT leave a note that the loop reads after each step; a second one interrupts."""
+    """While open, SIGTERM and SIGINT leave a note that the loop reads after each step; a second one interrupts.
+
+    Several processes must stop after the same step: JAX's preemption service, which takes SIGTERM itself, agrees on it.
+    """
 
     def __init__(self):
         self.signal: signal.Signals | None = None
 
     def __enter__(self):
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        noted = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._before = {number: signal.signal(number, self._note) for number in noted}
         return self
+
+    def asked(self, step: int) -> bool:
+        """Whether to stop after this step; to be called after every step."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.signal = signal.SIGTERM
+        return self.signal is not None
 
     def __exit__(self, *exception):
         for number, handler in self._before.items():

@@ -143,7 +143,7 @@ def test_judging_on_the_way_changes_nothing_but_the_log(straight, tmp_path):
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     with pytest.raises(UserError, match="labels belong to one dataset: choose with --data or evaluation.data"):
-        online.judge(tiny_config(**{"train.eval_tasks": "knn", "evaluation.data": "a,b"}), sharding.make_mesh(-1, 1))
+        online.judge(tiny_config(**{"train.eval_tasks": "knn", "evaluation.data": "a,b"}))
     with pytest.raises(UserError, match="train.eval_tasks='segmentation'"):
         tiny_config(**{"train.eval_tasks": "knn,segmentation"})
 

@@ -37,7 +37,7 @@ def neighbours(
     """
     if len(train_features) < k:
         raise UserError(f"kNN with k={k} has only {len(train_features)} train examples; give it at least {k}")
-    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    mesh = sharding.local_mesh()
     over_devices = sharding.batch_sharding(mesh)
     train = jax.device_put(np.asarray(_unit(train_features)), sharding.replicated(mesh))
     search = _compiled(over_devices, k)

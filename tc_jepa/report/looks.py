@@ -85,7 +85,7 @@ def encoders(run: TrainedRun) -> dict[str, FrozenEncoder]:
     """The judged encoder, and the same at initialisation."""
     module, size = run.networks.encoder, run.config.image.size
     initial = jax.jit(lambda: initial_encoder_params(module, (size, size, 3), run.config.train.seed))()
-    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    mesh = sharding.local_mesh()
     return {
         name: frozen_vit(module, params, image_size=size, batch_size=BATCH, mesh=mesh)
         for name, params in (("trained", run.judged()), ("at initialisation", initial))
