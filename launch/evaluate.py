@@ -23,7 +23,7 @@ import shlex
 from absl import flags, logging
 
 from configs import base
-from launch import common, setting
+from launch import common, processes, setting
 from tc_jepa.errors import UserError
 
 SCENES = "scenes"
@@ -40,6 +40,7 @@ COMPARE = flags.DEFINE_string("compare", None, "Another encoder to judge beside 
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; default: ENCODER/eval/STEP, or ENCODER/eval.")
 flags.adopt_module_key_flags(setting)  # --set
+flags.adopt_module_key_flags(processes)  # --distributed
 
 
 def main(argv: Sequence[str]) -> None:
@@ -60,6 +61,7 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa.validate import check_evaluation
 
     logging.set_verbosity(logging.WARNING)
+    processes.start()
     path = Path(ENCODER.value)
     step = chosen_step(path, STEP.value) if pretrained.is_run(path) else None
     weights = pretrained.open_encoder(path, STEP.value if step is None else step)
@@ -271,9 +273,9 @@ def frozen_encoders(config, weights, workdir: Path | None, step: int | None):
 def shared_settings(config) -> dict:
     from tc_jepa import sharding
 
-    mesh = sharding.make_mesh(data=-1, fsdp=1)
+    mesh = sharding.local_mesh()
     return {"image_size": config.image.size, "batch_size": config.evaluation.batch_size, "mesh": mesh}
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, processes.leave)

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 import contextlib
+import fcntl
 import os
 from pathlib import Path
 import secrets
 import shutil
+from typing import IO
 
 from tc_jepa.errors import UserError
 
@@ -25,6 +27,16 @@ def replace_text(path: Path, text: str) -> None:
     """Writes `text` beside `path` and moves it there when whole."""
     with replacing(path) as beside:
         beside.write_text(text)
+
+
+def held(path: Path) -> IO[bytes]:
+    """Opens a file and locks it until it is closed or the process ends. UserError where another process holds it."""
+    file = path.open("rb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"{path.parent} is in use by another command; wait for it, or give another output") from error
+    return file
 
 
 def refuse_existing(output: Path) -> None:

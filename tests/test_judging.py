@@ -41,7 +41,7 @@ class Counting(Written):
 
 
 def test_a_killed_evaluation_goes_on_from_its_features_and_scores_the_same(tmp_path, monkeypatch):
-    monkeypatch.setattr(features, "IMAGES_PER_SHARD", 16)
+    monkeypatch.setattr(features, "IMAGES_PER_SHARD", {"pooled": 16, "patches": 16})
     monkeypatch.setattr("tc_jepa.evaluation.encoder.READ_THREADS", 0)
     monkeypatch.setattr(Counting, "reads", 0)
     train, test = Counting(60, 0), Counting(40, 1)

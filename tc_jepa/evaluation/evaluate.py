@@ -157,40 +157,42 @@ def _probe(
     """Scores of every encoder; the judged one's sweeps, confusions and neighbours go to `findings`."""
     kinds = list(dict.fromkeys(kind for name in protocols for kind in PROBES[name].kinds))
     fitted_on = "dense" if PROBES[protocols[0]].dense else "train"
+    reads = {
+        "train": (*train, kinds, f"{'-'.join(kinds)}-{fitted_on}"),
+        "test": (*test, kinds, f"{'-'.join(kinds)}-test"),
+    }
+    if views and any(PROBES[name].augmented for name in protocols):
+        crops = Views(*train, views)
+        reads["views"] = crops, range(len(crops)), ["pooled", "last_four"], f"views-{fitted_on}"
     with findings.timed("features"):
-        train_features, test_features = (
-            store.read(encoders, *part, kinds, f"{'-'.join(kinds)}-{split}")
-            for split, part in ((fitted_on, train), ("test", test))
-        )
-        if views and any(PROBES[name].augmented for name in protocols):
-            crops = Views(*train, views)
-            found = store.read(encoders, crops, range(len(crops)), ["pooled", "last_four"], f"views-{fitted_on}")
-            for prefix, arrays in found.items():
-                for kind, x_NVxD in arrays.items():  # an image's views lie one after another
-                    by_view = x_NVxD.reshape(len(train[1]), views, -1).swapaxes(0, 1)
-                    train_features[prefix][f"{kind}{VIEWS}"] = by_view
+        for read in reads.values():
+            store.fill(encoders, *read)
     truths, answers = read_truth(*train), read_truth(*test)
     counts = resample_counts(len(test[1]))
     measured: dict[str, Measured] = {}
-    judged: Said = {}
-    for protocol in protocols:
-        with findings.timed(protocol):
-            for prefix in encoders:
-                said = PROBES[protocol].answer(train_features[prefix], truths, test_features[prefix])
-                judged |= said if not prefix else {}
-                for (score, task), answer in said.items():
-                    values = [measure(answers[task], scores, counts) for scores in answer.draws]
-                    measured[f"{prefix}{score}/{task}"] = mean(values)
-                    if len(values) > 1:
-                        spread = np.std([value.value for value in values], ddof=1)
-                        findings.scores[f"{prefix}spread/{score}/{task}"] = float(spread)
-    _keep(findings, judged, test[0], answers)
+    for prefix, encoder in encoders.items():
+        # One encoder after another: the features of all, of many images or with patches, fill the memory.
+        with findings.timed("features"):
+            features = {name: store.read({prefix: encoder}, *read)[prefix] for name, read in reads.items()}
+        for kind, x_NVxD in features.pop("views", {}).items():  # an image's views lie one after another
+            features["train"][f"{kind}{VIEWS}"] = x_NVxD.reshape(len(train[1]), views, -1).swapaxes(0, 1)
+        said: Said = {}
+        for protocol in protocols:
+            with findings.timed(protocol):
+                said |= PROBES[protocol].answer(features["train"], truths, features["test"])
+        for (score, task), answer in said.items():
+            values = [measure(answers[task], scores, counts) for scores in answer.draws]
+            measured[f"{prefix}{score}/{task}"] = mean(values)
+            if len(values) > 1:
+                spread = np.std([value.value for value in values], ddof=1)
+                findings.scores[f"{prefix}spread/{score}/{task}"] = float(spread)
+        if not prefix:
+            _keep(findings, said, test[0], answers)
+            if "knn" in protocols:
+                found = knn.neighbours(features["train"]["pooled"], features["test"]["pooled"][:SHOWN])
+                findings.neighbours = test[1][:SHOWN], train[1][found.nearest(SHOWN_NEIGHBOURS).indices]
     for task, truth in answers.items():  # of dense probes, fitted on fewer examples, only where no others ran
         findings.scores.setdefault(f"chance/{task}", chance(truths[task], truth))
-    if "knn" in protocols:
-        shown = test[1][:SHOWN]
-        found = knn.neighbours(train_features[""]["pooled"], test_features[""]["pooled"][:SHOWN])
-        findings.neighbours = shown, train[1][found.nearest(SHOWN_NEIGHBOURS).indices]
     return measured
 
 
@@ -237,15 +239,16 @@ def _segment(
     each class, chance, the judged encoder's sweep and some of its maps. Masks are enlarged or shrunk to the side in
     pixels that each encoder sees."""
     counts = resample_counts(len(test[1]))
+    parts = (*train, ["patches"], "patches-dense"), (*test, ["patches"], "patches-test")
+    with findings.timed("features"):
+        for part in parts:
+            store.fill(encoders, *part)
     # Encoders of one image size share what is read.
     masks = functools.cache(lambda name, side: [read_masks(*part, side, name) for part in (train, test)])
     measured: dict[str, Measured] = {}
     for prefix, encoder in encoders.items():
         with findings.timed("features"):
-            features, test_features = (
-                store.read({prefix: encoder}, *part, ["patches"], f"patches-{split}")[prefix]["patches"]
-                for split, part in (("dense", train), ("test", test))
-            )
+            features, test_features = (store.read({prefix: encoder}, *part)[prefix]["patches"] for part in parts)
         with findings.timed(SEGMENTATION):
             for name, names in train[0].segmentations.items():
                 labels, truth = masks(name, encoder.image_size)

@@ -112,6 +112,7 @@ def begin(partial: Path, name: str, about: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{partial} was begun with another {', '.join(changed)}; give the same flags, or delete that folder"
             )
+        return
     replace_text(path, json.dumps(about, indent=2) + "\n")
 
 

@@ -1,13 +1,15 @@
 """Frozen features of chosen images: read once for all encoders, and kept on disk while an evaluation runs.
 
 A folder of them is scratch. It holds about.json, which says what the features are of, and a shard of numpy arrays for
-every encoder and IMAGES_PER_SHARD images of a part; a killed evaluation goes on from the shards that are whole.
+every encoder and a few batches of images of a part; a killed evaluation goes on from the shards that are whole. Several
+processes share the folder: each computes some of the shards, and all read them all.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import tqdm
 
@@ -15,8 +17,10 @@ from tc_jepa.data.sources import Source
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
 from tc_jepa.evaluation.extract import begin, save
+from tc_jepa.files import held
+from tc_jepa.processes import is_first, wait_for_all
 
-IMAGES_PER_SHARD = 2048
+IMAGES_PER_SHARD = {"pooled": 2048, "last_four": 2048, "patches": 256}  # by kind, about: whole batches
 ABOUT = "about.json"
 JUDGED = "judged"  # what an encoder without a prefix is called on disk
 NOT_FINITE = "the encoder's features are not finite: its training diverged; evaluate an earlier step"
@@ -25,24 +29,57 @@ Arrays = dict[str, np.ndarray]  # by kind: "pooled" float32 [N, D], "last_four" 
 
 
 class FeatureStore:
-    """Reads features, through `folder` where one is given.
+    """Reads features, through `folder` where one is given; without it they are computed anew at each reading.
 
-    UserError for a folder that was begun with another `about`, or holds something else.
+    UserError for a folder that was begun with another `about`, holds something else, or is in use.
     """
 
     def __init__(self, folder: Path | None = None, about: Mapping[str, Any] | None = None):
-        self._folder = folder
+        self._folder, self._lock, self._fills = folder, None, 0
         if folder is not None:
-            begin(folder, ABOUT, about or {})
+            if is_first():
+                begin(folder, ABOUT, about or {})
+                self._lock = held(folder / ABOUT)
+            wait_for_all("features: begun")
 
     def close(self) -> None:
         """Removes the folder, what says what it is about last."""
         if self._folder is None:
             return
+        wait_for_all("features: read")
+        if self._lock is None:
+            return
         for path in self._folder.glob("*.npz"):
             path.unlink()
         (self._folder / ABOUT).unlink()
         self._folder.rmdir()
+        self._lock.close()
+
+    def fill(
+        self,
+        encoders: Mapping[str, FrozenEncoder],
+        source: Source,
+        indices: Sequence[int],
+        kinds: Sequence[str],
+        part: str,
+    ) -> None:
+        """Sees to it that `read` of any of these encoders finds all on disk, reading each image once for all of them.
+
+        UserError for a feature that is not finite. Without a folder it does nothing.
+        """
+        if self._folder is None:
+            return
+        shards = _shards(encoders, len(indices), kinds)[jax.process_index() :: jax.process_count()]
+        total = sum(map(len, shards))
+        with tqdm.tqdm(total=total, desc=f"features, {part}", unit="image", disable=None) as bar:
+            for shard in shards:
+                paths = {name: self._path(part, name, shard) for name in encoders}
+                missing = {name: encoders[name] for name, path in paths.items() if not path.exists()}
+                for name, arrays in _compute(missing, source, indices[shard.start : shard.stop], kinds):
+                    save(paths[name], arrays)
+                bar.update(len(shard))
+        self._fills += 1
+        wait_for_all(f"features: filled {self._fills}")
 
     def read(
         self,
@@ -57,26 +94,21 @@ class FeatureStore:
         `part` names these images on disk. An encoder without blocks has no "last_four".
         UserError for a feature that is not finite.
         """
-        parts: dict[str, list[Arrays]] = {name: [] for name in encoders}
-        with tqdm.tqdm(total=len(indices), desc=f"features, {part}", unit="image", disable=None) as bar:
-            for start in range(0, len(indices), IMAGES_PER_SHARD):
-                chunk = indices[start : start + IMAGES_PER_SHARD]
-                paths = {name: self._path(part, name, start) for name in encoders}
-                missing = {name: encoders[name] for name, path in paths.items() if path is None or not path.exists()}
-                found = dict(_compute(missing, source, chunk, kinds))
-                for name, path in paths.items():
-                    if name not in found:
-                        found[name] = _load(path)
-                    elif path is not None:
-                        save(path, found[name])
-                    parts[name].append(found[name])
-                bar.update(len(chunk))
-        return {name: _joined(arrays) for name, arrays in parts.items()}
-
-    def _path(self, part: str, name: str, start: int) -> Path | None:
         if self._folder is None:
-            return None
-        return self._folder / f"{part}-{name.rstrip('/') or JUDGED}-{start:09d}.npz"
+            return dict(_compute(encoders, source, indices, kinds))
+        self.fill(encoders, source, indices, kinds, part)
+        shards = _shards(encoders, len(indices), kinds)
+        return {name: _joined([_load(self._path(part, name, shard)) for shard in shards]) for name in encoders}
+
+    def _path(self, part: str, name: str, shard: range) -> Path:
+        return self._folder / f"{part}-{name.rstrip('/') or JUDGED}-{shard.start:09d}-{shard.stop:09d}.npz"
+
+
+def _shards(encoders: Mapping[str, FrozenEncoder], images: int, kinds: Sequence[str]) -> list[range]:
+    """Which images lie together on disk: as many as fill batches, so that none but the last is padded."""
+    batch = max(encoder.batch_size for encoder in encoders.values())
+    size = max(min(IMAGES_PER_SHARD[kind] for kind in kinds) // batch, 1) * batch
+    return [range(start, min(start + size, images)) for start in range(0, images, size)]
 
 
 def _compute(
@@ -106,5 +138,7 @@ def _joined(parts: Sequence[Arrays]) -> Arrays:
 
 
 def _load(path: Path) -> Arrays:
+    if not path.exists():
+        raise UserError(f"{path}, of another process, is not here; give an --output that all processes share")
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)

@@ -1,0 +1,140 @@
+"""Several processes: together they do what one does, and share the work of reading features."""
+
+import json
+import os
+from pathlib import Path
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation import features
+from tc_jepa.evaluation.features import FeatureStore
+from tests.test_evaluation import pixels, Written
+
+ROOT = Path(__file__).parent.parent
+PARTS = (["pooled"], "pooled-train"), (["patches"], "patches-train")
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    monkeypatch.setattr(features, "IMAGES_PER_SHARD", {"pooled": 16, "patches": 8})
+
+
+def as_process(monkeypatch, index: int, count: int) -> None:
+    """Nobody waits: the processes run one after another here."""
+    monkeypatch.setattr(jax, "process_index", lambda: index)
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    monkeypatch.setattr("tc_jepa.evaluation.features.wait_for_all", lambda name: None)
+
+
+def test_processes_share_the_reading_of_features(tmp_path, monkeypatch, small_shards):
+    source, encoders = Written(60, 0), {"": pixels(), "init/": pixels()}
+    folder, written = tmp_path / "features", []
+    for index in (0, 1):
+        as_process(monkeypatch, index, 2)
+        store = FeatureStore(folder, {"data": "here"})
+        for kinds, part in PARTS:
+            store.fill(encoders, source, range(60), kinds, part)
+        written.append({path.name for path in folder.glob("*.npz")} - {name for names in written for name in names})
+        if index == 0:
+            first = store
+            with pytest.raises(UserError, match=r"of another process, is not here; give an --output that all"):
+                store.read(encoders, source, range(60), *PARTS[0])
+    assert all(written)  # some by either, none by both
+    for kinds, part in PARTS:
+        alone = FeatureStore().read(encoders, source, range(60), kinds, part)
+        for name, found in store.read(encoders, source, range(60), kinds, part).items():
+            np.testing.assert_array_equal(found[kinds[0]], alone[name][kinds[0]])
+    store.close()
+    assert folder.exists()  # the first process began it, and removes it
+    first.close()
+    assert not folder.exists()
+
+
+def test_two_evaluations_do_not_share_a_folder(tmp_path):
+    store = FeatureStore(tmp_path / "features", {"data": "here"})
+    with pytest.raises(UserError, match="is in use by another command; wait for it"):
+        FeatureStore(tmp_path / "features", {"data": "here"})
+    store.close()
+    FeatureStore(tmp_path / "features", {"data": "there"}).close()
+
+
+@pytest.mark.parametrize("value", ["here", "localhost:1234,2,2", "localhost,0,2", "localhost:1234,0"])
+def test_a_bad_address_is_one_line(value, tmp_path):
+    command = ["launch.train", "--config=configs/quickstart.py", f"--workdir={tmp_path}", f"--distributed={value}"]
+    done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: --distributed={value}: give auto, or such as 10.0.0.1:1234,0,4 on host 0 of 4\n"
+
+
+SIZES = {
+    "train.steps": 4,
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "train.checkpoint_every": 2,
+    "train.eval_every": 4,
+    "train.eval_tasks": "knn",
+    "train.eval_examples": 40,
+    "data.train_scenes": 200,
+    "data.workers": 0,
+    "image.size": 32,
+    "captions.per_image": 2,
+    "captions.words": 10,
+    "masking.context_tokens": 8,
+    "masking.min_context": 4,
+    "masking.target_blocks": 2,
+    "model.patch_size": 8,
+    "model.predictor.width": 32,
+    "model.predictor.depth": 1,
+    "model.text_width": 8,
+    "model.dtype": "float32",
+    "mesh.fsdp": 2,
+    "evaluation.train_examples": 100,
+    "evaluation.test_examples": 60,
+    "evaluation.dense_examples": 60,
+    "evaluation.batch_size": 20,
+}
+
+
+def run(count: int, devices: int, *command: str) -> None:
+    """`count` processes of a launch command, on as many devices each."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        port = found.getsockname()[1]
+    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    each = [[f"--distributed=localhost:{port},{index},{count}"] * (count > 1) for index in range(count)]
+    started = [
+        subprocess.Popen([sys.executable, "-m", *command, *more], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+        for more in each
+    ]
+    for process in started:
+        process.communicate(timeout=600)
+    assert [process.returncode for process in started] == [0] * count
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_judge_as_one(tmp_path):
+    metrics, scores = [], []
+    for count in (1, 2):
+        workdir = tmp_path / f"run{count}"
+        flags = [f"--config.{name}={value}" for name, value in SIZES.items()]
+        run(count, 4 // count, "launch.train", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags)
+        metrics.append([json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()])
+        tasks = "--tasks=knn,rank,segmentation,grounding"
+        run(count, 2, "launch.evaluate", f"--encoder={tmp_path / 'run1'}", tasks, f"--output={workdir / 'eval'}")
+        assert not (workdir / "eval" / "features.partial").exists()
+        scores.append(json.loads((workdir / "eval" / "results.json").read_text())["scores"])
+    # Shuffled captions are those of a neighbour, and a process has others.
+    other = ("images_per_second", "heldout/prediction_shuffled", "text_worth/shuffled")
+    for one, two in zip(*metrics, strict=True):
+        assert one.keys() == two.keys()
+        assert {k: v for k, v in two.items() if k not in other} == pytest.approx(
+            {k: v for k, v in one.items() if k not in other}, rel=1e-4, abs=1e-5
+        )
+    assert any(name.startswith("eval/knn/") for name in metrics[0][-1])
+    assert scores[0] == scores[1]
