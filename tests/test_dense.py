@@ -8,15 +8,16 @@ import pytest
 from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
 from tc_jepa.data.scenes import SceneSource
-from tc_jepa.data.sources import Phrase
+from tc_jepa.data.sources import Example, Phrase
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import grounding, segmentation
-from tc_jepa.evaluation.evaluate import class_names, with_gains
+from tc_jepa.evaluation.evaluate import class_names, evaluate, with_gains
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.scores import mean_of_images, Measured
 from tc_jepa.evaluation.segmentation import IGNORED, Labelled
 from tc_jepa.step import predict
 from tests import tiny
+from tests.test_evaluation import pixels
 
 TOKENIZER = CaptionTokenizer(scenes_vocabulary_path(), 12)
 
@@ -98,7 +99,42 @@ def test_miou_is_the_mean_over_true_classes_of_pixels_pooled_over_images():
     assert segmentation.miou(confusion) == pytest.approx(0.45)
     measured = segmentation.measure(confusion, np.array([[1.0, 2.0], [1.0, 0.0]]))
     np.testing.assert_allclose(measured.resampled, [0.45, (3 / 4 + 2 / 3) / 2])
-    assert segmentation.miou(segmentation.commonest(confusion)) == pytest.approx(6 / 10 / 2)
+
+
+def test_chance_is_what_the_train_masks_are_mostly_made_of():
+    confusion = np.array([[[2, 4, 0], [1, 2, 0], [0, 0, 0]]])  # six pixels of class 0 and three of class 1
+    train = np.array([[[1, 1], [IGNORED, 0]], [[IGNORED, IGNORED], [IGNORED, 1]]], np.uint8)
+    assert segmentation.miou(segmentation.commonest(confusion, train)) == pytest.approx(3 / 9 / 2)
+    assert segmentation.miou(segmentation.commonest(confusion, np.full((1, 2, 2), 2, np.uint8))) == 0
+
+
+class Painted:
+    """Images of 16 x 16 pixels in two bands, the lighter ones of class 1; three quarters are of class `mostly`."""
+
+    tasks, segmentations = {}, {"band": ("dark", "light")}
+
+    def __init__(self, count: int, mostly: int):
+        self._count, self._mostly = count, mostly
+
+    def __len__(self):
+        return self._count
+
+    def __getitem__(self, index):
+        noise = np.random.default_rng(index).integers(0, 60, (16, 16, 3))
+        return Example((noise + 150 * self.mask(index)[..., None]).astype(np.uint8), ())
+
+    def mask(self, index, name="band"):
+        light = (np.arange(16) < 12) == self._mostly
+        return np.tile(light[:, None], 16).astype(np.uint8)
+
+
+MASKS_READ = {"train_examples": 1, "test_examples": 9, "dense_examples": 20}
+
+
+def test_an_evaluation_takes_chance_from_the_masks_that_it_is_fitted_on(short):
+    found = evaluate(pixels(), {}, Painted(20, 1), Painted(9, 0), ["segmentation"], **MASKS_READ).scores
+    for score in ("segmentation", "segmentation_knn"):
+        assert found[f"chance/{score}/band"] == pytest.approx(1 / 4 / 2)
 
 
 def test_classes_have_their_names_or_numbers():

@@ -261,7 +261,7 @@ def _segment(
                     measured[key] = segmentation.measure(found, counts)
                     ious = zip(classes, segmentation.class_ious(found))
                     findings.scores |= {f"{key}/{label}": float(iou) for label, iou in ious if np.isfinite(iou)}
-                    by_chance = segmentation.miou(segmentation.commonest(found))
+                    by_chance = segmentation.miou(segmentation.commonest(found, labels))
                     findings.scores.setdefault(f"chance/{score}/{name}", by_chance)
                 if not prefix:
                     findings.sweeps[f"{SEGMENTATION}/{name}"] = fitted.sweep
