@@ -11,6 +11,7 @@ from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Example, Phrase
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import grounding, segmentation
+from tc_jepa.evaluation.encoder import read_masks
 from tc_jepa.evaluation.evaluate import class_names, evaluate, with_gains
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.scores import mean_of_images, Measured
@@ -36,7 +37,8 @@ def labelled(rng, count: int, signal: float) -> Labelled:
 
 def scores(train: Labelled, test: Labelled) -> list[float]:
     """mIoU of the linear head and of the nearest patches."""
-    predicted = (segmentation.segment(train, test.features, 3).predicted, segmentation.nearest(train, test.features, 3))
+    arguments = train, test.features, 3, test.labels.shape[1:]
+    predicted = segmentation.segment(*arguments).predicted, segmentation.nearest(*arguments)
     return [segmentation.miou(segmentation.confusions(labels, test.labels, 3)) for labels in predicted]
 
 
@@ -60,7 +62,7 @@ def test_ignored_pixels_count_nowhere(rng, short):
     spoilt = train._replace(labels=np.where(hidden, IGNORED, train.labels).astype(np.uint8))
     test.labels[:, 0] = IGNORED
     assert min(scores(spoilt, test)) > 0.75
-    predicted = segmentation.segment(spoilt, test.features, 3).predicted
+    predicted = segmentation.segment(spoilt, test.features, 3, (8, 8)).predicted
     confusion = segmentation.confusions(predicted, test.labels, 3)
     assert confusion.sum() == (test.labels != IGNORED).sum()
     assert (confusion.sum(axis=(1, 2)) == 7 * 8).all()
@@ -70,7 +72,7 @@ def test_ignored_pixels_count_nowhere(rng, short):
     with pytest.raises(UserError, match="a mask holds class 2, and there are only 2"):
         segmentation.confusions(predicted, test.labels, 2)
     with pytest.raises(UserError, match="only 5 train examples"):
-        segmentation.segment(Labelled(*(x[:5] for x in train)), test.features, 3)
+        segmentation.segment(Labelled(*(x[:5] for x in train)), test.features, 3, (8, 8))
 
 
 def test_a_segmentation_cannot_be_fooled(rng):
@@ -135,6 +137,43 @@ def test_an_evaluation_takes_chance_from_the_masks_that_it_is_fitted_on(short):
     found = evaluate(pixels(), {}, Painted(20, 1), Painted(9, 0), ["segmentation"], **MASKS_READ).scores
     for score in ("segmentation", "segmentation_knn"):
         assert found[f"chance/{score}/band"] == pytest.approx(1 / 4 / 2)
+
+
+def test_encoders_of_other_image_sizes_are_tested_on_the_same_masks(short, monkeypatch):
+    read = []
+
+    def reading(source, indices, side, name):
+        read.append((len(indices), side))
+        return read_masks(source, indices, side, name)
+
+    monkeypatch.setattr("tc_jepa.evaluation.evaluate.read_masks", reading)
+    others = {"compared": pixels(size=32, patch_size=8), "same": pixels()}
+    found = evaluate(pixels(), others, Painted(20, 1), Painted(9, 0), ["segmentation"], **MASKS_READ)
+    assert sorted(read) == [(9, 16), (20, 16), (20, 32)]
+    for score in ("segmentation", "segmentation_knn"):
+        assert found.scores[f"{score}/band"] == found.scores[f"same/{score}/band"] > 0.8
+        assert found.scores[f"compared/{score}/band"] > 0.7  # its patches end where the band ends, too
+    assert found.label_maps["band"].truth.shape == (8, 16, 16)
+
+
+class Speckled(Painted):
+    """With a pixel of class 2, which masks of half the size have not; none of the classes has a name."""
+
+    segmentations = {"band": ()}
+
+    def mask(self, index, name="band"):
+        mask = super().mask(index, name).repeat(2, axis=0).repeat(2, axis=1)
+        mask[0, 0] = 2
+        return mask
+
+    def __getitem__(self, index):
+        return Example(100 * self.mask(index)[..., None].repeat(3, axis=-1), ())
+
+
+def test_a_class_that_only_larger_masks_hold_is_a_class_of_all(short):
+    others = {"compared": pixels(size=32, patch_size=8)}
+    found = evaluate(pixels(), others, Speckled(20, 1), Speckled(9, 0), ["segmentation"], **MASKS_READ)
+    assert found.label_maps["band"].classes == ["0", "1", "2"]
 
 
 def test_classes_have_their_names_or_numbers():

@@ -10,7 +10,6 @@ pointing accuracy for "grounding/KIND".
 from collections.abc import Collection, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
-import functools
 import itertools
 import time
 from typing import NamedTuple
@@ -236,38 +235,41 @@ def _segment(
     findings: Findings, encoders: Mapping[str, FrozenEncoder], store: FeatureStore, train: Part, test: Part
 ) -> dict[str, Measured]:
     """ "segmentation/NAME" and "segmentation_knn/NAME" for each of the sources' segmentations; in `findings` the IoU of
-    each class, chance, the judged encoder's sweep and some of its maps. Masks are enlarged or shrunk to the side in
-    pixels that each encoder sees."""
+    each class, chance, the judged encoder's sweep and some of its maps. Every encoder is fitted on masks of the side in
+    pixels that it sees; all are tested on the same masks, of the side that the judged one sees."""
     counts = resample_counts(len(test[1]))
     parts = (*train, ["patches"], "patches-dense"), (*test, ["patches"], "patches-test")
     with findings.timed("features"):
         for part in parts:
             store.fill(encoders, *part)
-    # Encoders of one image size share what is read.
-    masks = functools.cache(lambda name, side: [read_masks(*part, side, name) for part in (train, test)])
+    sides = {encoder.image_size for encoder in encoders.values()}
+    with findings.timed(SEGMENTATION):
+        truths = {name: read_masks(*test, encoders[""].image_size, name) for name in test[0].segmentations}
+        labels = {name: {side: read_masks(*train, side, name) for side in sides} for name in truths}
+        named = test[0].segmentations.items()
+        classes = {name: class_names(names, truths[name], *labels[name].values()) for name, names in named}
     measured: dict[str, Measured] = {}
     for prefix, encoder in encoders.items():
         with findings.timed("features"):
             features, test_features = (store.read({prefix: encoder}, *part)[prefix]["patches"] for part in parts)
         with findings.timed(SEGMENTATION):
-            for name, names in train[0].segmentations.items():
-                labels, truth = masks(name, encoder.image_size)
-                classes = class_names(names, labels, truth)
-                fitted = segmentation.segment(segmentation.Labelled(features, labels), test_features, len(classes))
-                nearest = segmentation.nearest(segmentation.Labelled(features, labels), test_features, len(classes))
+            for name, truth in truths.items():
+                fitted_on, C = segmentation.Labelled(features, labels[name][encoder.image_size]), len(classes[name])
+                fitted = segmentation.segment(fitted_on, test_features, C, truth.shape[1:])
+                nearest = segmentation.nearest(fitted_on, test_features, C, truth.shape[1:])
                 for score, predicted in ((SEGMENTATION, fitted.predicted), (f"{SEGMENTATION}_knn", nearest)):
                     key = f"{prefix}{score}/{name}"
-                    found = segmentation.confusions(predicted, truth, len(classes))
+                    found = segmentation.confusions(predicted, truth, C)
                     measured[key] = segmentation.measure(found, counts)
-                    ious = zip(classes, segmentation.class_ious(found))
+                    ious = zip(classes[name], segmentation.class_ious(found))
                     findings.scores |= {f"{key}/{label}": float(iou) for label, iou in ious if np.isfinite(iou)}
-                    by_chance = segmentation.miou(segmentation.commonest(found, labels))
+                    by_chance = segmentation.miou(segmentation.commonest(found, fitted_on.labels))
                     findings.scores.setdefault(f"chance/{score}/{name}", by_chance)
                 if not prefix:
                     findings.sweeps[f"{SEGMENTATION}/{name}"] = fitted.sweep
                     findings.chosen[f"{SEGMENTATION}/{name}"] = fitted.chosen
                     maps = (test[1][:SHOWN], fitted.predicted[:SHOWN], truth[:SHOWN])
-                    findings.label_maps[name] = LabelMaps(*maps, classes)
+                    findings.label_maps[name] = LabelMaps(*maps, classes[name])
     return measured
 
 

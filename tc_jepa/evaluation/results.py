@@ -152,10 +152,8 @@ def _classes(scores: Results, score: str, names: Sequence[str]) -> list[str]:
         beside = _beside(scores, BESIDE)
         start = f"{score}/{name}/"
         classes = [key.removeprefix(start) for key in scores if key.startswith(start)]
-        # A class may be too small to be seen in the smaller masks of another encoder.
-        found = {key: f"{100 * value:.1f}" for key, value in scores.items()}
         prefixes = ("", *(f"{x}/" for x in beside))
-        rows = [[label, *(found.get(f"{x}{start}{label}", "-") for x in prefixes)] for label in classes]
+        rows = [[label, *(f"{100 * scores[f'{x}{start}{label}']:.1f}" for x in prefixes)] for label in classes]
         if rows:
             lines += ["", f"IoU of each class, {name}:", "", *_table(["class", "trained", *beside.values()], rows)]
     return lines

@@ -52,8 +52,9 @@ class Segmented(NamedTuple):
     chosen: str
 
 
-def segment(train: Labelled, test_features: np.ndarray, classes: int) -> Segmented:
-    """Fits the bank on train images and lets its best head label the test images, whose features are [n, N, D].
+def segment(train: Labelled, test_features: np.ndarray, classes: int, shape: tuple[int, int]) -> Segmented:
+    """Fits the bank on train images and lets its best head label the test images, whose features are [n, N, D], in maps
+    of `shape`, which need not be that of the train labels.
 
     UserError where there are too few train images, or none of their pixels has a class.
     """
@@ -64,17 +65,17 @@ def segment(train: Labelled, test_features: np.ndarray, classes: int) -> Segment
     bank = _fit(Labelled(*(x[~held_out] for x in train)), classes)
     chosen = Labelled(*(x[held_out] for x in train))
     heads = [Head(*(x[i] for x in bank)) for i in range(len(SETTINGS))]
-    shape = train.labels.shape[1:]
-    values = [miou(confusions(_label(head, chosen.features, shape), chosen.labels, classes)) for head in heads]
+    own = train.labels.shape[1:]
+    values = [miou(confusions(_label(head, chosen.features, own), chosen.labels, classes)) for head in heads]
     best = int(np.argmax(values))
     predicted = _label(heads[best], (test_features - mean) / scale, shape)
     sweep = {(f"decay {decay:g}", rate): value for (rate, decay), value in zip(SETTINGS, values)}
     return Segmented(predicted, sweep, f"rate {SETTINGS[best][0]:g}, decay {SETTINGS[best][1]:g}")
 
 
-def nearest(train: Labelled, test_features: np.ndarray, classes: int) -> np.ndarray:
-    """Labels of the test images, uint8 [n, H, W], without any training: a patch has the classes of the train patches
-    nearest to it, by the shares of their pixels."""
+def nearest(train: Labelled, test_features: np.ndarray, classes: int, shape: tuple[int, int]) -> np.ndarray:
+    """Labels of the test images, uint8 [n, *shape], without any training: a patch has the classes of the train patches
+    nearest to it, by the shares of their pixels. The grid of patches divides the sides of the train labels."""
     check_classes(train.labels, classes)
     P, D = train.features.shape[1:]
     shares = patch_shares(train.labels, classes, round(P**0.5)).reshape(-1, classes)
@@ -86,7 +87,7 @@ def nearest(train: Labelled, test_features: np.ndarray, classes: int) -> np.ndar
     for start in range(0, len(test_features), TEST_CHUNK):
         part = test_features[start : start + TEST_CHUNK]
         votes = knn.vote(knn.neighbours(features, part.reshape(-1, D)), shares)
-        parts.append(_enlarged_argmax(votes.reshape(len(part), P, classes), train.labels.shape[1:]))
+        parts.append(_enlarged_argmax(votes.reshape(len(part), P, classes), shape))
     return np.concatenate(parts)
 
 
