@@ -53,7 +53,7 @@ class Source(Captioned, Protocol):
         """What the image is called where it came from; SPLIT/INDEX where it has no name."""
 
     def mask(self, index: int, name: str) -> np.ndarray:
-        """uint8 [height, width] of the class indices of one of `segmentations`, 255 = ignore."""
+        """uint8 [height, width] of the class indices of one of `segmentations`, none but the named; 255 = ignore."""
 
 
 class Phrase(NamedTuple):

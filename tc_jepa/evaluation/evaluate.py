@@ -274,10 +274,8 @@ def _segment(
 
 
 def class_names(names: Sequence[str], *masks: np.ndarray) -> Sequence[str]:
-    """The classes' names; where the data gives none, their indices. UserError for a mask with an unnamed class."""
+    """The classes' names; where the data gives none, their indices. A source's masks hold none but the named."""
     highest = max(int(mask[mask != segmentation.IGNORED].max(initial=0)) for mask in masks)
-    if names and highest >= len(names):
-        raise UserError(f"a mask holds class {highest}, and only {len(names)} classes are named; prepare it anew")
     return names or [str(number) for number in range(highest + 1)]
 
 

@@ -56,10 +56,9 @@ def segment(train: Labelled, test_features: np.ndarray, classes: int, shape: tup
     """Fits the bank on train images and lets its best head label the test images, whose features are [n, N, D], in maps
     of `shape`, which need not be that of the train labels.
 
-    UserError where there are too few train images, or none of their pixels has a class.
+    UserError where there are too few train images, or no pixel of those that choose has a class.
     """
     held_out = validation_examples("segmentation", len(train.features))
-    check_classes(train.labels, classes)
     mean, scale = train.features.mean(axis=(0, 1)), train.features.std(axis=(0, 1)) + 1e-6
     train = train._replace(features=(train.features - mean) / scale)
     bank = _fit(Labelled(*(x[~held_out] for x in train)), classes)
@@ -76,7 +75,6 @@ def segment(train: Labelled, test_features: np.ndarray, classes: int, shape: tup
 def nearest(train: Labelled, test_features: np.ndarray, classes: int, shape: tuple[int, int]) -> np.ndarray:
     """Labels of the test images, uint8 [n, *shape], without any training: a patch has the classes of the train patches
     nearest to it, by the shares of their pixels. The grid of patches divides the sides of the train labels."""
-    check_classes(train.labels, classes)
     P, D = train.features.shape[1:]
     shares = patch_shares(train.labels, classes, round(P**0.5)).reshape(-1, classes)
     rows = np.flatnonzero(shares.sum(axis=1))  # a patch that is ignored whole says nothing
@@ -102,21 +100,13 @@ def patch_shares(labels: np.ndarray, classes: int, side: int) -> np.ndarray:
     return (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)).astype(np.float32)
 
 
-def check_classes(labels: np.ndarray, classes: int) -> None:
-    """UserError where no pixel counts, or one is of a class that there is not."""
-    counted = labels[labels != IGNORED]
-    if not len(counted):
-        raise UserError(f"every pixel of the masks is {IGNORED}, which is ignored; give masks with classes")
-    if counted.max() >= classes:
-        raise UserError(f"a mask holds class {counted.max()}, and there are only {classes}; prepare the data anew")
-
-
 def confusions(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
     """How many pixels of each true class were given to each class: int [n, true, predicted], from two [n, H, W].
 
-    UserError where no pixel counts, or one is of a class that there is not.
+    UserError where no pixel counts.
     """
-    check_classes(labels, classes)
+    if (labels == IGNORED).all():
+        raise UserError(f"every pixel of the masks is {IGNORED}, which is ignored; give masks with classes")
     counts = np.empty((len(labels), classes, classes), np.int64)
     for image, (true, given) in enumerate(zip(labels, predicted)):  # one by one: all pixels as int64 fill the memory
         counted = true != IGNORED
