@@ -10,11 +10,11 @@ the one of --compare, which is judged on the same examples, with a paired bootst
 needs data with masks, and tests both encoders on those of --encoder's image size; grounding needs a run whose predictor
 attends to words, on scenes or masks of named classes.
 
-Writes results.md (printed too), results.json, pictures, and confusions as CSV into --output. Meanwhile features lie in
-OUTPUT/features.partial: a command that was cut short goes on from them. How many examples are read, and how many at
-once, stands in the run's configuration under `evaluation`; for a folder those are the defaults of configs/base.py.
---set changes them, and names the features of other data and the split to test on: data.image_feature, .label_features,
-.mask_feature, evaluation.test_split.
+Writes results.md (printed too), results.json, pictures, and confusions as CSV into --output, in place of those that an
+earlier results.json there names. Meanwhile features lie in OUTPUT/features.partial: a command that was cut short goes
+on from them. How many examples are read, and how many at once, stands in the run's configuration under `evaluation`;
+for a folder those are the defaults of configs/base.py. --set changes them, and names the features of other data and the
+split to test on: data.image_feature, .label_features, .mask_feature, evaluation.test_split.
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,7 @@ from tc_jepa.data.sources import Task
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import attentive, features, linear_bank, lowshot, rank, results
 from tc_jepa.evaluation.encoder import Features, FrozenEncoder
-from tc_jepa.evaluation.evaluate import choose, Confusion, confusion, evaluate, Findings, PROTOCOLS
+from tc_jepa.evaluation.evaluate import choose, Confusion, confusion, evaluate, Findings, LabelMaps, PROTOCOLS
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.evaluation.views import Views
@@ -260,7 +260,69 @@ def test_names_may_hold_slashes_and_ends_of_keys(tmp_path):
     ]
 
 
-def test_results_of_before_are_told_apart(tmp_path):
-    (tmp_path / "results.json").write_text('{"knn/shape": 0.5}')
-    with pytest.raises(UserError, match="written by an earlier version"):
+ALWAYS = {"results.json", "results.md"}
+
+
+def names(folder) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def write_all(findings, folder) -> set[str]:
+    """As launch.evaluate does: pictures between two writings of the results. The names of what there is then."""
+    results.write_results(folder, findings, {}, "report")
+    evaluated.draw(findings, Written(60, 0), Written(40, 1), folder)
+    results.write_results(folder, findings, {}, "report with pictures")
+    return names(folder)
+
+
+def test_results_name_what_lies_beside_them_and_the_next_ones_take_its_place(findings, tmp_path):
+    assert write_all(findings, tmp_path) == {"confusion_row.csv", "confusion_row.png", "neighbours.png"} | ALWAYS
+    assert set(results.read_results(tmp_path / "results.json")["files"]) | ALWAYS == names(tmp_path)
+    for name in ("confusion_mine.csv", "thesis.txt"):
+        (tmp_path / name).write_text("mine")
+    blank = np.zeros((1, 16, 16), np.uint8)
+    other = Findings(sweeps={"linear/row": {("decay 0", 0.1): 0.5}})
+    other.label_maps["mask"] = LabelMaps(np.array([0]), blank, blank, ("x",))
+    own = {"segmentation_mask.png", "sweep_linear_row.svg"}
+    assert write_all(other, tmp_path) == own | {"confusion_mine.csv", "thesis.txt"} | ALWAYS
+    assert set(results.read_results(tmp_path / "results.json")["files"]) == own
+
+
+def test_a_kill_leaves_no_files_of_two_evaluations(findings, tmp_path, monkeypatch):
+    write_all(findings, tmp_path)
+    other = Findings({"knn/row": 0.5}, confusions=findings.confusions, neighbours=findings.neighbours)
+    results.write_results(tmp_path, other, {}, "killed before its pictures")
+    assert names(tmp_path) == {"confusion_row.csv"} | ALWAYS
+
+    def killed(path, text):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(results, "replace_text", killed)
+    with pytest.raises(KeyboardInterrupt):
+        results.write_results(tmp_path, findings, {}, "report")
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("files", [["../outside.txt", "{root}/outside.txt", "deep/file.txt", "deep", 3, []], "deep", 3])
+def test_results_that_name_what_is_not_theirs_remove_nothing_elsewhere(tmp_path, files):
+    output = tmp_path / "output"
+    (output / "deep").mkdir(parents=True)
+    for path in (tmp_path / "outside.txt", output / "deep" / "file.txt"):
+        path.write_text("mine")
+    text = json.dumps({"about": {}, "scores": {}, "files": files}).replace("{root}", str(tmp_path))
+    (output / "results.json").write_text(text)
+    results.write_results(output, Findings(), {}, "report")
+    assert (tmp_path / "outside.txt").read_text() == (output / "deep" / "file.txt").read_text() == "mine"
+    assert results.read_results(output / "results.json")["files"] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [('{"knn/shape": 0.5}', "written by an earlier version"), ("[]", "earlier version"), ("knn: 0.5", "is no JSON")],
+)
+def test_results_of_before_are_told_apart_and_replaced(tmp_path, text, message):
+    (tmp_path / "results.json").write_text(text)
+    with pytest.raises(UserError, match=f"results.json .*{message}.*; evaluate anew, or move it away"):
         results.read_results(tmp_path / "results.json")
+    results.write_results(tmp_path, Findings({"a": 1.0}), {}, "report")
+    assert results.read_results(tmp_path / "results.json")["scores"] == {"a": 1.0}

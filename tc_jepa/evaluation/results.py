@@ -11,6 +11,10 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation.evaluate import Findings
 from tc_jepa.files import replace_text
 
+RESULTS, REPORT = "results.json", "results.md"
+# What lies beside them: confusions as a table, and the pictures of report.evaluated.
+TABLE, CONFUSION, LABEL_MAPS, SWEEP = "confusion_{}.csv", "confusion_{}.png", "segmentation_{}.png", "sweep_{}.svg"
+NEIGHBOURS = "neighbours.png"
 METRICS = {"single": "accuracy", "multi": "mAP"}
 BASELINES = {"init": "initialisation", "pixels": "pixels (16x16)"}  # key prefix -> its name in the table
 COMPARED = "compared"  # prefix of the encoder of --compare
@@ -48,16 +52,11 @@ Results = Mapping[str, float]  # flat, as Findings.scores
 def write_results(output: Path, findings: Findings, about: Mapping[str, object], report: str) -> None:
     """Writes results.json, results.md and the confusions as CSV into `output`, made if missing.
 
-    Each file is replaced whole or not at all, results.json last: where it is, the others are.
+    Each file is replaced whole or not at all, results.json last: where it is, the others are. It names the CSVs and the
+    pictures, which report.evaluated draws next. An earlier one goes first, with all that it names, so that a kill
+    leaves no files of two evaluations; what has just been written of these same findings stays.
     """
     output.mkdir(parents=True, exist_ok=True)
-    for task, found in findings.confusions.items():
-        file = io.StringIO()
-        rows = csv.writer(file)
-        rows.writerow([f"true class ({found.probe})", *found.classes])
-        rows.writerows([name, *row] for name, row in zip(found.classes, found.counts.tolist()))
-        replace_text(output / f"confusion_{file_name(task)}.csv", file.getvalue())
-    replace_text(output / "results.md", report)
     whole = {
         "about": dict(about),
         "scores": findings.scores,
@@ -67,20 +66,62 @@ def write_results(output: Path, findings: Findings, about: Mapping[str, object],
             for name, sweep in findings.sweeps.items()
         },
         "chosen": findings.chosen,
+        "files": files_beside(findings),
     }
-    replace_text(output / "results.json", json.dumps(whole, indent=2) + "\n")
+    text = json.dumps(whole, indent=2) + "\n"
+    _remove_earlier(output, text)
+    for task, found in findings.confusions.items():
+        file = io.StringIO()
+        rows = csv.writer(file)
+        rows.writerow([f"true class ({found.probe})", *found.classes])
+        rows.writerows([name, *row] for name, row in zip(found.classes, found.counts.tolist()))
+        replace_text(output / file_name(TABLE, task), file.getvalue())
+    replace_text(output / REPORT, report)
+    replace_text(output / RESULTS, text)
 
 
-def file_name(name: str) -> str:
-    """The name of a task or a score as a part of a file's."""
-    return name.replace("/", "_")
+def _remove_earlier(output: Path, text: str) -> None:
+    """Removes the results that lie in `output` with the files that they name, unless they are `text`."""
+    path = output / RESULTS
+    if not path.is_file() or path.read_bytes() == text.encode():
+        return
+    try:
+        files = read_results(path).get("files")
+    except UserError:  # it names no files, and is replaced
+        return
+    names = [REPORT, *files] if isinstance(files, list) else [REPORT]
+    for file in output.iterdir():  # and not along the names, which may lead elsewhere
+        if file.name in names and not file.is_dir():
+            file.unlink()
+    path.unlink(missing_ok=True)  # last: it is what the others are found by
+
+
+def files_beside(findings: Findings) -> list[str]:
+    """The names of what is written of findings beside results.json and results.md."""
+    by_form = {
+        TABLE: findings.confusions,
+        CONFUSION: findings.confusions,
+        LABEL_MAPS: findings.label_maps,
+        SWEEP: findings.sweeps,
+    }
+    names = [file_name(form, name) for form, found in by_form.items() for name in found]
+    return names + [NEIGHBOURS] * (findings.neighbours is not None)
+
+
+def file_name(form: str, name: str) -> str:
+    """Of what is written of a task or a score."""
+    return form.format(name.replace("/", "_"))
 
 
 def read_results(path: Path) -> dict:
-    """A results.json, with "about" and "scores". UserError for one of before it said what it is about."""
-    found = json.loads(path.read_text())
-    if not {"about", "scores"} <= found.keys():
-        raise UserError(f"{path} was written by an earlier version; evaluate anew, or move it away")
+    """A results.json, with "about" and "scores". UserError for one of before it said what it is about, or another's."""
+    mend = "evaluate anew, or move it away"
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON, and none of launch.evaluate's; {mend}") from error
+    if not isinstance(found, dict) or not {"about", "scores"} <= found.keys():
+        raise UserError(f"{path} was written by an earlier version; {mend}")
     return found
 
 

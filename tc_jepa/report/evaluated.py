@@ -11,7 +11,7 @@ import numpy as np
 from tc_jepa.data.sources import Captioned
 from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.evaluation.evaluate import Confusion, Findings, LabelMaps
-from tc_jepa.evaluation.results import file_name
+from tc_jepa.evaluation.results import CONFUSION, file_name, LABEL_MAPS, NEIGHBOURS, SWEEP
 from tc_jepa.evaluation.segmentation import IGNORED
 from tc_jepa.files import replacing
 from tc_jepa.report import pictures
@@ -23,14 +23,16 @@ NO_LABEL = (255, 255, 255)
 
 
 def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) -> list[Path]:
-    """Writes the pictures that there is something for into the existing folder `output`; returns their paths."""
+    """Writes the pictures that there is something for into the existing folder `output`; returns their paths.
+
+    results.files_beside names them."""
     files: dict[str, bytes] = {}
     for name, maps in findings.label_maps.items():
-        files[f"segmentation_{file_name(name)}.png"] = pictures.png(label_maps(maps, test))
+        files[file_name(LABEL_MAPS, name)] = pictures.png(label_maps(maps, test))
     if findings.neighbours is not None:
-        files["neighbours.png"] = pictures.png(neighbours(*findings.neighbours, train, test))
+        files[NEIGHBOURS] = pictures.png(neighbours(*findings.neighbours, train, test))
     for task, found in findings.confusions.items():
-        files[f"confusion_{file_name(task)}.png"] = confusion(found, task)
+        files[file_name(CONFUSION, task)] = confusion(found, task)
     for name, sweep in findings.sweeps.items():
         lines: dict[str, tuple[list[float], list[float]]] = {}
         for (setting, rate), score in sorted(sweep.items()):
@@ -39,7 +41,7 @@ def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) ->
             y.append(100 * score)
         title = f"{name}: % on the train examples that choose"
         chart = line_chart(title, lines, x_label="learning rate", marks=True, log_x=True)
-        files[f"sweep_{file_name(name)}.svg"] = chart.encode()
+        files[file_name(SWEEP, name)] = chart.encode()
     for name, content in files.items():
         with replacing(output / name) as beside:
             beside.write_bytes(content)
