@@ -10,7 +10,8 @@ captions.jsonl holds one JSON object a line: "file", relative to --images; "capt
 empty; and optionally "descriptions" (a long text or a list of them, whose sentences are captions too), "split" (train,
 val or test; train when absent), "label" (a string), "labels" (a list of strings) and "mask" (relative to --images: a
 PNG of class indices, 255 = ignore, as large as the upright image). Label, labels and mask are each on every line or on
-none. Other keys are ignored.
+none. Every "label" of another split is one of train too; of "labels" those that are not are told. Other keys are
+ignored.
 
 Tars are those of img2dataset: an image with a .txt, a .json or both beside it, under the same name. --caption_fields
 and --description_fields say which texts are captions, and which are split into sentences: txt is the .txt, any other

@@ -117,6 +117,42 @@ def test_one_label_an_image(folder):
     assert [source.labels(index)["label"] for index in range(2)] == [1, 0]
 
 
+def labelled(folder: Path, key: str, **values: list) -> list[dict]:
+    """Lines with images of their own, for each split and each of its values."""
+    lines = []
+    for split, all_values in values.items():
+        for value in all_values:
+            name = f"{len(lines)}.png"
+            Image.new("RGB", (6, 4)).save(folder / name)
+            lines.append({"file": name, "captions": [], "split": split, key: value})
+    return lines
+
+
+def test_a_label_that_train_has_not_is_refused(folder):
+    message = (
+        r""".jsonl:4: "label" 'cow' of split test is on no line of train \(1 more like it\); """
+        "give train images of every class, or remove those of test"
+    )
+    with pytest.raises(UserError, match=message) as error:
+        prepare_lines(folder, labelled(folder, "label", train=["ant", "bee"], val=["bee"], test=["cow", "dog", "cow"]))
+    assert "\n" not in str(error.value) and not (folder.parent / "out").exists()
+    prepare_lines(folder, labelled(folder, "label", train=["ant", "bee"], val=["bee"]))
+
+
+def test_a_split_without_train_may_have_any_labels(folder):
+    prepare_lines(folder, labelled(folder, "label", val=["ant"], test=["bee"]))
+    assert PreparedSource(str(folder.parent / "out"), "test").tasks["label"].classes == ("ant", "bee")
+
+
+@pytest.mark.parametrize("seen", [["ant"], []], ids=["some", "none"])
+def test_one_of_many_labels_that_train_has_not_is_told(folder, capsys, seen):
+    prepare_lines(folder, labelled(folder, "labels", train=[seen], val=[["ant", "bee"]]))
+    told = "1 more like it" if not seen else "'bee' of split val"
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "on no line of train" in line]
+    assert told in line and "probes cannot learn it" in line
+    assert PreparedSource(str(folder.parent / "out"), "val").tasks["labels"].classes == ("ant", "bee")
+
+
 def test_more_images_than_one_shard_holds_keep_their_order(folder, monkeypatch):
     monkeypatch.setattr(dataset, "SHARD_IMAGES", 4)
     lines = []

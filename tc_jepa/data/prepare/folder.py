@@ -1,11 +1,12 @@
 """A folder of images with a captions.jsonl -> a dataset."""
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import dataclasses
 import hashlib
 import json
 from pathlib import Path
+import sys
 from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
@@ -37,6 +38,9 @@ class Place(NamedTuple):
 
     number: int  # from 1
     offset: int  # in bytes
+
+
+Found = dict[str, str]  # classes, and the line that each is first on
 
 
 class Places:
@@ -82,7 +86,8 @@ def prepare_folder(
     that are longer are counted. They are stored whole, and cut when they are read. Images that do not decode are an
     error, or with `skip_bad` named on stderr, left out and counted. `workers` processes do the work, 0: this one.
 
-    Raises UserError, naming file and line. What dataset.write says of work under way holds.
+    Raises UserError, naming file and line, also for a label that only another split than train has; such a one among
+    `labels` is named on stderr. What dataset.write says of work under way holds.
     """
     folder, listing = Path(images), Path(captions)
     if not folder.is_dir():
@@ -173,7 +178,7 @@ def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], dict[str, l
     """Lines by split, classes by task, and the features that hold all. Raises UserError where lines contradict."""
     root = folder.resolve()
     numbers: dict[str, int] = {}  # by image
-    found: dict[str, set[str]] = {"label": set(), "labels": set()}
+    found: dict[str, dict[str, Found]] = {"label": {}, "labels": {}}  # by task and split
     places: dict[str, Places] = {}
     first = None
     for place, raw in _lines(listing):
@@ -186,13 +191,17 @@ def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], dict[str, l
             has, lacks = (first, line) if key in first.annotations else (line, first)
             raise UserError(f'{lacks.where} has no "{key}" but {has.where} has; give it on every line or on none')
         if "label" in line.annotations:
-            found["label"].add(line.annotations["label"])
+            found["label"].setdefault(line.split, {}).setdefault(line.annotations["label"], line.where)
         if "labels" in line.annotations:
-            found["labels"].update(line.annotations["labels"])
+            names = found["labels"].setdefault(line.split, {})
+            for name in line.annotations["labels"]:
+                names.setdefault(name, line.where)
         places.setdefault(line.split, Places()).add(place, _digest(raw, line))
     if first is None:
         raise UserError(f"{listing} has no lines; a dataset needs at least one image")
-    classes = {task: sorted(names) for task, names in found.items()}
+    for task, splits in found.items():
+        _check_in_train(task, splits)
+    classes = {task: sorted(set().union(*splits.values())) for task, splits in found.items()}
     features = dataset.features(mask="mask" in first.annotations)
     features["file"] = tfds.features.Text()
     if "label" in first.annotations:
@@ -202,6 +211,22 @@ def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], dict[str, l
             raise UserError(f'{listing}: "labels" is empty on every line; leave the key out, or name some')
         features["labels"] = tfds.features.Sequence(tfds.features.ClassLabel(names=classes["labels"]))
     return places, classes, tfds.features.FeaturesDict(features)
+
+
+def _check_in_train(task: str, found: Mapping[str, Found]) -> None:
+    """For a class of another split that train has not: UserError where an image has one label, else a line on stderr.
+
+    One label that cannot be learned is a mistake of the listing. Among many some are rare, and chance puts all images
+    of one into a small split.
+    """
+    for split, names in found.items():
+        alone = [name for name in names if name not in found.get(TRAIN, names)]  # without train, nothing is learned
+        if alone:
+            others = f" ({len(alone) - 1} more like it)" * (len(alone) > 1)
+            message = f'{names[alone[0]]}: "{task}" {alone[0]!r} of split {split} is on no line of train{others}'
+            if task == "label":
+                raise UserError(f"{message}; give train images of every class, or remove those of {split}")
+            print(f"{message}: probes cannot learn it, and the mean over classes counts it", file=sys.stderr)
 
 
 def _digest(raw: bytes, line: Line) -> bytes:
