@@ -13,8 +13,9 @@ attends to words, on scenes or masks of named classes.
 Writes results.md (printed too), results.json, pictures, and confusions as CSV into --output, in place of those that an
 earlier results.json there names. Meanwhile features lie in OUTPUT/features.partial: a command that was cut short goes
 on from them. How many examples are read, and how many at once, stands in the run's configuration under `evaluation`;
-for a folder those are the defaults of configs/base.py. --set changes them, and names the features of other data and the
-split to test on: data.image_feature, .label_features, .mask_feature, evaluation.test_split.
+for a folder those are the defaults of configs/base.py. --set changes them, and names the split to test on and the
+features of data that is not the run's own, where they have not the usual names: evaluation.test_split,
+data.image_feature, .label_features, .mask_feature.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,9 @@ from absl import flags, logging
 
 from configs import base
 from launch import common, processes, setting
+from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
 
-SCENES = "scenes"
 DATA_KEYS = ("data.image_feature", "data.label_features", "data.mask_feature")
 
 ENCODER = flags.DEFINE_string("encoder", None, "Workdir of a training run, or a folder with an encoder.")
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     if OUTPUT.value is not None and Path(OUTPUT.value).is_file():
         raise UserError(f"--output={OUTPUT.value} is a file; give a directory")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa import pretrained
+    from tc_jepa import build, pretrained
     from tc_jepa.checkpoint import chosen_step, fingerprints
     from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
     from tc_jepa.evaluation import evaluate, results
@@ -67,12 +68,7 @@ def main(argv: Sequence[str]) -> None:
     step = chosen_step(path, STEP.value) if pretrained.is_run(path) else None
     weights = pretrained.open_encoder(path, STEP.value if step is None else step)
     config = folder_config(weights) if step is None else common.run_config(path)
-    chosen = DATA.value or config.evaluation.data
-    if chosen:
-        # The names of the run's own features are not those of other data, which are the usual ones.
-        level = config.data.scenes_level
-        config.data = base.get_config().data
-        config.data.path, config.data.scenes_level = "" if chosen == SCENES else chosen, level
+    config = build.on_data(config, DATA.value or config.evaluation.data)
     set_keys(config)
     check_evaluation(config)
     trained_size = config.image.size

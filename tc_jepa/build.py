@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 from absl import logging
@@ -13,9 +14,9 @@ from tc_jepa import optimizer, targets, text_encoding
 from tc_jepa.convert import t5
 from tc_jepa.data import captions, pipeline
 from tc_jepa.data.mixtures import Concatenation, Mixture
-from tc_jepa.data.prepared import Features, PreparedSource, splits, vocabulary_path
+from tc_jepa.data.prepared import Features, PreparedSource, splits, USUAL_FEATURES, vocabulary_path
 from tc_jepa.data.scenes import SceneSource
-from tc_jepa.data.sources import Captioned, Source, SPLITS, TEST, TRAIN, VALIDATION
+from tc_jepa.data.sources import Captioned, SCENES, Source, SPLITS, TEST, TRAIN, VALIDATION
 from tc_jepa.data.words import WordsFolder, WordVectors
 from tc_jepa.errors import UserError
 from tc_jepa.masking import BlockMasks, MaskSampler, OfficialMasks, RandomMasks
@@ -240,6 +241,24 @@ def features(config: Config) -> Features:
         tuple(data.label_features),
         data.mask_feature,
     )
+
+
+def on_data(config: Config, data: str) -> Config:
+    """A copy of `config` that reads `data`, a prepared folder or SCENES, for an evaluation; "": the run's own.
+
+    Of the run's own folders the features have the names that it gives them, of another the usual ones. Scenes are drawn
+    as the run would draw them.
+    """
+    config = config.copy_and_resolve_references()
+    if data and Path(data) not in map(Path, data_paths(config)):
+        config.data.image_feature = USUAL_FEATURES.image
+        config.data.caption_features = USUAL_FEATURES.captions
+        config.data.description_features = USUAL_FEATURES.descriptions
+        config.data.label_features = USUAL_FEATURES.labels
+        config.data.mask_feature = USUAL_FEATURES.mask
+    if data:
+        config.data.path = "" if data == SCENES else data
+    return config
 
 
 def training_source(config: Config, words: Sequence[WordsFolder] = ()) -> Captioned:

@@ -12,7 +12,6 @@ from tc_jepa.evaluation.probes import PROBES
 from tc_jepa.models.layers import Params
 from tc_jepa.processes import to_each
 
-SCENES = "scenes"  # of evaluation.data: not a folder
 PREFIX = "eval/"  # of their keys in metrics.jsonl
 ASIDE = ("_low", "_high")  # intervals stay out of it
 
@@ -21,15 +20,13 @@ def judge(config: ml_collections.ConfigDict) -> Callable[[Params], dict[str, flo
     """A function from the parameters of the encoder that a run is for to "eval/knn/TASK" and so on, by
     config.train.eval_tasks; without any, one that says nothing.
 
-    On the data of evaluation.data, whose features have the names of the run's, or its own. UserError at once where it
-    lacks labels. Of several processes each judges by itself, on its own devices, and finds the same.
+    On the data of evaluation.data, or the run's own (build.on_data). UserError at once where it lacks labels. Of several
+    processes each judges by itself, on its own devices, and finds the same.
     """
     tasks = [name for name in config.train.eval_tasks.split(",") if name]
     if not tasks:
         return lambda params: {}
-    judged_on = config.copy_and_resolve_references()
-    if config.evaluation.data:
-        judged_on.data.path = "" if config.evaluation.data == SCENES else config.evaluation.data
+    judged_on = build.on_data(config, config.evaluation.data)
     train, test = (build.source(judged_on, split) for split in (TRAIN, build.test_split(judged_on)))
     check_data(train, test, [name for name in tasks if name in PROBES], segmentation=False)
     settings = {

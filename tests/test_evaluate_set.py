@@ -1,13 +1,18 @@
-"""launch.evaluate --set: other data's features have other names."""
+"""The data that is judged on: other data's features have other names, and launch.evaluate --set says which."""
+
+import json
 
 from absl import flags
 from absl.testing import flagsaver
+import ml_collections
 import pytest
 
 from configs import base
 from launch import evaluate as launch_evaluate
 from tc_jepa import build
 from tc_jepa.data.prepared import Features
+from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
 
 
@@ -24,6 +29,33 @@ def test_features_and_the_split_to_test_on_are_set():
     set_keys(config, "data.mask_feature=seg", "data.label_features=('coarse',)", "evaluation.test_split=val")
     assert build.features(config) == Features(labels=("coarse",), mask="seg")
     assert config.evaluation.test_split == "val"
+
+
+@pytest.fixture(params=[False, True], ids=["new", "read from a workdir"])
+def config(request):
+    """Of a run on two folders whose features have names of their own."""
+    config = base.get_config()
+    own = {"image_feature": "jpg", "caption_features": ("title",), "description_features": ("long",)}
+    own |= {"label_features": ("coarse",), "mask_feature": "seg", "scenes_level": "hard", "scenes_seed": 3}
+    config.data.update({"path": "data/a,data/b"} | own)
+    return ml_collections.ConfigDict(json.loads(config.to_json())) if request.param else config
+
+
+@pytest.mark.parametrize("folder", ["data/b", "data/a/", ""])
+def test_the_runs_own_folders_keep_the_names_of_their_features(config, folder):
+    found = build.on_data(config, folder)
+    assert build.features(found) == build.features(config) == Features("jpg", ("title",), ("long",), ("coarse",), "seg")
+    assert found.data.path == (folder or "data/a,data/b")
+
+
+def test_other_data_has_the_usual_names_and_scenes_are_the_runs(config):
+    other, scenes = build.on_data(config, "data/c"), build.on_data(config, SCENES)
+    assert build.features(other) == build.features(scenes) == Features()
+    assert other.data.path == "data/c" and config.data.path == "data/a,data/b"
+    source = build.source(scenes, "test")
+    assert source == SceneSource(3, "test", build.HELD_OUT_SCENES, config.image.size, "hard")
+    set_keys(other, "data.label_features=('fine',)")
+    assert build.features(other).labels == ("fine",)
 
 
 @pytest.mark.parametrize(

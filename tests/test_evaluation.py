@@ -392,6 +392,14 @@ def test_bad_input_is_one_clear_line(workdir, values, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_run_is_judged_on_its_evaluation_data(workdir, monkeypatch):
+    config = common.run_config(workdir)
+    config.evaluation.data = "no_such_folder"
+    monkeypatch.setattr(common, "run_config", lambda path: config)
+    with pytest.raises(UserError, match="no_such_folder is no folder"):
+        run(encoder=str(workdir))
+
+
 def test_an_encoder_is_judged_at_another_resolution(workdir, tmp_path):
     run(encoder=str(workdir), tasks=["rank"], output=str(tmp_path / "large"), set=["evaluation.image_size=32"])
     large = results.read_results(tmp_path / "large" / "results.json")

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "val", "test")
-
+SCENES = "scenes"  # where data is named that is no folder: drawn on the fly
 
 Caption = str | np.ndarray  # a text; or a text encoder's vectors of its words, [words, E]
 
