@@ -10,7 +10,7 @@ from launch import common
 from tc_jepa import sharding
 from tc_jepa.data.sources import Task
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import attentive, features, linear_bank, lowshot, rank, results
+from tc_jepa.evaluation import attentive, features, knn, linear_bank, lowshot, rank, results
 from tc_jepa.evaluation.encoder import Features, FrozenEncoder
 from tc_jepa.evaluation.evaluate import choose, Confusion, confusion, evaluate, Findings, LabelMaps, PROTOCOLS
 from tc_jepa.evaluation.features import FeatureStore
@@ -232,6 +232,24 @@ def test_pictures_are_written_of_what_was_found(findings, tmp_path):
     assert findings.confusions["row"].probe == "knn" and findings.confusions["row"].counts.sum() == 40
     results.write_results(tmp_path, findings, {}, "report")
     assert (tmp_path / "confusion_row.csv").read_text().startswith("true class (knn),a,b,c,d\na,")
+
+
+def test_the_neighbours_that_are_shown_are_those_that_voted(monkeypatch):
+    searched = []
+    monkeypatch.setattr(
+        knn, "neighbours", lambda *x, search=knn.neighbours: searched.append(search(*x)) or searched[-1]
+    )
+    train, test, sizes = Written(70, 0), Written(50, 1), SIZES | {"train_examples": 60}
+    found = evaluate(pixels(), {"compared": pixels(size=8)}, train, test, ["knn"], **sizes)
+    shown, nearest = found.neighbours
+    assert len(searched) == 2  # one search for each encoder
+    np.testing.assert_array_equal(shown, choose(50, 40)[:8])
+    images = [np.stack([part[int(i)].image for i in rows]) for part, rows in ((train, range(70)), (test, shown))]
+    pooled = [np.asarray(pixels()(x).pooled) for x in images]
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in pooled]
+    held = choose(70, 60)
+    expected = held[np.argsort(-(unit[1] @ unit[0][held].T), axis=1)[:, :5]]
+    np.testing.assert_array_equal(nearest, expected)
 
 
 def test_a_sweep_is_a_curve_and_a_list(tmp_path):

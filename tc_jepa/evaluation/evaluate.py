@@ -19,7 +19,7 @@ import numpy as np
 from tc_jepa.data.captions import CaptionTokenizer
 from tc_jepa.data.sources import Grounded, Source
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import grounding, knn, rank, segmentation
+from tc_jepa.evaluation import grounding, rank, segmentation
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_masks
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.probes import PROBES, Said, Truths, VIEWS
@@ -186,25 +186,24 @@ def _probe(
                 spread = np.std([value.value for value in values], ddof=1)
                 findings.scores[f"{prefix}spread/{score}/{task}"] = float(spread)
         if not prefix:
-            _keep(findings, said, test[0], answers)
-            if "knn" in protocols:
-                found = knn.neighbours(features["train"]["pooled"], features["test"]["pooled"][:SHOWN])
-                findings.neighbours = test[1][:SHOWN], train[1][found.nearest(SHOWN_NEIGHBOURS).indices]
+            _keep(findings, said, train, test, answers)
     for task, truth in answers.items():  # of dense probes, fitted on fewer examples, only where no others ran
         findings.scores.setdefault(f"chance/{task}", chance(truths[task], truth))
     return measured
 
 
-def _keep(findings: Findings, said: Said, test: Source, truths: Truths) -> None:
-    """What the judged encoder's probes chose, and a confusion for each task of one class."""
+def _keep(findings: Findings, said: Said, train: Part, test: Part, truths: Truths) -> None:
+    """What the judged encoder's probes chose, the neighbours of some images, a confusion for each task of one class."""
     for (score, task), answer in said.items():
         if answer.sweep:
             findings.sweeps[f"{score}/{task}"] = answer.sweep
             findings.chosen[f"{score}/{task}"] = answer.chosen
+        if answer.nearest is not None:
+            findings.neighbours = test[1][:SHOWN], train[1][answer.nearest[:SHOWN, :SHOWN_NEIGHBOURS]]
     for score, task in itertools.product(CONFUSION_OF, truths):
         if (score, task) in said and truths[task].kind == "single" and task not in findings.confusions:
             counts = confusion(truths[task], said[score, task].draws[0])
-            findings.confusions[task] = Confusion(score, test.tasks[task].classes, counts)
+            findings.confusions[task] = Confusion(score, test[0].tasks[task].classes, counts)
 
 
 def confusion(truth: Truth, class_scores_NxC: np.ndarray) -> np.ndarray:

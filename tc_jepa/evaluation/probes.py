@@ -21,6 +21,7 @@ class Answers(NamedTuple):
     draws: Sequence[np.ndarray]  # class scores [test examples, C] of each fit; several where train examples are drawn
     sweep: Sweep = {}
     chosen: str = ""  # the setting that answers
+    nearest: np.ndarray | None = None  # of the train examples to each test example, int [test examples, k]
 
 
 Said = dict[tuple[str, str], Answers]  # by score, such as "knn_10", and task
@@ -38,7 +39,7 @@ def _knn(train: Arrays, truths: Truths, test: Arrays) -> Said:
     found = knn.neighbours(train["pooled"], test["pooled"])
     by_name = {"knn": found, f"knn_{knn.FEWER}": found.nearest(knn.FEWER)}
     return {
-        (name, task): Answers([knn.vote(nearest, truth.classes)])
+        (name, task): Answers([knn.vote(nearest, truth.classes)], nearest=nearest.indices)
         for name, nearest in by_name.items()
         for task, truth in truths.items()
     }
