@@ -55,11 +55,12 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa import build, pretrained
     from tc_jepa.checkpoint import chosen_step, fingerprints
     from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
+    from tc_jepa.data.prepared import stamp
     from tc_jepa.evaluation import evaluate, results
     from tc_jepa.evaluation.encoder import frozen_vit
     from tc_jepa.evaluation.extract import digest
     from tc_jepa.evaluation.features import FeatureStore
-    from tc_jepa.report import evaluated
+    from tc_jepa.processes import is_first
     from tc_jepa.validate import check_evaluation
 
     logging.set_verbosity(logging.WARNING)
@@ -102,7 +103,8 @@ def main(argv: Sequence[str]) -> None:
         "image_size": config.image.size,
         **sizes,
     }
-    store = FeatureStore(output / "features.partial", about)
+    contents = stamp(config.data.path) if config.data.path else SCENES
+    store = FeatureStore(output / "features.partial", about | {"contents": contents})
     judged = encoders.pop("")
     found = evaluate.evaluate(judged, encoders, train, test, tasks, **sizes, store=store, context=context)
     if evaluate.GROUNDING in tasks:
@@ -113,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
                 readers, tokenizer, grounded, image_size=config.image.size, test_examples=sizes["test_examples"]
             )
 
-    command = command_of(path, step, tasks, output)
+    about["command"] = command_of(path, step, tasks, output)
     header = {
         "encoder": name_of(path, step, weights, config),
         **({"compared": compared_name(other_step)} if COMPARE.value else {}),
@@ -121,20 +123,28 @@ def main(argv: Sequence[str]) -> None:
         "probes are fitted on": f"{min(len(train), sizes['train_examples'])} examples of split train, attentive and "
         f"segmentation on {min(len(train), sizes['dense_examples'])}",
         "tested on": f"{min(len(test), sizes['test_examples'])} examples of split {test_split}",
-        "command": f"`{command}`",
+        "command": f"`{about['command']}`",
     }
-    about |= {"command": command}
-    results.write_results(output, found, about, results.render(found, test.tasks, header))
-    pictures = evaluated.draw(found, train, test, output)
-    if pictures:
-        header["pictures"] = ", ".join(picture.name for picture in pictures)
-    report = results.render(found, test.tasks, header)
-    results.write_results(output, found, about, report)
+    if is_first():
+        print(write(output, found, about, header, train, test))
     store.close()
-    print(report)
     print(f"written to {output}")
     if step is not None and OUTPUT.value is None:
         print(f"python -m launch.report --workdir={path} puts these scores into the run's page")
+
+
+def write(output: Path, found, about: dict, header: dict, train, test) -> str:
+    """Results, and the pictures that need longer and may fail; then the report that names them, which is returned."""
+    from tc_jepa.evaluation import results
+    from tc_jepa.report import evaluated
+
+    results.write_results(output, found, about, results.render(found, test.tasks, header))
+    pictures = evaluated.draw(found, train, test, output)
+    if pictures:
+        header = header | {"pictures": ", ".join(picture.name for picture in pictures)}
+    report = results.render(found, test.tasks, header)
+    results.write_results(output, found, about, report)
+    return report
 
 
 def command_of(path: Path, step: int | None, tasks: Sequence[str], output: Path) -> str:

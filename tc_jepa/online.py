@@ -20,8 +20,8 @@ def judge(config: ml_collections.ConfigDict) -> Callable[[Params], dict[str, flo
     """A function from the parameters of the encoder that a run is for to "eval/knn/TASK" and so on, by
     config.train.eval_tasks; without any, one that says nothing.
 
-    On the data of evaluation.data, or the run's own (build.on_data). UserError at once where it lacks labels. Of several
-    processes each judges by itself, on its own devices, and finds the same.
+    On the data of evaluation.data, or the run's own (build.on_data). UserError at once where it lacks labels. Of
+    several processes each judges by itself, on its own devices, and finds the same.
     """
     tasks = [name for name in config.train.eval_tasks.split(",") if name]
     if not tasks:
