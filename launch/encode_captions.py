@@ -15,6 +15,7 @@ from absl import flags, logging
 
 from configs import base
 from launch import common
+from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
 
 DATA = flags.DEFINE_string("data", None, "The prepared folder (launch.prepare_data).")
@@ -34,7 +35,7 @@ SAMPLE = 1000  # images from which the size is estimated
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if DATA.value == "scenes":
+    if DATA.value == SCENES:
         raise UserError("scenes are drawn as they are read; store some with launch.prepare_data --source=scenes first")
     if DATA.value is None or TEXT.value is None:
         raise UserError("give --data=FOLDER, as launch.prepare_data wrote it, and --text=T5, a Hugging Face folder")

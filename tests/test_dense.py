@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -11,7 +12,6 @@ from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Example, Phrase
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import grounding, segmentation
-from tc_jepa.evaluation.encoder import read_masks
 from tc_jepa.evaluation.evaluate import class_names, evaluate, with_gains
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.scores import mean_of_images, Measured
@@ -35,9 +35,13 @@ def labelled(rng, count: int, signal: float) -> Labelled:
     return Labelled(features.astype(np.float32), classes.repeat(2, axis=1).repeat(2, axis=2).astype(np.uint8))
 
 
+def shapes_of(test: Labelled) -> list[tuple[int, int]]:
+    return [labels.shape for labels in test.labels]
+
+
 def scores(train: Labelled, test: Labelled) -> list[float]:
     """mIoU of the linear head and of the nearest patches."""
-    arguments = train, test.features, 3, test.labels.shape[1:]
+    arguments = train, test.features, 3, shapes_of(test)
     predicted = segmentation.segment(*arguments).predicted, segmentation.nearest(*arguments)
     return [segmentation.miou(segmentation.confusions(labels, test.labels, 3)) for labels in predicted]
 
@@ -62,7 +66,7 @@ def test_ignored_pixels_count_nowhere(rng, short):
     spoilt = train._replace(labels=np.where(hidden, IGNORED, train.labels).astype(np.uint8))
     test.labels[:, 0] = IGNORED
     assert min(scores(spoilt, test)) > 0.75
-    predicted = segmentation.segment(spoilt, test.features, 3, (8, 8)).predicted
+    predicted = segmentation.segment(spoilt, test.features, 3, shapes_of(test)).predicted
     confusion = segmentation.confusions(predicted, test.labels, 3)
     assert confusion.sum() == (test.labels != IGNORED).sum()
     assert (confusion.sum(axis=(1, 2)) == 7 * 8).all()
@@ -71,9 +75,9 @@ def test_ignored_pixels_count_nowhere(rng, short):
         segmentation.confusions(predicted, everything.labels, 3)
     with pytest.raises(UserError, match="every pixel of the masks is 255"):
         unlabelled = train._replace(labels=np.full_like(train.labels, IGNORED))
-        segmentation.segment(unlabelled, test.features, 3, (8, 8))
+        segmentation.segment(unlabelled, test.features, 3, shapes_of(test))
     with pytest.raises(UserError, match="only 5 train examples"):
-        segmentation.segment(Labelled(*(x[:5] for x in train)), test.features, 3, (8, 8))
+        segmentation.segment(Labelled(*(x[:5] for x in train)), test.features, 3, shapes_of(test))
 
 
 def test_a_segmentation_cannot_be_fooled(rng):
@@ -141,20 +145,57 @@ def test_an_evaluation_takes_chance_from_the_masks_that_it_is_fitted_on(short):
 
 
 def test_encoders_of_other_image_sizes_are_tested_on_the_same_masks(short, monkeypatch):
-    read = []
+    shapes = []
+    measured = segmentation.confusions
 
-    def reading(source, indices, side, name):
-        read.append((len(indices), side))
-        return read_masks(source, indices, side, name)
+    def counted(predicted, labels, classes):
+        shapes.append((len(labels), {x.shape for x in labels} | {x.shape for x in predicted}))
+        return measured(predicted, labels, classes)
 
-    monkeypatch.setattr("tc_jepa.evaluation.evaluate.read_masks", reading)
+    monkeypatch.setattr(segmentation, "confusions", counted)
     others = {"compared": pixels(size=32, patch_size=8), "same": pixels()}
     found = evaluate(pixels(), others, Painted(20, 1), Painted(9, 0), ["segmentation"], **MASKS_READ)
-    assert sorted(read) == [(9, 16), (20, 16), (20, 32)]
+    assert [sizes for count, sizes in shapes if count == 9] == 6 * [{(16, 16)}]
     for score in ("segmentation", "segmentation_knn"):
         assert found.scores[f"{score}/band"] == found.scores[f"same/{score}/band"] > 0.8
         assert found.scores[f"compared/{score}/band"] > 0.7  # its patches end where the band ends, too
-    assert found.label_maps["band"].truth.shape == (8, 16, 16)
+
+
+class Wide(Painted):
+    """Three times as wide as high, light in a quarter at one end, which a centred square would cut off."""
+
+    def __getitem__(self, index):
+        return Example(200 * self.mask(index)[..., None].repeat(3, axis=-1), ())
+
+    def mask(self, index, name="band"):
+        return np.ascontiguousarray(super().mask(index, name).T.repeat(3, axis=1))
+
+
+def test_images_are_seen_whole_and_labelled_at_their_own_size(short):
+    found = evaluate(pixels(), {}, Wide(20, 0), Wide(9, 0), ["segmentation"], **MASKS_READ)
+    maps = found.label_maps["band"]
+    assert {labels.shape for labels in (*maps.truth, *maps.predicted)} == {(16, 48)}
+    assert found.scores["segmentation/band"] > 0.8  # cut to the middle, it would know one class: 0.375
+    assert found.scores["segmentation_knn/band"] > 0.8
+
+
+def test_patches_are_enlarged_as_jax_enlarges_them():
+    for size, side in ((60, 6), (45, 7), (7, 7)):
+        expected = jax.image.resize(np.eye(side, dtype=np.float32), (size, side), "bilinear")
+        np.testing.assert_allclose(segmentation.weights(size, side), expected, atol=1e-6)
+
+
+def test_label_maps_of_all_shapes_are_those_of_each_alone(rng, short):
+    train, test = labelled(rng, 40, 1.0), labelled(rng, 5, 1.0)
+    shapes = [(8, 8), (70, 30), (5, 130), (64, 64), (8, 9)]
+    together = segmentation.segment(train, test.features, 3, shapes).predicted
+    nearest = segmentation.nearest(train, test.features, 3, shapes)
+    for image, shape in enumerate(shapes):
+        alone = segmentation.segment(train, test.features[image : image + 1], 3, [shape]).predicted[0]
+        assert alone.shape == shape and len(np.unique(alone)) > 1
+        np.testing.assert_array_equal(together[image], alone)
+        one = segmentation.nearest(train, test.features[image : image + 1], 3, [shape])[0]
+        assert (nearest[image] == one).mean() > 0.99  # votes that are even may fall either way
 
 
 class Speckled(Painted):

@@ -23,8 +23,9 @@ from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Example, Task
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, knn, linear, rank, results, segmentation
-from tc_jepa.evaluation.evaluate import choose, evaluate, Findings
+from tc_jepa.evaluation.evaluate import choose, evaluate
 from tc_jepa.evaluation.features import FeatureStore
+from tc_jepa.evaluation.findings import Findings
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.models import layers, vit
 from tc_jepa.state import initial_encoder_params, TrainState

@@ -40,11 +40,15 @@ def resize_and_centre_crop_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """The same part of a map of classes [height, width], which is never blended: [size, size] of the same dtype."""
     height, width = mask.shape
     factor = size / min(height, width)
-    shape = round(height * factor), round(width * factor)
-    if mask.shape != shape:
-        nearest = cv2.INTER_NEAREST_EXACT
-        mask = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=nearest).astype(mask.dtype)
-    return centre(mask, size, size)
+    return centre(resize_mask(mask, (round(height * factor), round(width * factor))), size, size)
+
+
+def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A map of classes to (height, width): the class of the nearest pixel, in the same dtype."""
+    if mask.shape == shape:
+        return mask
+    resized = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized.astype(mask.dtype)
 
 
 def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:

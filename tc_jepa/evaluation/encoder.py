@@ -18,7 +18,7 @@ import numpy as np
 
 from tc_jepa import sharding
 from tc_jepa.data.sources import Source
-from tc_jepa.data.transforms import resize_and_centre_crop, resize_and_centre_crop_mask
+from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.models import layers
 from tc_jepa.models.vit import VisionTransformer
 
@@ -151,11 +151,6 @@ def _area_weights(size: int) -> np.ndarray:
     edges = np.linspace(0, size, THUMBNAIL + 1)[:, None]
     covered = np.clip(edges, np.arange(size), np.arange(size) + 1)
     return (np.diff(covered, axis=0) * THUMBNAIL / size).astype(np.float32)
-
-
-def read_masks(source: Source, indices: Sequence[int], image_size: int, name: str) -> np.ndarray:
-    """uint8 [len(indices), image_size, image_size]: one of the source's segmentations, cropped as the images are."""
-    return np.stack([resize_and_centre_crop_mask(source.mask(int(index), name), image_size) for index in indices])
 
 
 def read_images(source: Source, indices: Sequence[int], image_size: int, batch_size: int) -> Iterator[np.ndarray]:

@@ -7,21 +7,19 @@ an image, accuracy for the others, mean IoU for "segmentation/NAME", "segmentati
 pointing accuracy for "grounding/KIND".
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-import contextlib
-import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 import itertools
-import time
-from typing import NamedTuple
 
 import numpy as np
 
 from tc_jepa.data.captions import CaptionTokenizer
 from tc_jepa.data.sources import Grounded, Source
+from tc_jepa.data.transforms import resize_mask
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import grounding, rank, segmentation
-from tc_jepa.evaluation.encoder import FrozenEncoder, read_masks
+from tc_jepa.evaluation.encoder import FrozenEncoder
 from tc_jepa.evaluation.features import FeatureStore
+from tc_jepa.evaluation.findings import Confusion, Findings, LabelMaps
 from tc_jepa.evaluation.probes import PROBES, Said, Truths, VIEWS
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.scores import (
@@ -31,11 +29,10 @@ from tc_jepa.evaluation.scores import (
     measure,
     Measured,
     resample_counts,
-    Sweep,
     Truth,
     value_of,
 )
-from tc_jepa.evaluation.views import Views
+from tc_jepa.evaluation.views import Views, Whole
 
 RANK, SEGMENTATION, GROUNDING = "rank", "segmentation", "grounding"
 PROTOCOLS = (*PROBES, RANK, SEGMENTATION, GROUNDING)
@@ -44,42 +41,6 @@ RANK_PATCH_IMAGES = 200  # whose patches are decomposed, at most
 SHOWN = 8  # test images whose neighbours and label maps are kept to be looked at
 SHOWN_NEIGHBOURS = 5
 CONFUSION_OF = ("linear", "linear_fast", "knn", "attentive")  # the first of these that ran
-
-
-class Confusion(NamedTuple):
-    """How many test examples of each class a probe gives to each class."""
-
-    probe: str
-    classes: tuple[str, ...]
-    counts: np.ndarray  # int [true, predicted]
-
-
-class LabelMaps(NamedTuple):
-    """Test images labelled by the judged encoder's linear head."""
-
-    images: np.ndarray  # int [n], indices of the test source
-    predicted: np.ndarray  # uint8 [n, H, W]
-    truth: np.ndarray  # uint8 [n, H, W]
-    classes: Sequence[str]
-
-
-@dataclasses.dataclass
-class Findings:
-    """What an evaluation found."""
-
-    scores: dict[str, float] = dataclasses.field(default_factory=dict)
-    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # wall time of each task, and of features
-    sweeps: dict[str, Sweep] = dataclasses.field(default_factory=dict)  # of the judged: "linear/shape"
-    chosen: dict[str, str] = dataclasses.field(default_factory=dict)  # the setting that each sweep chose
-    confusions: dict[str, Confusion] = dataclasses.field(default_factory=dict)  # by task
-    label_maps: dict[str, LabelMaps] = dataclasses.field(default_factory=dict)  # by segmentation
-    neighbours: tuple[np.ndarray, np.ndarray] | None = None  # test images int [n]; each one's nearest of train [n, k]
-
-    @contextlib.contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
 def check_protocols(names: Sequence[str]) -> None:
@@ -234,42 +195,65 @@ def _segment(
     findings: Findings, encoders: Mapping[str, FrozenEncoder], store: FeatureStore, train: Part, test: Part
 ) -> dict[str, Measured]:
     """ "segmentation/NAME" and "segmentation_knn/NAME" for each of the sources' segmentations; in `findings` the IoU of
-    each class, chance, the judged encoder's sweep and some of its maps. Every encoder is fitted on masks of the side in
-    pixels that it sees; all are tested on the same masks, of the side that the judged one sees."""
+    each class, chance, the judged encoder's sweep and some of its maps. Every encoder sees images whole, as squares of
+    its own size, and is fitted on masks alike; all are tested on the masks as they are."""
     counts = resample_counts(len(test[1]))
-    parts = (*train, ["patches"], "patches-dense"), (*test, ["patches"], "patches-test")
+    by_side: dict[int, dict[str, FrozenEncoder]] = {}
+    for prefix, encoder in encoders.items():
+        by_side.setdefault(encoder.image_size, {})[prefix] = encoder
+    parts = {
+        side: [
+            (Whole(source, side), rows, ["patches"], f"whole-{split}-{side}")
+            for split, (source, rows) in (("dense", train), ("test", test))
+        ]
+        for side in by_side
+    }
     with findings.timed("features"):
-        for part in parts:
-            store.fill(encoders, *part)
-    sides = {encoder.image_size for encoder in encoders.values()}
+        for side, group in by_side.items():
+            for part in parts[side]:
+                store.fill(group, *part)
     with findings.timed(SEGMENTATION):
-        truths = {name: read_masks(*test, encoders[""].image_size, name) for name in test[0].segmentations}
-        labels = {name: {side: read_masks(*train, side, name) for side in sides} for name in truths}
+        truths = {name: read_masks(*test, name) for name in test[0].segmentations}
+        labels = {name: {side: read_square_masks(*train, name, side) for side in by_side} for name in truths}
         named = test[0].segmentations.items()
-        classes = {name: class_names(names, truths[name], *labels[name].values()) for name, names in named}
+        classes = {name: class_names(names, *truths[name], *labels[name].values()) for name, names in named}
     measured: dict[str, Measured] = {}
     for prefix, encoder in encoders.items():
         with findings.timed("features"):
-            features, test_features = (store.read({prefix: encoder}, *part)[prefix]["patches"] for part in parts)
+            features, test_features = (
+                store.read({prefix: encoder}, *part)[prefix]["patches"] for part in parts[encoder.image_size]
+            )
         with findings.timed(SEGMENTATION):
             for name, truth in truths.items():
                 fitted_on, C = segmentation.Labelled(features, labels[name][encoder.image_size]), len(classes[name])
-                fitted = segmentation.segment(fitted_on, test_features, C, truth.shape[1:])
-                nearest = segmentation.nearest(fitted_on, test_features, C, truth.shape[1:])
+                shapes = [mask.shape for mask in truth]
+                fitted = segmentation.segment(fitted_on, test_features, C, shapes)
+                nearest = segmentation.nearest(fitted_on, test_features, C, shapes)
                 for score, predicted in ((SEGMENTATION, fitted.predicted), (f"{SEGMENTATION}_knn", nearest)):
                     key = f"{prefix}{score}/{name}"
                     found = segmentation.confusions(predicted, truth, C)
                     measured[key] = segmentation.measure(found, counts)
                     ious = zip(classes[name], segmentation.class_ious(found))
                     findings.scores |= {f"{key}/{label}": float(iou) for label, iou in ious if np.isfinite(iou)}
-                    by_chance = segmentation.miou(segmentation.commonest(found, fitted_on.labels))
-                    findings.scores.setdefault(f"chance/{score}/{name}", by_chance)
+                    if not prefix:  # the same for all, but for the size of the train masks
+                        by_chance = segmentation.commonest(found, fitted_on.labels)
+                        findings.scores[f"chance/{score}/{name}"] = segmentation.miou(by_chance)
                 if not prefix:
                     findings.sweeps[f"{SEGMENTATION}/{name}"] = fitted.sweep
                     findings.chosen[f"{SEGMENTATION}/{name}"] = fitted.chosen
                     maps = (test[1][:SHOWN], fitted.predicted[:SHOWN], truth[:SHOWN])
                     findings.label_maps[name] = LabelMaps(*maps, classes[name])
     return measured
+
+
+def read_masks(source: Source, indices: Sequence[int], name: str) -> list[np.ndarray]:
+    """One of the source's segmentations, uint8 [H, W] each, as large as the images."""
+    return [source.mask(int(index), name) for index in indices]
+
+
+def read_square_masks(source: Source, indices: Sequence[int], name: str, side: int) -> np.ndarray:
+    """The same stretched as the images are: uint8 [n, side, side]."""
+    return np.stack([resize_mask(source.mask(int(index), name), (side, side)) for index in indices])
 
 
 def class_names(names: Sequence[str], *masks: np.ndarray) -> Sequence[str]:

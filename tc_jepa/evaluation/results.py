@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tc_jepa.data.sources import Task
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation.evaluate import Findings
+from tc_jepa.evaluation.findings import Findings
 from tc_jepa.files import replace_text
 
 RESULTS, REPORT = "results.json", "results.md"

@@ -1,9 +1,11 @@
 """Segmentation from frozen patch features: a linear layer, or the nearest patches of the train images.
 
-The logits of the patches are enlarged bilinearly to the labels' size (TC-JEPA App. C.3 and CAPI do the same). A small
-bank of heads, one for each learning rate and weight decay of AdamW, is trained at once; which of them is tested is
-chosen on a fifth of the train images. Pixels of class IGNORED count nowhere. A step of training looks at a coarse grid
-of pixels, shifted at random, because neighbours say nearly the same; testing looks at all.
+The logits of the patches are enlarged bilinearly to the size of the labels (TC-JEPA App. C.3). Images are seen whole,
+stretched to squares, as CAPI sees them (facebookresearch/capi, eval_segmentation.py: eval_model); unlike there, test
+labels keep their own size. A small bank of heads, one for each learning rate and weight decay of AdamW, is trained at
+once; which of them is tested is chosen on a fifth of the train images. Pixels of class IGNORED count nowhere. A step of
+training looks at a coarse grid of pixels, shifted at random, because neighbours say nearly the same; testing looks at
+all.
 """
 
 from collections.abc import Sequence
@@ -27,14 +29,15 @@ STEPS, BATCH = 400, 32  # images
 SIDE = 30  # pixels a side of the grid, about
 SEED = 0
 TEST_CHUNK, MOST_LOGITS = 64, 2**26  # images at once, unless their logits would be more
+ROUNDED_TO = 64  # pixels, to which sides of label maps are padded, so that not every size is compiled for
 NEAREST_OF = 10_000  # train patches that the nearest are searched among, at most
 
 
 class Labelled(NamedTuple):
-    """Images as patch features and label maps."""
+    """Square images as patch features and label maps."""
 
     features: np.ndarray  # float32 [n, N, D], N = side * side
-    labels: np.ndarray  # uint8 [n, H, W]
+    labels: np.ndarray  # uint8 [n, H, H]
 
 
 class Head(NamedTuple):
@@ -47,14 +50,17 @@ class Head(NamedTuple):
 class Segmented(NamedTuple):
     """What was made of the test images."""
 
-    predicted: np.ndarray  # uint8 [n, H, W]
+    predicted: list[np.ndarray]  # uint8 [H, W] each
     sweep: Sweep
     chosen: str
 
 
-def segment(train: Labelled, test_features: np.ndarray, classes: int, shape: tuple[int, int]) -> Segmented:
+Shapes = Sequence[tuple[int, int]]  # of label maps, (height, width) each
+
+
+def segment(train: Labelled, test_features: np.ndarray, classes: int, shapes: Shapes) -> Segmented:
     """Fits the bank on train images and lets its best head label the test images, whose features are [n, N, D], in maps
-    of `shape`, which need not be that of the train labels.
+    of `shapes`, onto which the squares that the encoder saw are stretched.
 
     UserError where there are too few train images, or no pixel of those that choose has a class.
     """
@@ -64,29 +70,30 @@ def segment(train: Labelled, test_features: np.ndarray, classes: int, shape: tup
     bank = _fit(Labelled(*(x[~held_out] for x in train)), classes)
     chosen = Labelled(*(x[held_out] for x in train))
     heads = [Head(*(x[i] for x in bank)) for i in range(len(SETTINGS))]
-    own = train.labels.shape[1:]
+    own = [labels.shape for labels in chosen.labels]
     values = [miou(confusions(_label(head, chosen.features, own), chosen.labels, classes)) for head in heads]
     best = int(np.argmax(values))
-    predicted = _label(heads[best], (test_features - mean) / scale, shape)
+    predicted = _label(heads[best], (test_features - mean) / scale, shapes)
     sweep = {(f"decay {decay:g}", rate): value for (rate, decay), value in zip(SETTINGS, values)}
     return Segmented(predicted, sweep, f"rate {SETTINGS[best][0]:g}, decay {SETTINGS[best][1]:g}")
 
 
-def nearest(train: Labelled, test_features: np.ndarray, classes: int, shape: tuple[int, int]) -> np.ndarray:
-    """Labels of the test images, uint8 [n, *shape], without any training: a patch has the classes of the train patches
-    nearest to it, by the shares of their pixels. The grid of patches divides the sides of the train labels."""
+def nearest(train: Labelled, test_features: np.ndarray, classes: int, shapes: Shapes) -> list[np.ndarray]:
+    """Labels of the test images, uint8 [H, W] of `shapes`, without any training: a patch has the classes of the train
+    patches nearest to it, by the shares of their pixels. The grid of patches divides the sides of the train labels."""
     P, D = train.features.shape[1:]
     shares = patch_shares(train.labels, classes, round(P**0.5)).reshape(-1, classes)
     rows = np.flatnonzero(shares.sum(axis=1))  # a patch that is ignored whole says nothing
     if len(rows) > NEAREST_OF:
         rows = np.sort(np.random.default_rng(SEED).choice(rows, NEAREST_OF, replace=False))
     features, shares = train.features.reshape(-1, D)[rows], shares[rows]
-    parts = []
+    most_votes = Head(jnp.eye(classes), jnp.zeros(classes))
+    maps = []
     for start in range(0, len(test_features), TEST_CHUNK):
         part = test_features[start : start + TEST_CHUNK]
         votes = knn.vote(knn.neighbours(features, part.reshape(-1, D)), shares)
-        parts.append(_enlarged_argmax(votes.reshape(len(part), P, classes), shape))
-    return np.concatenate(parts)
+        maps += _label(most_votes, votes.reshape(len(part), P, classes), shapes[start : start + TEST_CHUNK])
+    return maps
 
 
 def patch_shares(labels: np.ndarray, classes: int, side: int) -> np.ndarray:
@@ -100,12 +107,12 @@ def patch_shares(labels: np.ndarray, classes: int, side: int) -> np.ndarray:
     return (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)).astype(np.float32)
 
 
-def confusions(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """How many pixels of each true class were given to each class: int [n, true, predicted], from two [n, H, W].
+def confusions(predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
+    """How many pixels of each true class were given to each class: int [n, true, predicted], from n [H, W] of both.
 
     UserError where no pixel counts.
     """
-    if (labels == IGNORED).all():
+    if all((image == IGNORED).all() for image in labels):
         raise UserError(f"every pixel of the masks is {IGNORED}, which is ignored; give masks with classes")
     counts = np.empty((len(labels), classes, classes), np.int64)
     for image, (true, given) in enumerate(zip(labels, predicted)):  # one by one: all pixels as int64 fill the memory
@@ -153,22 +160,23 @@ def _mious(confusion_RxCxC: np.ndarray) -> np.ndarray:
     return np.nanmean(_ious(confusion_RxCxC), axis=1)
 
 
-def _logits(head: Head, features_BxNxD: jax.Array, rows_HxI: jax.Array, columns_WxI: jax.Array) -> jax.Array:
-    """[B, H, W, classes] at the pixels whose bilinear weights are given."""
-    B, N, _ = features_BxNxD.shape
-    side = round(N**0.5)
-    coarse = (features_BxNxD @ head.weights + head.bias).reshape(B, side, side, -1)
-    return jnp.einsum("hi,bijc,wj->bhwc", rows_HxI, coarse, columns_WxI)
+def _logits(head: Head, features_NxD: jax.Array, rows_HxI: jax.Array, columns_WxI: jax.Array) -> jax.Array:
+    """Of one image, [H, W, classes] at the pixels whose bilinear weights are given."""
+    side = round(len(features_NxD) ** 0.5)
+    coarse = (features_NxD @ head.weights + head.bias).reshape(side, side, -1)
+    return jnp.einsum("hi,ijc,wj->hwc", rows_HxI, coarse, columns_WxI)
 
 
-def _weights(size: int, side: int) -> jax.Array:
-    """Of each of `side` patches in a row at each of `size` pixels, bilinear: [size, side]."""
-    return jax.image.resize(jnp.eye(side), (size, side), "bilinear")
+@functools.lru_cache
+def weights(size: int, side: int) -> np.ndarray:
+    """Of each of `side` patches in a row at each of `size` pixels, bilinear: float32 [size, side]."""
+    places = np.clip((np.arange(size) + 0.5) * side / size - 0.5, 0, side - 1)
+    return np.maximum(1 - np.abs(places[:, None] - np.arange(side)), 0).astype(np.float32)
 
 
-def _loss(head: Head, features_BxNxD: jax.Array, labels_BxHxW: jax.Array, weights: tuple) -> jax.Array:
+def _loss(head: Head, features_BxNxD: jax.Array, labels_BxHxW: jax.Array, rows: jax.Array, columns: jax.Array):
     counted = labels_BxHxW != IGNORED
-    logits = _logits(head, features_BxNxD, *weights)
+    logits = jax.vmap(_logits, (None, 0, None, None))(head, features_BxNxD, rows, columns)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels_BxHxW, 0))
     return jnp.where(counted, losses, 0.0).sum() / jnp.maximum(counted.sum(), 1)
 
@@ -183,15 +191,15 @@ def _fit(train: Labelled, classes: int) -> Head:
     adam = optax.scale_by_adam()
     moments = jax.vmap(adam.init)(bank)
     H, W = train.labels.shape[1:]
-    rows, columns = (np.asarray(_weights(size, round(train.features.shape[1] ** 0.5))) for size in (H, W))
+    rows, columns = (weights(size, round(train.features.shape[1] ** 0.5)) for size in (H, W))
     strides = max(1, H // SIDE), max(1, W // SIDE)
     for step, batch in enumerate(order):
         fraction = 0.5 * (1 + np.cos(np.pi * step / len(order)))
         # Grids of one size wherever they begin, so that the step is compiled once.
         y, x = (slice(rng.integers(k), k * (size // k), k) for k, size in zip(strides, (H, W)))
         labels = train.labels[batch][:, y, x].astype(int)
-        features, weights = train.features[batch], (rows[y], columns[x])
-        bank, moments = _update(bank, moments, rates * fraction, decays, features, labels, weights)
+        seen = train.features[batch], labels, rows[y], columns[x]
+        bank, moments = _update(bank, moments, rates * fraction, decays, seen)
     return bank
 
 
@@ -204,10 +212,8 @@ def _batches(rng: np.random.Generator, count: int) -> Sequence[np.ndarray]:
 
 
 @jax.jit
-def _update(
-    bank: Head, moments, rates: jax.Array, decays: jax.Array, features: jax.Array, labels: jax.Array, weights: tuple
-):
-    gradients = jax.vmap(jax.grad(_loss), in_axes=(0, None, None, None))(bank, features, labels, weights)
+def _update(bank: Head, moments, rates: jax.Array, decays: jax.Array, seen: tuple):
+    gradients = jax.vmap(lambda head: jax.grad(_loss)(head, *seen))(bank)
     steps, moments = jax.vmap(optax.scale_by_adam().update)(gradients, moments)
 
     def stepped(parameter, step):
@@ -219,21 +225,23 @@ def _update(
     return jax.tree.map(stepped, bank, steps), moments
 
 
-@functools.partial(jax.jit, static_argnames="shape")
-def _labels(head: Head, features_BxNxD: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    weights = (_weights(size, round(features_BxNxD.shape[1] ** 0.5)) for size in shape)
-    return _logits(head, features_BxNxD, *weights).argmax(axis=-1)
+@jax.jit
+def _labels(head: Head, features_BxNxD: jax.Array, rows_BxHxI: jax.Array, columns_BxWxI: jax.Array) -> jax.Array:
+    logits = jax.vmap(_logits, (None, 0, 0, 0))(head, features_BxNxD, rows_BxHxI, columns_BxWxI)
+    return logits.argmax(axis=-1).astype(jnp.uint8)
 
 
-def _label(head: Head, features: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [n, H, W]."""
-    size = max(1, min(TEST_CHUNK, MOST_LOGITS // (shape[0] * shape[1] * head.bias.shape[-1])))
-    chunks = (features[start : start + size] for start in range(0, len(features), size))
-    return np.concatenate([np.asarray(_labels(head, chunk, shape), np.uint8) for chunk in chunks])
-
-
-def _enlarged_argmax(scores_BxNxC: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """uint8 [B, H, W]."""
-    C = scores_BxNxC.shape[-1]
-    same = Head(jnp.eye(C), jnp.zeros(C))
-    return np.asarray(_labels(same, scores_BxNxC, shape), np.uint8)
+def _label(head: Head, features_nxNxD: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
+    """uint8 [H, W] of each image."""
+    side = round(features_nxNxD.shape[1] ** 0.5)
+    H, W = (-(-max(sizes) // ROUNDED_TO) * ROUNDED_TO for sizes in zip(*shapes))
+    at_once = max(1, min(TEST_CHUNK, MOST_LOGITS // (H * W * head.bias.shape[-1])))
+    maps = []
+    for start in range(0, len(shapes), at_once):
+        part = shapes[start : start + at_once]
+        rows, columns = (np.zeros((len(part), size, side), np.float32) for size in (H, W))
+        for image, (height, width) in enumerate(part):
+            rows[image, :height], columns[image, :width] = weights(height, side), weights(width, side)
+        found = np.asarray(_labels(head, features_nxNxD[start : start + at_once], rows, columns))
+        maps += [labels[:height, :width] for labels, (height, width) in zip(found, part)]
+    return maps

@@ -9,23 +9,22 @@ from matplotlib.figure import Figure
 import numpy as np
 
 from tc_jepa.data.sources import Captioned
-from tc_jepa.data.transforms import resize_and_centre_crop
-from tc_jepa.evaluation.evaluate import Confusion, Findings, LabelMaps
+from tc_jepa.data.transforms import resize, resize_and_centre_crop, resize_mask
+from tc_jepa.evaluation.findings import Confusion, Findings, LabelMaps
 from tc_jepa.evaluation.results import CONFUSION, file_name, LABEL_MAPS, NEIGHBOURS, SWEEP
 from tc_jepa.evaluation.segmentation import IGNORED
 from tc_jepa.files import replacing
 from tc_jepa.report import pictures
 from tc_jepa.report.charts import line_chart
 
-SIDE = 128  # pixels of a neighbour
+SIDE, MAP_HEIGHT = 128, 192  # pixels of a neighbour, and of a label map
 NAMED_CLASSES = 40  # of a confusion, at most; more are drawn without their names
 NO_LABEL = (255, 255, 255)
 
 
 def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) -> list[Path]:
-    """Writes the pictures that there is something for into the existing folder `output`; returns their paths.
-
-    results.files_beside names them."""
+    """Writes the pictures that there is something for, as results.files_beside names them, into the existing folder
+    `output`; returns their paths."""
     files: dict[str, bytes] = {}
     for name, maps in findings.label_maps.items():
         files[file_name(LABEL_MAPS, name)] = pictures.png(label_maps(maps, test))
@@ -54,12 +53,13 @@ def label_maps(maps: LabelMaps, test: Captioned) -> np.ndarray:
     A class has one colour, which repeats beyond 20 classes; white is ignored.
     """
     rows = []
-    size = maps.truth.shape[-1]
     for index, predicted, truth in zip(maps.images, maps.predicted, maps.truth):
-        image = resize_and_centre_crop(test[int(index)].image, size)
-        row = [image, coloured(truth, len(maps.classes)), coloured(predicted, len(maps.classes))]
-        rows.append(pictures.side_by_side([pictures.enlarged(picture, (size, size)) for picture in row]))
-    return pictures.stacked(rows)
+        shape = MAP_HEIGHT, round(MAP_HEIGHT * truth.shape[1] / truth.shape[0])
+        labels = [coloured(resize_mask(found, shape), len(maps.classes)) for found in (truth, predicted)]
+        rows.append(pictures.side_by_side([resize(test[int(index)].image, shape), *labels]))
+    width = max(row.shape[1] for row in rows)
+    blank = {"mode": "constant", "constant_values": 255}
+    return pictures.stacked([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), **blank) for row in rows])
 
 
 def coloured(labels: np.ndarray, classes: int) -> np.ndarray:
