@@ -7,8 +7,7 @@
 
 The encoder is a training run's, or one in a converted folder (launch.convert) or a Hugging Face I-JEPA folder; so is
 the one of --compare, which is judged on the same examples, with a paired bootstrap of the difference. segmentation
-needs data with masks, and tests both encoders on those of --encoder's image size; grounding needs a run whose predictor
-attends to words, on scenes or masks of named classes.
+needs data with masks; grounding needs a run whose predictor attends to words, on scenes or masks of named classes.
 
 Writes results.md (printed too), results.json, pictures, and confusions as CSV into --output, in place of those that an
 earlier results.json there names. Meanwhile features lie in OUTPUT/features.partial: a command that was cut short goes

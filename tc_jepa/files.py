@@ -9,6 +9,8 @@ import secrets
 import shutil
 from typing import IO
 
+from absl import logging
+
 from tc_jepa.errors import UserError
 
 
@@ -36,6 +38,8 @@ def held(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise UserError(f"{path.parent} is in use by another command; wait for it, or give another output") from error
+    except OSError as error:  # some disks of clusters have no locks
+        logging.warning("%s cannot be locked (%s): let no other command use it", path.parent, error.strerror)
     return file
 
 

@@ -1,5 +1,6 @@
 """One process on every host of a pod: which of them writes, and where they wait for each other."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -8,6 +9,8 @@ import orbax.checkpoint as ocp
 
 LONGEST_WAIT = 24 * 3600  # seconds; when a process dies, JAX ends the others much sooner
 
+_places = itertools.count()
+
 
 def is_first() -> bool:
     """Whether this process is the one that writes what all of them know. A single process is."""
@@ -15,13 +18,14 @@ def is_first() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here, under a name that none uses twice; at once in a single process.
+    """Returns when every process has come here; at once in a single process. All come to the same places in turn.
 
     Unlike a collective of the devices it may be waited at for long.
     """
     if jax.process_count() > 1:
         everyone = set(range(jax.process_count()))
-        ocp.multihost.sync_global_processes(name, timeout=LONGEST_WAIT, processes=everyone)
+        place = f"{name}, place {next(_places)}"  # JAX lets a name be used once
+        ocp.multihost.sync_global_processes(place, timeout=LONGEST_WAIT, processes=everyone)
 
 
 def to_each(tree: Any) -> Any:

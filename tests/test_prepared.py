@@ -1,6 +1,7 @@
 """TFDS folders of others, whose features have other names, read as they are."""
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import tensorflow_datasets as tfds
 from configs import base
 from tc_jepa import build
 from tc_jepa.data import prepare
-from tc_jepa.data.prepared import Features, PreparedSource
+from tc_jepa.data.prepared import Features, PreparedSource, stamp
 from tc_jepa.data.words import WordsFolder, WordsStamp
 from tc_jepa.data.write_words import write_words
 from tc_jepa.errors import UserError
@@ -248,3 +249,18 @@ def test_the_configuration_names_features(others):
     config.data.path = ""
     with pytest.raises(UserError, match="data.path, which is not given"):
         validate(config)
+
+
+def test_a_stamp_is_another_when_a_file_is(tmp_path):
+    file = tmp_path / "train.array_record-00000"
+    file.write_text("one")
+    os.utime(file, (1, 1))
+    first = stamp(str(tmp_path))
+    assert stamp(str(tmp_path)) == first
+    os.utime(file, (1, 2))
+    touched = stamp(str(tmp_path))
+    file.write_text("other")
+    os.utime(file, (1, 1))
+    longer = stamp(str(tmp_path))
+    file.rename(tmp_path / "val.array_record-00000")
+    assert len({first, touched, longer, stamp(str(tmp_path))}) == 4

@@ -1,5 +1,7 @@
 """Several processes: together they do what one does, and share the work of reading features."""
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -62,6 +64,15 @@ def test_two_evaluations_do_not_share_a_folder(tmp_path):
         FeatureStore(tmp_path / "features", {"data": "here"})
     store.close()
     FeatureStore(tmp_path / "features", {"data": "there"}).close()
+
+
+def test_a_disk_without_locks_is_told_of_and_used(tmp_path, monkeypatch, caplog):
+    def none(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    FeatureStore(tmp_path / "features", {"data": "here"}).close()
+    assert "features cannot be locked (Function not implemented)" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["here", "localhost:1234,2,2", "localhost,0,2", "localhost:1234,0"])

@@ -35,7 +35,7 @@ class FeatureStore:
     """
 
     def __init__(self, folder: Path | None = None, about: Mapping[str, Any] | None = None):
-        self._folder, self._lock, self._fills = folder, None, 0
+        self._folder, self._lock = folder, None
         if folder is not None:
             if is_first():
                 begin(folder, ABOUT, about or {})
@@ -78,8 +78,7 @@ class FeatureStore:
                 for name, arrays in _compute(missing, source, indices[shard.start : shard.stop], kinds):
                     save(paths[name], arrays)
                 bar.update(len(shard))
-        self._fills += 1
-        wait_for_all(f"features: filled {self._fills}")
+        wait_for_all(f"features: {part}")
 
     def read(
         self,

@@ -31,7 +31,7 @@ class Neighbours(NamedTuple):
 def neighbours(
     train_features: np.ndarray, test_features: np.ndarray, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> Neighbours:
-    """Features float32 [N, D] -> neighbours, the test examples spread over all devices.
+    """Features float32 [N, D] -> neighbours, the test examples spread over this process's devices.
 
     A UserError where there are fewer than k train examples.
     """
