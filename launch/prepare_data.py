@@ -10,8 +10,8 @@ captions.jsonl holds one JSON object a line: "file", relative to --images; "capt
 empty; and optionally "descriptions" (a long text or a list of them, whose sentences are captions too), "split" (train,
 val or test; train when absent), "label" (a string), "labels" (a list of strings) and "mask" (relative to --images: a
 PNG of class indices, 255 = ignore, as large as the upright image). Label, labels and mask are each on every line or on
-none. Every "label" of another split is one of train too; of "labels" those that are not are told. Other keys are
-ignored.
+none. Every "label" of another split is one of train too; of "labels" those that are not are told. --classes names the
+classes of the masks, as for segmentation, which grounding needs. Other keys are ignored.
 
 Tars are those of img2dataset: an image with a .txt, a .json or both beside it, under the same name. --caption_fields
 and --description_fields say which texts are captions, and which are split into sentences: txt is the .txt, any other
@@ -54,14 +54,14 @@ IMAGES = flags.DEFINE_string(
     "folder: the directory that files and masks are relative to; imagefolder, segmentation: that of the splits.",
 )
 MASKS = flags.DEFINE_string("masks", None, "segmentation: the directory of the masks' splits.")
-CLASSES = flags.DEFINE_string("classes", None, "segmentation: a file with the classes' names, one a line.")
+CLASSES = flags.DEFINE_string("classes", None, "segmentation, folder: a file with the masks' classes, a name a line.")
 FIRST_CLASS = flags.DEFINE_integer(
-    "first_class", 0, "segmentation: the value of the first of --classes in the masks.", lower_bound=0, upper_bound=254
+    "first_class", 0, "The value of the first of --classes in the masks.", lower_bound=0, upper_bound=254
 )
 IGNORE_INDEX = flags.DEFINE_integer(
     "ignore_index",
     None,
-    "segmentation: a value in the masks that counts nowhere, beside 255.",
+    "With --classes: a value in the masks that counts nowhere, beside 255.",
     lower_bound=0,
     upper_bound=255,
 )
@@ -99,11 +99,12 @@ NEEDED = {
     "scenes": ("count", "output"),
 }
 TEXT = ("vocabulary", "words")
+NAMED = ("classes", "first_class", "ignore_index")
 OWN = {
-    "folder": ("images", "captions", "skip_bad", *TEXT),
+    "folder": ("images", "captions", *NAMED, "skip_bad", *TEXT),
     "tars": ("input", "caption_fields", "description_fields", "skip_bad", *TEXT),
     "imagefolder": ("images", "skip_bad"),
-    "segmentation": ("images", "masks", "classes", "first_class", "ignore_index", "skip_bad"),
+    "segmentation": ("images", "masks", *NAMED, "skip_bad"),
     "scenes": ("count", "seed", "size", *TEXT),
 }
 
@@ -133,15 +134,17 @@ def prepare():
     from tc_jepa.data import prepare
 
     workers = cores() if WORKERS.value is None else WORKERS.value
+    values = {"first_class": FIRST_CLASS.value, "ignore_index": IGNORE_INDEX.value}
     if SOURCE.value == "imagefolder":
         return prepare.prepare_imagefolder(IMAGES.value, OUTPUT.value, skip_bad=SKIP_BAD.value, workers=workers)
     if SOURCE.value == "segmentation":
-        values = {"first_class": FIRST_CLASS.value, "ignore_index": IGNORE_INDEX.value}
         places = IMAGES.value, MASKS.value, CLASSES.value, OUTPUT.value
         return prepare.prepare_segmentation(*places, **values, skip_bad=SKIP_BAD.value, workers=workers)
     shared = {"vocabulary": VOCABULARY.value, "words": WORDS.value, "workers": workers}
     if SOURCE.value == "folder":
-        return prepare.prepare_folder(IMAGES.value, CAPTIONS.value, OUTPUT.value, skip_bad=SKIP_BAD.value, **shared)
+        places = IMAGES.value, CAPTIONS.value, OUTPUT.value
+        named = {"classes": CLASSES.value} | values
+        return prepare.prepare_folder(*places, **named, skip_bad=SKIP_BAD.value, **shared)
     if SOURCE.value == "tars":
         fields = {"caption_fields": CAPTION_FIELDS.value, "description_fields": DESCRIPTION_FIELDS.value}
         return prepare.prepare_tars(INPUT.value, OUTPUT.value, skip_bad=SKIP_BAD.value, **fields, **shared)
@@ -164,6 +167,9 @@ def check_flags() -> None:
     for name in sorted(others):
         if flags.FLAGS[name].present:
             raise UserError(f"--source={SOURCE.value} has no use for --{name}; leave it out")
+    for name in NAMED[1:]:
+        if flags.FLAGS[name].present and not CLASSES.value:
+            raise UserError(f"--{name} says what the values of --classes are; give that too")
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def start() -> None:
 
 def leave(status: int) -> None:
     """Ends this process after an error. One of several does not wait for the others, which JAX ends when it is gone."""
-    if DISTRIBUTED.value is None:
-        sys.exit(status)
-    os._exit(status)
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        os._exit(status)
+    sys.exit(status)

@@ -173,6 +173,22 @@ def test_a_mask_is_held_to_the_upright_size(folder):
     assert source[0].image.shape[:2] == source.mask(0).shape == (4, 6)
 
 
+def test_the_classes_of_masks_may_have_names_and_values_of_their_own(folder):
+    Image.fromarray(np.array([[0, 1, 2, 255, 2, 1]] * 4, np.uint8)).save(folder / "mask.png")
+    names = folder.parent / "classes.txt"
+    names.write_text("wall\nsky\n")
+    lines = [{"file": "a.png", "captions": ["a wall"], "mask": "mask.png"}]
+    with pytest.raises(UserError, match="captions.jsonl:1: mask .* holds 2, and the 2 classes are 0 to 1; mend it or"):
+        prepare_lines(folder, lines, classes=str(names))
+    prepare_lines(folder, lines, classes=str(names), first_class=1, ignore_index=0)
+    source = PreparedSource(str(folder.parent / "out"), "train")
+    assert source.segmentations == {"mask": ("wall", "sky")}
+    np.testing.assert_array_equal(source.mask(0), [[255, 0, 1, 255, 1, 0]] * 4)
+    with pytest.raises(UserError, match="--classes names those of masks, and .*captions.jsonl has none; leave it out"):
+        listing = write(folder, [{"file": "a.png", "captions": []}])
+        prepare.prepare_folder(str(folder), listing, str(folder.parent / "other"), classes=str(names))
+
+
 def test_descriptions_become_candidates_sentence_by_sentence(folder):
     lines = [
         {"file": "a.png", "captions": ["a wall"], "descriptions": "A red wall. It is 2.5 m high. A wall!"},

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from tc_jepa.data.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, texts
 from tc_jepa.data.prepare.dataset import Bad, Record, Shard
+from tc_jepa.data.prepare.masks import Meaning, read_meaning
 from tc_jepa.data.prepare.pictures import DIGEST_BYTES
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
@@ -54,13 +55,13 @@ class Places:
         self.offsets.append(place.offset)
         self.digests += digest
 
-    def shards(self, split: str, classes: dict[str, list[str]]) -> Iterator[Shard]:
-        """Cut into shards. Classes are part of what they are made from: a new one may change every label's index."""
-        form = json.dumps(classes).encode()
+    def shards(self, split: str, form: Mapping[str, Any]) -> Iterator[Shard]:
+        """Cut into shards. Classes, in `form`, are part of what makes them: one more may change all indices."""
+        beginning = json.dumps(form).encode()
         for index, span in enumerate(dataset.spans(len(self.numbers))):
             numbers, offsets = self.numbers[span.start : span.stop], self.offsets[span.start : span.stop]
             lines = self.digests[span.start * DIGEST_BYTES : span.stop * DIGEST_BYTES]
-            digest = hashlib.blake2b(form + lines, digest_size=DIGEST_BYTES).hexdigest()
+            digest = hashlib.blake2b(beginning + lines, digest_size=DIGEST_BYTES).hexdigest()
             yield Shard(split, index, digest, len(numbers), (numbers, offsets))
 
 
@@ -69,6 +70,9 @@ def prepare_folder(
     captions: str,
     output: str,
     vocabulary: str | None = None,
+    classes: str | None = None,
+    first_class: int = 0,
+    ignore_index: int | None = None,
     skip_bad: bool = False,
     words: int | None = None,
     workers: int = 0,
@@ -81,6 +85,9 @@ def prepare_folder(
     (relative to `images`: a PNG of class indices as large as the upright image). Other keys are ignored, as are blank
     lines. Label, labels and mask are each on every line or on none, because every image of a dataset answers the same
     questions. A file is listed once: twice could put it in two splits.
+
+    `classes` names those of the masks, a file with a name a line; with it `first_class` and `ignore_index` say what the
+    masks' values mean, as in prepare_segmentation. Without it those are class indices without names.
 
     `vocabulary`, a SentencePiece model in T5's id convention, is stored with the data; with `words`, S, the candidates
     that are longer are counted. They are stored whole, and cut when they are read. Images that do not decode are an
@@ -96,10 +103,15 @@ def prepare_folder(
         raise UserError(f"--captions={listing} is no file; give one with a JSON object a line")
     refuse_existing(Path(output))
     model = dataset.read_vocabulary(vocabulary)
-    places, classes, features = _survey(listing, folder)
-    shards = [shard for split, lines in places.items() for shard in lines.shards(split, classes)]
-    job = dataset.Job(LineReader(listing, folder.resolve()), features, model, words, skip_bad)
+    meaning = None if classes is None else read_meaning(classes, first_class, ignore_index)
+    places, tasks, features = _survey(listing, folder, meaning)
+    form = tasks if meaning is None else tasks | {"mask": dataclasses.asdict(meaning)}
+    shards = [shard for split, lines in places.items() for shard in lines.shards(split, form)]
+    job = dataset.Job(LineReader(listing, folder.resolve(), meaning), features, model, words, skip_bad)
     command = {"source": "folder", "images": str(folder.resolve()), "captions": str(listing.resolve())}
+    if classes is not None:
+        values = {"first_class": first_class, "ignore_index": ignore_index}
+        command |= {"classes": str(Path(classes).resolve())} | values
     return dataset.write(Path(output), job, shards, command, workers=workers, unit="images")
 
 
@@ -109,12 +121,14 @@ class LineReader:
 
     listing: Path
     root: Path
+    meaning: Meaning | None
 
     def read(self, items: tuple[array, array]) -> Iterator[Record | Bad]:
         with open(self.listing, "rb") as file:
             for number, offset in zip(*items):
                 file.seek(offset)
-                yield _record(_parse(file.readline(texts.LIMIT), f"{self.listing}:{number}", self.root))
+                line = _parse(file.readline(texts.LIMIT), f"{self.listing}:{number}", self.root)
+                yield _record(line, self.meaning)
 
 
 # Reading captions.jsonl
@@ -174,7 +188,9 @@ def _inside(root: Path, value: Any, key: str, where: str) -> Path:
     return path
 
 
-def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], dict[str, list[str]], tfds.features.FeaturesDict]:
+def _survey(
+    listing: Path, folder: Path, meaning: Meaning | None
+) -> tuple[dict[str, Places], dict[str, list[str]], tfds.features.FeaturesDict]:
     """Lines by split, classes by task, and the features that hold all. Raises UserError where lines contradict."""
     root = folder.resolve()
     numbers: dict[str, int] = {}  # by image
@@ -202,7 +218,10 @@ def _survey(listing: Path, folder: Path) -> tuple[dict[str, Places], dict[str, l
     for task, splits in found.items():
         _check_in_train(task, splits)
     classes = {task: sorted(set().union(*splits.values())) for task, splits in found.items()}
-    features = dataset.features(mask="mask" in first.annotations)
+    if meaning is not None and "mask" not in first.annotations:
+        raise UserError(f'--classes names those of masks, and {listing} has none; leave it out, or add "mask"')
+    names = () if meaning is None else meaning.classes
+    features = dataset.features(mask="mask" in first.annotations, classes=names)
     features["file"] = tfds.features.Text()
     if "label" in first.annotations:
         features["label"] = tfds.features.ClassLabel(names=classes["label"])
@@ -234,12 +253,13 @@ def _digest(raw: bytes, line: Line) -> bytes:
     return pictures.digest(raw.strip(), files)
 
 
-def _record(line: Line) -> Record | Bad:
+def _record(line: Line, meaning: Meaning | None) -> Record | Bad:
     picture = pictures.read_image(line.path, f"{line.where}: {line.file}", "mend it, remove its line")
     if isinstance(picture, Bad):
         return picture
     example = {"image": picture.data, "file": line.file, **line.annotations}
     if "mask" in example:
-        path = example["mask"]
-        example["mask"] = pictures.read_mask(path, f"{line.where}: mask {path}", picture.shape).data
+        where = f"{line.where}: mask {example['mask']}"
+        given = pictures.read_mask(example["mask"], where, picture.shape)
+        example["mask"] = given.data if meaning is None else meaning.stored(given, where)
     return Record(example, candidates(line.captions, line.descriptions))

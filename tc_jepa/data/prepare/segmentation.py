@@ -4,43 +4,15 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 from pathlib import Path, PurePosixPath
 
-import cv2
-import numpy as np
 import tensorflow_datasets as tfds
 
 from tc_jepa.data.candidates import candidates
-from tc_jepa.data.images import IGNORED
-from tc_jepa.data.prepare import dataset, pictures, texts, trees
+from tc_jepa.data.prepare import dataset, pictures, trees
 from tc_jepa.data.prepare.dataset import Bad, Record
+from tc_jepa.data.prepare.masks import Meaning, PNG, read_meaning
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.errors import UserError
 from tc_jepa.files import refuse_existing
-
-PNG = ".png"
-
-
-@dataclasses.dataclass(frozen=True)
-class Meaning:
-    """What the values of masks mean: `first` + i is class i; `ignored` and 255 count nowhere."""
-
-    classes: tuple[str, ...]
-    first: int
-    ignored: int | None
-
-    def indices(self, mask: np.ndarray, where: str) -> np.ndarray:
-        """uint8 [height, width] of a mask's values -> of class indices, 255 = ignore.
-
-        UserError for a value that means nothing.
-        """
-        last = self.first + len(self.classes) - 1
-        counted = (mask != IGNORED) & (True if self.ignored is None else mask != self.ignored)
-        wrong = counted & ((mask < self.first) | (mask > last))
-        if wrong.any():
-            raise UserError(
-                f"{where} holds {mask[wrong][0]}, and the {len(self.classes)} classes are {self.first} to {last}; "
-                "mend it or --classes, or give --first_class, or --ignore_index for a value that counts nowhere"
-            )
-        return np.where(counted, mask - np.uint8(self.first), np.uint8(IGNORED))
 
 
 def prepare_segmentation(
@@ -68,7 +40,7 @@ def prepare_segmentation(
     """
     roots = Path(images), Path(masks)
     refuse_existing(Path(output))
-    meaning = Meaning(_read_classes(Path(classes), first_class, ignore_index), first_class, ignore_index)
+    meaning = read_meaning(classes, first_class, ignore_index)
     image_splits, mask_splits = (trees.split_folders(root, flag) for root, flag in zip(roots, ("images", "masks")))
     for split in sorted(image_splits.keys() ^ mask_splits.keys()):
         has, lacks = roots if split in image_splits else roots[::-1]
@@ -102,39 +74,10 @@ class PairReader:
             picture = pictures.read_image(path, str(path), "mend it, or remove it with its mask")
             if isinstance(picture, pictures.Picture):
                 given = pictures.read_mask(self.masks / mask, where, picture.shape)
-                indices = self.meaning.indices(given.indices, where)
-                unchanged = np.array_equal(indices, given.indices)
-                data = given.data if unchanged else cv2.imencode(PNG, indices)[1].tobytes()
+                data = self.meaning.stored(given, where)
                 yield Record({"image": picture.data, "file": name, "mask": data}, candidates([], []))
             else:
                 yield picture
-
-
-def _read_classes(path: Path, first: int, ignored: int | None) -> tuple[str, ...]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"--classes={path} cannot be read ({error.strerror}); give a file with a name a line"
-        ) from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--classes={path} is not UTF-8; give a text file of names") from error
-    if not lines:
-        raise UserError(f"--classes={path} is empty; give the classes' names, one a line, in the order of their values")
-    numbers: dict[str, int] = {}
-    for number, name in enumerate(lines, start=1):
-        texts.class_name(name, f"{path}:{number}")
-        if name in numbers:
-            raise UserError(f"{path}:{number} repeats {name!r} of line {numbers[name]}; give every class its own name")
-        numbers[name] = number
-    if first + len(lines) > IGNORED:
-        raise UserError(f"{path} has {len(lines)} lines; classes from {first} on are at most {IGNORED - first}")
-    if ignored is not None and first <= ignored < first + len(lines):
-        raise UserError(
-            f"--ignore_index={ignored} is the value of {lines[ignored - first]!r} in {path}; say with --first_class "
-            "which value the first line has, or leave --ignore_index out"
-        )
-    return tuple(lines)
 
 
 def _pairs(images: Path, masks: Path) -> list[tuple[str, str]]:
