@@ -36,7 +36,7 @@ def run(photos: Path, output: str, **options) -> prepare.Summary:
     return prepare.prepare_folder(str(photos), str(photos / "captions.jsonl"), str(photos.parent / output), **options)
 
 
-def interrupted(photos: Path, monkeypatch, after: int, output: str = "out") -> Path:
+def interrupted(photos: Path, monkeypatch, after: int, output: str = "out", **options) -> Path:
     """The partial that is left when Ctrl-C comes at an image."""
     decode, seen = prepare.pictures.decode_image, []
 
@@ -48,7 +48,7 @@ def interrupted(photos: Path, monkeypatch, after: int, output: str = "out") -> P
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prepare.pictures, "decode_image", decode_or_stop)
-        run(photos, output)
+        run(photos, output, **options)
     return photos.parent / f"{output}.partial"
 
 
@@ -121,6 +121,16 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(photos, monkeypatch, c
     assert "2 of 6 shards are whole and stay" in capsys.readouterr().err
     assert contents(photos.parent / "out") == contents(photos.parent / "whole")
     assert not partial.exists()
+
+
+def test_other_classes_of_masks_begin_anew(photos, monkeypatch):
+    names = photos.parent / "classes.txt"
+    names.write_text("\n".join(map(str, range(200))))
+    assert len(list((interrupted(photos, monkeypatch, after=5, classes=str(names)) / "progress").iterdir())) == 2
+    names.write_text("\n".join(map(str, range(199, -1, -1))))
+    seen = decoded(monkeypatch)
+    run(photos, "out", classes=str(names))
+    assert len(seen) == len(PHOTO_LINES)
 
 
 def test_a_killed_command_takes_its_processes_along_and_goes_on(tmp_path):
