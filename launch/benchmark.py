@@ -69,7 +69,7 @@ def extraction() -> dict[str, Callable[[], None]]:
     from tc_jepa import sharding
     from tc_jepa.data.sources import Example
     from tc_jepa.evaluation.encoder import frozen_vit
-    from tc_jepa.evaluation.features import FeatureStore
+    from tc_jepa.evaluation.features import FeatureStore, Part
     from tc_jepa.models import layers
     from tc_jepa.models.vit import SIZES, VisionTransformer
     from tc_jepa.state import initial_encoder_params
@@ -92,7 +92,9 @@ def extraction() -> dict[str, Callable[[], None]]:
 
     return {
         "bare forward": bare,
-        "extraction": lambda: FeatureStore().read({"": encoder}, source, range(len(source)), ["pooled"], "images"),
+        "extraction": lambda: FeatureStore().read(
+            {"": encoder}, Part(source, range(len(source)), ["pooled"], "images")
+        ),
     }
 
 

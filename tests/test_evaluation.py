@@ -24,7 +24,7 @@ from tc_jepa.data.sources import Example, Task
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, knn, linear, rank, results, segmentation
 from tc_jepa.evaluation.evaluate import choose, evaluate
-from tc_jepa.evaluation.features import FeatureStore
+from tc_jepa.evaluation.features import FeatureStore, Part
 from tc_jepa.evaluation.findings import Findings
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.models import layers, vit
@@ -125,7 +125,7 @@ def test_pixels_are_an_area_resize(size):
 
 def test_features_come_in_the_order_of_the_indices():
     source, indices = Written(50, seed=0), [3, 49, 7] + list(range(20))
-    found = FeatureStore().read({"one": pixels(), "other": pixels()}, source, indices, ["pooled"], "test")
+    found = FeatureStore().read({"one": pixels(), "other": pixels()}, Part(source, indices, ["pooled"], "test"))
     expected = pixels()(np.stack([source[i].image for i in indices])).pooled
     np.testing.assert_allclose(found["one"]["pooled"], expected, atol=1e-6)
     np.testing.assert_array_equal(found["one"]["pooled"], found["other"]["pooled"])
@@ -137,7 +137,7 @@ def test_features_that_are_not_finite_are_refused():
 
     broken = encoder.FrozenEncoder(forward, {}, width=3, image_size=16, patch_size=4, batch_size=8, mesh=mesh_of(1))
     with pytest.raises(UserError, match="not finite"):
-        FeatureStore().read({"broken": broken}, Written(9, seed=0), range(9), ["pooled"], "test")
+        FeatureStore().read({"broken": broken}, Part(Written(9, seed=0), range(9), ["pooled"], "test"))
 
 
 # Probes

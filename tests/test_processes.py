@@ -15,11 +15,12 @@ import pytest
 
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import features
-from tc_jepa.evaluation.features import FeatureStore
+from tc_jepa.evaluation.features import FeatureStore, Part
+from tests import tiny
 from tests.test_evaluation import pixels, Written
 
 ROOT = Path(__file__).parent.parent
-PARTS = (["pooled"], "pooled-train"), (["patches"], "patches-train")
+PARTS = [Part(Written(60, 0), range(60), [kind], f"{kind}-train") for kind in ("pooled", "patches")]
 
 
 @pytest.fixture
@@ -35,23 +36,23 @@ def as_process(monkeypatch, index: int, count: int) -> None:
 
 
 def test_processes_share_the_reading_of_features(tmp_path, monkeypatch, small_shards):
-    source, encoders = Written(60, 0), {"": pixels(), "init/": pixels()}
+    encoders = {"": pixels(), "init/": pixels()}
     folder, written = tmp_path / "features", []
     for index in (0, 1):
         as_process(monkeypatch, index, 2)
         store = FeatureStore(folder, {"data": "here"})
-        for kinds, part in PARTS:
-            store.fill(encoders, source, range(60), kinds, part)
+        for part in PARTS:
+            store.fill(encoders, part)
         written.append({path.name for path in folder.glob("*.npz")} - {name for names in written for name in names})
         if index == 0:
             first = store
             with pytest.raises(UserError, match=r"of another process, is not here; give an --output that all"):
-                store.read(encoders, source, range(60), *PARTS[0])
+                store.read(encoders, PARTS[0])
     assert all(written)  # some by either, none by both
-    for kinds, part in PARTS:
-        alone = FeatureStore().read(encoders, source, range(60), kinds, part)
-        for name, found in store.read(encoders, source, range(60), kinds, part).items():
-            np.testing.assert_array_equal(found[kinds[0]], alone[name][kinds[0]])
+    for part in PARTS:
+        alone = FeatureStore().read(encoders, part)
+        for name, found in store.read(encoders, part).items():
+            np.testing.assert_array_equal(found[part.kinds[0]], alone[name][part.kinds[0]])
     store.close()
     assert folder.exists()  # the first process began it, and removes it
     first.close()
@@ -83,27 +84,14 @@ def test_a_bad_address_is_one_line(value, tmp_path):
     assert done.stderr == f"error: --distributed={value}: give auto, or such as 10.0.0.1:1234,0,4 on host 0 of 4\n"
 
 
-SIZES = {
+SIZES = tiny.SMALL_RUN | {
     "train.steps": 4,
-    "train.batch_size": 8,
-    "train.log_every": 1,
     "train.checkpoint_every": 2,
     "train.eval_every": 4,
     "train.eval_tasks": "knn",
     "train.eval_examples": 40,
     "data.train_scenes": 200,
     "data.workers": 0,
-    "image.size": 32,
-    "captions.per_image": 2,
-    "captions.words": 10,
-    "masking.context_tokens": 8,
-    "masking.min_context": 4,
-    "masking.target_blocks": 2,
-    "model.patch_size": 8,
-    "model.predictor.width": 32,
-    "model.predictor.depth": 1,
-    "model.text_width": 8,
-    "model.dtype": "float32",
     "mesh.fsdp": 2,
     "evaluation.train_examples": 100,
     "evaluation.test_examples": 60,

@@ -32,26 +32,14 @@ def mite():
 def tiny_config(**changes):
     config = base.get_config()
     config.update_from_flattened_dict(
-        {
+        tiny.SMALL_RUN
+        | {
             "train.steps": 6,
-            "train.batch_size": 8,
-            "train.log_every": 1,
             "train.checkpoint_every": 3,
             "train.eval_every": 3,
             "train.keep_checkpoints": 5,
             "data.train_scenes": 40,
-            "image.size": 32,
-            "captions.per_image": 2,
-            "captions.words": 10,
-            "masking.context_tokens": 8,
-            "masking.min_context": 4,
-            "masking.target_blocks": 2,
             "model.encoder": "mite",
-            "model.patch_size": 8,
-            "model.predictor.width": 16,
-            "model.predictor.depth": 1,
-            "model.text_width": 8,
-            "model.dtype": "float32",
             "optimizer.warmup_steps": 2,
             "target_encoder.start_momentum": 0.9,
         }

@@ -28,6 +28,21 @@ MASKS = BlockMasks(GRID, 2, (0.1, 0.2), (0.75, 1.5), (0.85, 1.0), (1.0, 1.0), co
 OBJECTIVE = Objective("l2_norm", 0.1, 0.5, warmup_steps=0, regulariser="rectified_cosine", temperature=0.1)
 SCHEDULES = Schedules(100, 5, 1e-3, 5e-3, 1e-6, 0.04, 0.4, 0.9, 1.0)
 OPTIMIZER = adamw(SCHEDULES, 0.9, 0.999, 1e-8)
+SMALL_RUN = {  # keys of a configuration with which a run is of seconds
+    "train.batch_size": 8,
+    "train.log_every": 1,
+    "image.size": 32,
+    "captions.per_image": 2,
+    "captions.words": 10,
+    "masking.context_tokens": 8,
+    "masking.min_context": 4,
+    "masking.target_blocks": 2,
+    "model.patch_size": 8,
+    "model.predictor.width": 16,
+    "model.predictor.depth": 1,
+    "model.text_width": 8,
+    "model.dtype": "float32",
+}
 
 
 def networks(

@@ -18,7 +18,7 @@ from tc_jepa.data.transforms import resize_mask
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import grounding, rank, segmentation
 from tc_jepa.evaluation.encoder import FrozenEncoder
-from tc_jepa.evaluation.features import FeatureStore
+from tc_jepa.evaluation.features import FeatureStore, Part
 from tc_jepa.evaluation.findings import Confusion, Findings, LabelMaps
 from tc_jepa.evaluation.probes import PROBES, Said, Truths, VIEWS
 from tc_jepa.evaluation.reading import FrozenReader
@@ -102,7 +102,7 @@ def check_data(train: Source, test: Source, probes: Sequence[str], segmentation:
         raise UserError("the splits that are fitted and tested on have other classes; prepare them as one dataset")
 
 
-Part = tuple[Source, np.ndarray]  # a split, and which of its examples
+Split = tuple[Source, np.ndarray]  # a split, and which of its examples
 
 
 def _probe(
@@ -110,30 +110,30 @@ def _probe(
     protocols: Sequence[str],
     encoders: Mapping[str, FrozenEncoder],
     store: FeatureStore,
-    train: Part,
-    test: Part,
+    train: Split,
+    test: Split,
     views: int,
 ) -> dict[str, Measured]:
     """Scores of every encoder; the judged one's sweeps, confusions and neighbours go to `findings`."""
     kinds = list(dict.fromkeys(kind for name in protocols for kind in PROBES[name].kinds))
     fitted_on = "dense" if PROBES[protocols[0]].dense else "train"
-    reads = {
-        "train": (*train, kinds, f"{'-'.join(kinds)}-{fitted_on}"),
-        "test": (*test, kinds, f"{'-'.join(kinds)}-test"),
+    parts = {
+        "train": Part(*train, kinds, f"{'-'.join(kinds)}-{fitted_on}"),
+        "test": Part(*test, kinds, f"{'-'.join(kinds)}-test"),
     }
     if views and any(PROBES[name].augmented for name in protocols):
         crops = Views(*train, views)
-        reads["views"] = crops, range(len(crops)), ["pooled", "last_four"], f"views-{fitted_on}"
+        parts["views"] = Part(crops, range(len(crops)), ["pooled", "last_four"], f"views-{fitted_on}")
     with findings.timed("features"):
-        for read in reads.values():
-            store.fill(encoders, *read)
+        for part in parts.values():
+            store.fill(encoders, part)
     truths, answers = read_truth(*train), read_truth(*test)
     counts = resample_counts(len(test[1]))
     measured: dict[str, Measured] = {}
     for prefix, encoder in encoders.items():
         # One encoder after another: the features of all, of many images or with patches, fill the memory.
         with findings.timed("features"):
-            features = {name: store.read({prefix: encoder}, *read)[prefix] for name, read in reads.items()}
+            features = {name: store.read({prefix: encoder}, part)[prefix] for name, part in parts.items()}
         for kind, x_NVxD in features.pop("views", {}).items():  # an image's views lie one after another
             features["train"][f"{kind}{VIEWS}"] = x_NVxD.reshape(len(train[1]), views, -1).swapaxes(0, 1)
         said: Said = {}
@@ -153,7 +153,7 @@ def _probe(
     return measured
 
 
-def _keep(findings: Findings, said: Said, train: Part, test: Part, truths: Truths) -> None:
+def _keep(findings: Findings, said: Said, train: Split, test: Split, truths: Truths) -> None:
     """What the judged encoder's probes chose, the neighbours of some images, a confusion for each task of one class."""
     for (score, task), answer in said.items():
         if answer.sweep:
@@ -192,7 +192,7 @@ def with_gains(measured: Mapping[str, Measured], prefixes: Sequence[str]) -> dic
 
 
 def _segment(
-    findings: Findings, encoders: Mapping[str, FrozenEncoder], store: FeatureStore, train: Part, test: Part
+    findings: Findings, encoders: Mapping[str, FrozenEncoder], store: FeatureStore, train: Split, test: Split
 ) -> dict[str, Measured]:
     """ "segmentation/NAME" and "segmentation_knn/NAME" for each of the sources' segmentations; in `findings` the IoU of
     each class, chance, the judged encoder's sweep and some of its maps. Every encoder sees images whole, as squares of
@@ -203,7 +203,7 @@ def _segment(
         by_side.setdefault(encoder.image_size, {})[prefix] = encoder
     parts = {
         side: [
-            (Whole(source, side), rows, ["patches"], f"whole-{split}-{side}")
+            Part(Whole(source, side), rows, ["patches"], f"whole-{split}-{side}")
             for split, (source, rows) in (("dense", train), ("test", test))
         ]
         for side in by_side
@@ -211,7 +211,7 @@ def _segment(
     with findings.timed("features"):
         for side, group in by_side.items():
             for part in parts[side]:
-                store.fill(group, *part)
+                store.fill(group, part)
     with findings.timed(SEGMENTATION):
         truths = {name: read_masks(*test, name) for name in test[0].segmentations}
         labels = {name: {side: read_square_masks(*train, name, side) for side in by_side} for name in truths}
@@ -221,7 +221,7 @@ def _segment(
     for prefix, encoder in encoders.items():
         with findings.timed("features"):
             features, test_features = (
-                store.read({prefix: encoder}, *part)[prefix]["patches"] for part in parts[encoder.image_size]
+                store.read({prefix: encoder}, part)[prefix]["patches"] for part in parts[encoder.image_size]
             )
         with findings.timed(SEGMENTATION):
             for name, truth in truths.items():
@@ -274,10 +274,10 @@ def _rank(
     if len(chosen) < 2:
         raise UserError(f"rank has only {len(chosen)} test image; give it at least 2")
     with findings.timed("features"):
-        pooled = store.read(encoders, test, chosen, ["pooled"], "pooled-rank")
-        patches = store.read(encoders, test, chosen[:RANK_PATCH_IMAGES], ["patches"], "patches-rank")
+        pooled = store.read(encoders, Part(test, chosen, ["pooled"], "pooled-rank"))
+        patches = store.read(encoders, Part(test, chosen[:RANK_PATCH_IMAGES], ["patches"], "patches-rank"))
         crops = Views(test, chosen[: rank.LIDAR_IMAGES], rank.LIDAR_VIEWS)
-        views = store.read(encoders, crops, range(len(crops)), ["pooled"], "views-rank")
+        views = store.read(encoders, Part(crops, range(len(crops)), ["pooled"], "views-rank"))
     with findings.timed(RANK):
         for prefix in encoders:
             spread = {

@@ -7,13 +7,13 @@ processes share the folder: each computes some of the shards, and all read them 
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import tqdm
 
-from tc_jepa.data.sources import Source
+from tc_jepa.data.sources import Captioned
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
 from tc_jepa.evaluation.extract import begin, save
@@ -26,6 +26,15 @@ JUDGED = "judged"  # what an encoder without a prefix is called on disk
 NOT_FINITE = "the encoder's features are not finite: its training diverged; evaluate an earlier step"
 
 Arrays = dict[str, np.ndarray]  # by kind: "pooled" float32 [N, D], "last_four" [N, 4 D], "patches" [N, P, D]
+
+
+class Part(NamedTuple):
+    """Images of a source whose features are wanted, of some kinds; `name` is theirs on disk."""
+
+    source: Captioned
+    indices: Sequence[int]
+    kinds: Sequence[str]
+    name: str
 
 
 class FeatureStore:
@@ -55,76 +64,58 @@ class FeatureStore:
         self._folder.rmdir()
         self._lock.close()
 
-    def fill(
-        self,
-        encoders: Mapping[str, FrozenEncoder],
-        source: Source,
-        indices: Sequence[int],
-        kinds: Sequence[str],
-        part: str,
-    ) -> None:
+    def fill(self, encoders: Mapping[str, FrozenEncoder], part: Part) -> None:
         """Sees to it that `read` of any of these encoders finds all on disk, reading each image once for all of them.
 
         UserError for a feature that is not finite. Without a folder it does nothing.
         """
         if self._folder is None:
             return
-        shards = _shards(encoders, len(indices), kinds)[jax.process_index() :: jax.process_count()]
+        shards = _shards(encoders, part)[jax.process_index() :: jax.process_count()]
         total = sum(map(len, shards))
-        with tqdm.tqdm(total=total, desc=f"features, {part}", unit="image", disable=None) as bar:
+        with tqdm.tqdm(total=total, desc=f"features, {part.name}", unit="image", disable=None) as bar:
             for shard in shards:
                 paths = {name: self._path(part, name, shard) for name in encoders}
                 missing = {name: encoders[name] for name, path in paths.items() if not path.exists()}
-                for name, arrays in _compute(missing, source, indices[shard.start : shard.stop], kinds):
+                chunk = part._replace(indices=part.indices[shard.start : shard.stop])
+                for name, arrays in _compute(missing, chunk):
                     save(paths[name], arrays)
                 bar.update(len(shard))
-        wait_for_all(f"features: {part}")
+        wait_for_all(f"features: {part.name}")
 
-    def read(
-        self,
-        encoders: Mapping[str, FrozenEncoder],
-        source: Source,
-        indices: Sequence[int],
-        kinds: Sequence[str],
-        part: str,
-    ) -> dict[str, Arrays]:
-        """Each encoder's features of the images `indices` of `source`, in that order, by the encoder's name.
+    def read(self, encoders: Mapping[str, FrozenEncoder], part: Part) -> dict[str, Arrays]:
+        """Each encoder's features of the part's images, in their order, by the encoder's name.
 
-        `part` names these images on disk. An encoder without blocks has no "last_four".
-        UserError for a feature that is not finite.
+        An encoder without blocks has no "last_four". UserError for a feature that is not finite.
         """
         if self._folder is None:
-            return dict(_compute(encoders, source, indices, kinds))
-        self.fill(encoders, source, indices, kinds, part)
-        shards = _shards(encoders, len(indices), kinds)
+            return dict(_compute(encoders, part))
+        self.fill(encoders, part)
+        shards = _shards(encoders, part)
         return {name: _joined([_load(self._path(part, name, shard)) for shard in shards]) for name in encoders}
 
-    def _path(self, part: str, name: str, shard: range) -> Path:
-        return self._folder / f"{part}-{name.rstrip('/') or JUDGED}-{shard.start:09d}-{shard.stop:09d}.npz"
+    def _path(self, part: Part, name: str, shard: range) -> Path:
+        return self._folder / f"{part.name}-{name.rstrip('/') or JUDGED}-{shard.start:09d}-{shard.stop:09d}.npz"
 
 
-def _shards(encoders: Mapping[str, FrozenEncoder], images: int, kinds: Sequence[str]) -> list[range]:
+def _shards(encoders: Mapping[str, FrozenEncoder], part: Part) -> list[range]:
     """Which images lie together on disk: as many as fill batches, so that none but the last is padded."""
     batch = max(encoder.batch_size for encoder in encoders.values())
-    size = max(min(IMAGES_PER_SHARD[kind] for kind in kinds) // batch, 1) * batch
+    size = max(min(IMAGES_PER_SHARD[kind] for kind in part.kinds) // batch, 1) * batch
+    images = len(part.indices)
     return [range(start, min(start + size, images)) for start in range(0, images, size)]
 
 
-def _compute(
-    encoders: Mapping[str, FrozenEncoder],
-    source: Source,
-    indices: Sequence[int],
-    kinds: Sequence[str],
-) -> Iterator[tuple[str, Arrays]]:
+def _compute(encoders: Mapping[str, FrozenEncoder], part: Part) -> Iterator[tuple[str, Arrays]]:
     """Images are read once for all encoders of a size."""
     for image_size in dict.fromkeys(encoder.image_size for encoder in encoders.values()):
         group = {name: encoder for name, encoder in encoders.items() if encoder.image_size == image_size}
         parts: dict[str, list[Arrays]] = {name: [] for name in group}
         batch_size = max(encoder.batch_size for encoder in group.values())
-        for images in read_images(source, indices, image_size, batch_size):
+        for images in read_images(part.source, part.indices, image_size, batch_size):
             for name, encoder in group.items():
                 said = encoder(images)._asdict()
-                parts[name].append({kind: np.asarray(said[kind]) for kind in kinds if said[kind] is not None})
+                parts[name].append({kind: np.asarray(said[kind]) for kind in part.kinds if said[kind] is not None})
         for name, arrays in parts.items():
             joined = _joined(arrays)
             if not all(np.isfinite(x).all() for x in joined.values()):

@@ -16,7 +16,7 @@ from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.data.words import WordsFolder
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import frozen_vit, FrozenEncoder
-from tc_jepa.evaluation.features import FeatureStore
+from tc_jepa.evaluation.features import FeatureStore, Part
 from tc_jepa.evaluation.grounding import word_pieces
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.masking.masks import Masks, MaskSampler
@@ -95,7 +95,7 @@ def encoders(run: TrainedRun) -> dict[str, FrozenEncoder]:
 def spectra(found: dict[str, FrozenEncoder], source: Captioned) -> dict[str, np.ndarray]:
     """Singular values of the pooled features of held-out images, the largest as 1, in falling order; by encoder."""
     width = next(iter(found.values())).width
-    features = FeatureStore().read(found, source, range(min(len(source), 2 * width)), ["pooled"], "spectra")
+    features = FeatureStore().read(found, Part(source, range(min(len(source), 2 * width)), ["pooled"], "spectra"))
     values = {name: np.linalg.svd(x["pooled"], compute_uv=False) for name, x in features.items()}
     return {name: x / x[0] for name, x in values.items()}
 
