@@ -184,7 +184,9 @@ KEYS = (
     runtime("mesh.data", -1, "devices along the axis that only splits the batch; -1: all that remain"),
     runtime("mesh.fsdp", 1, "devices along the axis that splits the batch and the parameters"),
     runtime("evaluation.tasks", "knn,linear_fast,rank", "what launch.evaluate runs by default, as far as a run has it"),
-    runtime("evaluation.data", "", "prepared dataset to judge on, or scenes; empty: the run's own data"),
+    runtime(
+        "evaluation.data", "", "prepared dataset to judge on, with the usual features, or scenes; empty: the run's"
+    ),
     runtime("evaluation.test_split", "", "split that is tested on; empty: test, or val where there is none"),
     runtime("evaluation.train_examples", 4000, "examples that probes are fitted on, at most"),
     runtime("evaluation.test_examples", 2000, "examples that probes are tested on, at most"),

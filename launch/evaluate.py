@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa.validate import check_evaluation
 
     logging.set_verbosity(logging.WARNING)
-    processes.start()
+    processes.start(stops_together=False)
     path = Path(ENCODER.value)
     step = chosen_step(path, STEP.value) if pretrained.is_run(path) else None
     weights = pretrained.open_encoder(path, STEP.value if step is None else step)

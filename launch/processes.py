@@ -17,12 +17,16 @@ DISTRIBUTED = flags.DEFINE_string(
 )
 
 
-def start() -> None:
-    """Joins the processes of --distributed; before anything else of JAX. Only the first of them prints."""
+def start(*, stops_together: bool) -> None:
+    """Joins the processes of --distributed; before anything else of JAX. Only the first of them prints.
+
+    `stops_together`: JAX takes SIGTERM from now on, for those who ask it when all should stop; else it ends a process.
+    """
     if DISTRIBUTED.value is None:
         return
     import jax
 
+    jax.config.update("jax_enable_preemption_service", stops_together)
     arguments = {}
     if DISTRIBUTED.value != "auto":
         found = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", DISTRIBUTED.value)

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
     workdir = Path(WORKDIR.value)
     validate(CONFIG.value)
     common.check_workdir(workdir, CONFIG.value)
-    processes.start()
+    processes.start(stops_together=True)
     train(CONFIG.value, workdir)
     report_on(workdir)
 

@@ -250,7 +250,7 @@ def on_data(config: Config, data: str) -> Config:
     as the run would draw them.
     """
     config = config.copy_and_resolve_references()
-    if data and Path(data) not in map(Path, data_paths(config)):
+    if data and Path(data).resolve() not in [Path(path).resolve() for path in data_paths(config)]:
         config.data.image_feature = USUAL_FEATURES.image
         config.data.caption_features = USUAL_FEATURES.captions
         config.data.description_features = USUAL_FEATURES.descriptions

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import os
 from pathlib import Path
@@ -33,13 +34,18 @@ def replace_text(path: Path, text: str) -> None:
 
 def held(path: Path) -> IO[bytes]:
     """Opens a file and locks it until it is closed or the process ends. UserError where another process holds it."""
-    file = path.open("rb")
+    in_use = UserError(f"{path.parent} is in use by another command; wait for it, or give another output")
+    file = path.open("r+b")  # NFS locks none that is open for reading alone
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise UserError(f"{path.parent} is in use by another command; wait for it, or give another output") from error
-    except OSError as error:  # some disks of clusters have no locks
+        raise in_use from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
         logging.warning("%s cannot be locked (%s): let no other command use it", path.parent, error.strerror)
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise in_use  # by one that put a file of its own in this place, or took it away, before the lock
     return file
 
 

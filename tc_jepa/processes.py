@@ -7,6 +7,8 @@ import jax
 from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
+from tc_jepa.errors import UserError
+
 LONGEST_WAIT = 24 * 3600  # seconds; when a process dies, JAX ends the others much sooner
 
 _places = itertools.count()
@@ -23,6 +25,8 @@ def wait_for_all(name: str) -> None:
     Unlike a collective of the devices it may be waited at for long.
     """
     if jax.process_count() > 1:
+        if not jax.distributed.is_initialized():
+            raise UserError(f"this is one of {jax.process_count()} processes; give each --distributed=auto")
         everyone = set(range(jax.process_count()))
         place = f"{name}, place {next(_places)}"  # JAX lets a name be used once
         ocp.multihost.sync_global_processes(place, timeout=LONGEST_WAIT, processes=everyone)

@@ -38,8 +38,8 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Trains to config.train.steps, from the newest checkpoint in `workdir` where there is one.
 
     Expects a validated configuration that the workdir agrees with. Raises UserError for bad data or devices before
-    anything is written, and for a loss that is no longer finite. After SIGTERM or Ctrl-C it finishes the step, saves,
-    and exits with 128 + the signal's number.
+    anything is written, and for a loss that is no longer finite. After SIGTERM, or Ctrl-C in a single process, it
+    finishes the step, saves, and exits with 128 + the signal's number.
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
@@ -217,7 +217,8 @@ def _placed(abstract: Any, layout: Any) -> Any:
 class _StopSignals:
     """While open, SIGTERM and SIGINT leave a note that the loop reads after each step; a second one interrupts.
 
-    Several processes must stop after the same step: JAX's preemption service, which takes SIGTERM itself, agrees on it.
+    Several processes must stop after the same step: JAX's preemption service, which took SIGTERM when they joined,
+    agrees on it. SIGINT interrupts them at once.
     """
 
     def __init__(self):
@@ -237,6 +238,8 @@ class _StopSignals:
     def __exit__(self, *exception):
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if jax.process_count() > 1:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _note(self, number, frame):
         if self.signal is not None:

@@ -187,6 +187,7 @@ def test_patches_are_enlarged_as_jax_enlarges_them():
 
 def test_label_maps_of_all_shapes_are_those_of_each_alone(rng, short, monkeypatch):
     monkeypatch.setattr(segmentation, "TEST_CHUNK", 2)
+    monkeypatch.setattr(segmentation, "MOST_LOGITS", 64 * 100 * 3)  # less than those of three of the images
     train, test = labelled(rng, 40, 1.0), labelled(rng, 5, 1.0)
     shapes = [(8, 8), (70, 30), (5, 130), (64, 64), (8, 9)]
     together = segmentation.segment(train, test.features, 3, shapes).predicted

@@ -1,6 +1,7 @@
 """The data that is judged on: other data's features have other names, and launch.evaluate --set says which."""
 
 import json
+from pathlib import Path
 
 from absl import flags
 from absl.testing import flagsaver
@@ -41,7 +42,7 @@ def config(request):
     return ml_collections.ConfigDict(json.loads(config.to_json())) if request.param else config
 
 
-@pytest.mark.parametrize("folder", ["data/b", "data/a/", ""])
+@pytest.mark.parametrize("folder", ["data/b", "data/a/", str(Path("data/b").resolve()), ""])
 def test_the_runs_own_folders_keep_the_names_of_their_features(config, folder):
     found = build.on_data(config, folder)
     assert build.features(found) == build.features(config) == Features("jpg", ("title",), ("long",), ("coarse",), "seg")

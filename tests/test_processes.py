@@ -5,17 +5,21 @@ import fcntl
 import json
 import os
 from pathlib import Path
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
 
+from tc_jepa.checkpoint import saved_steps
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import features
 from tc_jepa.evaluation.features import FeatureStore, Part
+from tc_jepa.files import held
 from tests import tiny
 from tests.test_evaluation import pixels, Written
 
@@ -69,11 +73,28 @@ def test_two_evaluations_do_not_share_a_folder(tmp_path):
 
 def test_a_disk_without_locks_is_told_of_and_used(tmp_path, monkeypatch, caplog):
     def none(file, operation):
+        assert file.writable()  # as NFS wants it
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", none)
-    FeatureStore(tmp_path / "features", {"data": "here"}).close()
+    store = FeatureStore(tmp_path / "features", {"data": "here"})
+    (tmp_path / "features" / "killed.npz.tmp").touch()
+    store.close()
     assert "features cannot be locked (Function not implemented)" in caplog.text
+    assert not (tmp_path / "features").exists()
+
+
+def test_a_file_that_another_replaced_before_the_lock_is_not_held(tmp_path, monkeypatch):
+    path = tmp_path / "about.json"
+    path.write_text("mine")
+
+    def replaced(file, operation):
+        path.unlink()
+        path.write_text("another's")
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with pytest.raises(UserError, match="is in use by another command"):
+        held(path)
 
 
 @pytest.mark.parametrize("value", ["here", "localhost:1234,2,2", "localhost,0,2", "localhost:1234,0"])
@@ -100,20 +121,26 @@ SIZES = tiny.SMALL_RUN | {
 }
 
 
-def run(count: int, devices: int, *command: str) -> None:
+def start(count: int, devices: int, *command: str) -> list[subprocess.Popen]:
     """`count` processes of a launch command, on as many devices each."""
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = found.getsockname()[1]
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     each = [[f"--distributed=localhost:{port},{index},{count}"] * (count > 1) for index in range(count)]
-    started = [
-        subprocess.Popen([sys.executable, "-m", *command, *more], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+    return [
+        subprocess.Popen([sys.executable, "-m", *command, *more], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         for more in each
     ]
-    for process in started:
-        process.communicate(timeout=600)
-    assert [process.returncode for process in started] == [0] * count
+
+
+def train(workdir: Path, **changes) -> list[str]:
+    flags = [f"--config.{name}={value}" for name, value in (SIZES | changes).items()]
+    return ["launch.train", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+
+
+def statuses(started: list[subprocess.Popen]) -> list[int]:
+    return [process.wait(timeout=600) for process in started]
 
 
 @pytest.mark.slow
@@ -121,11 +148,11 @@ def test_two_processes_train_and_judge_as_one(tmp_path):
     metrics, scores = [], []
     for count in (1, 2):
         workdir = tmp_path / f"run{count}"
-        flags = [f"--config.{name}={value}" for name, value in SIZES.items()]
-        run(count, 4 // count, "launch.train", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags)
+        assert statuses(start(count, 4 // count, *train(workdir))) == [0] * count
         metrics.append([json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()])
         tasks = "--tasks=knn,rank,segmentation,grounding"
-        run(count, 2, "launch.evaluate", f"--encoder={tmp_path / 'run1'}", tasks, f"--output={workdir / 'eval'}")
+        judge = "launch.evaluate", f"--encoder={tmp_path / 'run1'}", tasks, f"--output={workdir / 'eval'}"
+        assert statuses(start(count, 2, *judge)) == [0] * count
         assert not (workdir / "eval" / "features.partial").exists()
         scores.append(json.loads((workdir / "eval" / "results.json").read_text())["scores"])
     # Shuffled captions are those of a neighbour, and a process has others.
@@ -137,3 +164,17 @@ def test_two_processes_train_and_judge_as_one(tmp_path):
         )
     assert any(name.startswith("eval/knn/") for name in metrics[0][-1])
     assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_process_saves_and_stops_both_after_the_same_step(tmp_path):
+    rare = {"train.checkpoint_every": 10_000, "train.eval_every": 10_000, "train.steps": 10_000, "train.eval_tasks": ""}
+    started = start(2, 2, *train(tmp_path / "run", **rare))
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert [process.poll() for process in started] == [None, None]
+        time.sleep(0.5)
+    started[1].send_signal(signal.SIGTERM)
+    assert statuses(started) == [128 + signal.SIGTERM] * 2
+    last = json.loads(metrics.read_text().splitlines()[-1])["step"]
+    assert saved_steps(tmp_path / "run") == [last]

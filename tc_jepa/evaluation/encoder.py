@@ -39,8 +39,8 @@ class FrozenEncoder:
     """Images uint8 [B, image_size, image_size, 3] -> Features, for any B.
 
     `forward` is a pure function (parameters, at most batch_size images) -> Features. `batch_size` images, rounded up to
-    a multiple of the devices, go through it at once, so that it is compiled once. `mesh` holds devices of
-    this process alone, as sharding.local_mesh does.
+    a multiple of the devices, go through it at once, so that it is compiled once. `mesh` holds devices of this process
+    alone, as sharding.local_mesh does.
     """
 
     def __init__(

@@ -58,11 +58,11 @@ class FeatureStore:
         wait_for_all("features: read")
         if self._lock is None:
             return
-        for path in self._folder.glob("*.npz"):
+        for path in (*self._folder.glob("*.npz"), *self._folder.glob("*.npz.tmp")):  # the latter are left by a kill
             path.unlink()
+        self._lock.close()  # before its file goes: NFS keeps one that is open
         (self._folder / ABOUT).unlink()
         self._folder.rmdir()
-        self._lock.close()
 
     def fill(self, encoders: Mapping[str, FrozenEncoder], part: Part) -> None:
         """Sees to it that `read` of any of these encoders finds all on disk, reading each image once for all of them.
@@ -73,7 +73,8 @@ class FeatureStore:
             return
         shards = _shards(encoders, part)[jax.process_index() :: jax.process_count()]
         total = sum(map(len, shards))
-        with tqdm.tqdm(total=total, desc=f"features, {part.name}", unit="image", disable=None) as bar:
+        quiet = None if is_first() else True
+        with tqdm.tqdm(total=total, desc=f"features, {part.name}", unit="image", disable=quiet) as bar:
             for shard in shards:
                 paths = {name: self._path(part, name, shard) for name in encoders}
                 missing = {name: encoders[name] for name, path in paths.items() if not path.exists()}
@@ -129,6 +130,7 @@ def _joined(parts: Sequence[Arrays]) -> Arrays:
 
 def _load(path: Path) -> Arrays:
     if not path.exists():
-        raise UserError(f"{path}, of another process, is not here; give an --output that all processes share")
+        mend = "give an --output that all processes share, and each process as many devices"
+        raise UserError(f"{path}, of another process, is not here; {mend}")
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)

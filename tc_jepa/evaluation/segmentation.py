@@ -28,7 +28,7 @@ SETTINGS = tuple((rate, decay) for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in
 STEPS, BATCH = 400, 32  # images
 SIDE = 30  # pixels a side of the grid, about
 SEED = 0
-TEST_CHUNK, MOST_LOGITS = 64, 2**26  # images at once, unless their logits would be more
+TEST_CHUNK, MOST_LOGITS = 64, 2**26  # images at once, and logits of them
 ROUNDED_TO = 64  # pixels, to which sides of label maps are padded, so that not every size is compiled for
 NEAREST_OF = 10_000  # train patches that the nearest are searched among, at most
 
@@ -62,9 +62,10 @@ def segment(train: Labelled, test_features: np.ndarray, classes: int, shapes: Sh
     """Fits the bank on train images and lets its best head label the test images, whose features are [n, N, D], in maps
     of `shapes`, onto which the squares that the encoder saw are stretched.
 
-    UserError where there are too few train images, or no pixel of those that choose has a class.
+    UserError where there are too few train images, or no pixel of those that fit or choose has a class.
     """
     held_out = validation_examples("segmentation", len(train.features))
+    check_counted(train.labels[~held_out])
     mean, scale = train.features.mean(axis=(0, 1)), train.features.std(axis=(0, 1)) + 1e-6
     train = train._replace(features=(train.features - mean) / scale)
     bank = _fit(Labelled(*(x[~held_out] for x in train)), classes)
@@ -107,13 +108,18 @@ def patch_shares(labels: np.ndarray, classes: int, side: int) -> np.ndarray:
     return (counts / np.maximum(counts.sum(axis=-1, keepdims=True), 1)).astype(np.float32)
 
 
+def check_counted(labels: Sequence[np.ndarray]) -> None:
+    """UserError where no pixel counts."""
+    if all((image == IGNORED).all() for image in labels):
+        raise UserError(f"every pixel of the masks is {IGNORED}, which is ignored; give masks with classes")
+
+
 def confusions(predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
     """How many pixels of each true class were given to each class: int [n, true, predicted], from n [H, W] of both.
 
     UserError where no pixel counts.
     """
-    if all((image == IGNORED).all() for image in labels):
-        raise UserError(f"every pixel of the masks is {IGNORED}, which is ignored; give masks with classes")
+    check_counted(labels)
     counts = np.empty((len(labels), classes, classes), np.int64)
     for image, (true, given) in enumerate(zip(labels, predicted)):  # one by one: all pixels as int64 fill the memory
         counted = true != IGNORED
@@ -233,15 +239,27 @@ def _labels(head: Head, features_BxNxD: jax.Array, rows_BxHxI: jax.Array, column
 
 def _label(head: Head, features_nxNxD: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
     """uint8 [H, W] of each image."""
-    side = round(features_nxNxD.shape[1] ** 0.5)
-    H, W = (-(-max(sizes) // ROUNDED_TO) * ROUNDED_TO for sizes in zip(*shapes))
-    at_once = max(1, min(TEST_CHUNK, MOST_LOGITS // (H * W * head.bias.shape[-1])))
-    maps = []
-    for start in range(0, len(shapes), at_once):
-        part = shapes[start : start + at_once]
-        rows, columns = (np.zeros((len(part), size, side), np.float32) for size in (H, W))
-        for image, (height, width) in enumerate(part):
-            rows[image, :height], columns[image, :width] = weights(height, side), weights(width, side)
-        found = np.asarray(_labels(head, features_nxNxD[start : start + at_once], rows, columns))
-        maps += [labels[:height, :width] for labels, (height, width) in zip(found, part)]
-    return maps
+    images_of: dict[tuple[int, int], list[int]] = {}
+    for image, shape in enumerate(shapes):
+        padded = tuple(-(-size // ROUNDED_TO) * ROUNDED_TO for size in shape)
+        images_of.setdefault(padded, []).append(image)
+    maps: dict[int, np.ndarray] = {}
+    for (H, W), images in images_of.items():
+        at_once = max(1, min(TEST_CHUNK, MOST_LOGITS // (H * W * head.bias.shape[-1])))
+        for start in range(0, len(images), at_once):
+            part = images[start : start + at_once]
+            for image, labels in zip(part, _padded(head, features_nxNxD[part], [shapes[i] for i in part], H, W)):
+                height, width = shapes[image]
+                maps[image] = labels[:height, :width].copy()  # not what it is padded to
+    return [maps[image] for image in range(len(shapes))]
+
+
+def _padded(head: Head, features_BxNxD: np.ndarray, shapes: Shapes, H: int, W: int) -> np.ndarray:
+    """uint8 [B, H, W], each map in the upper left corner; in strips, where one image has too many logits."""
+    side = round(features_BxNxD.shape[1] ** 0.5)
+    rows, columns = (np.zeros((len(shapes), size, side), np.float32) for size in (H, W))
+    for image, (height, width) in enumerate(shapes):
+        rows[image, :height], columns[image, :width] = weights(height, side), weights(width, side)
+    strip = min(H, max(1, MOST_LOGITS // (W * head.bias.shape[-1])))
+    strips = [_labels(head, features_BxNxD, rows[:, top : top + strip], columns) for top in range(0, H, strip)]
+    return np.concatenate(strips, axis=1)
