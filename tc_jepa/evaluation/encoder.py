@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 import numpy as np
 
 from tc_jepa import sharding
-from tc_jepa.data.sources import Source
-from tc_jepa.data.transforms import resize_and_centre_crop
+from tc_jepa.data.sources import Captioned
+from tc_jepa.data.transforms import resize, resize_and_centre_crop
 from tc_jepa.models import layers
 from tc_jepa.models.vit import VisionTransformer
 
@@ -153,11 +153,17 @@ def _area_weights(size: int) -> np.ndarray:
     return (np.diff(covered, axis=0) * THUMBNAIL / size).astype(np.float32)
 
 
-def read_images(source: Source, indices: Sequence[int], image_size: int, batch_size: int) -> Iterator[np.ndarray]:
-    """Images resized and centre-cropped: batches uint8 [<= batch_size, image_size, image_size, 3], in order."""
+def read_images(
+    source: Captioned, indices: Sequence[int], image_size: int, batch_size: int, *, whole: bool = False
+) -> Iterator[np.ndarray]:
+    """Images resized and centre-cropped: batches uint8 [<= batch_size, image_size, image_size, 3], in order.
+
+    `whole`: stretched to squares instead, so that nothing of them is cut off.
+    """
 
     def read(index: int) -> np.ndarray:
-        return resize_and_centre_crop(source[int(index)].image, image_size)
+        image = source[int(index)].image
+        return resize(image, (image_size, image_size)) if whole else resize_and_centre_crop(image, image_size)
 
     dataset = grain.MapDataset.source(indices).map(read).batch(batch_size)
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=READ_THREADS)))

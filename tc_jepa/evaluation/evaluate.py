@@ -32,7 +32,7 @@ from tc_jepa.evaluation.scores import (
     Truth,
     value_of,
 )
-from tc_jepa.evaluation.views import Views, Whole
+from tc_jepa.evaluation.views import Views
 
 RANK, SEGMENTATION, GROUNDING = "rank", "segmentation", "grounding"
 PROTOCOLS = (*PROBES, RANK, SEGMENTATION, GROUNDING)
@@ -198,31 +198,22 @@ def _segment(
     each class, chance, the judged encoder's sweep and some of its maps. Every encoder sees images whole, as squares of
     its own size, and is fitted on masks alike; all are tested on the masks as they are."""
     counts = resample_counts(len(test[1]))
-    by_side: dict[int, dict[str, FrozenEncoder]] = {}
-    for prefix, encoder in encoders.items():
-        by_side.setdefault(encoder.image_size, {})[prefix] = encoder
-    parts = {
-        side: [
-            Part(Whole(source, side), rows, ["patches"], f"whole-{split}-{side}")
-            for split, (source, rows) in (("dense", train), ("test", test))
-        ]
-        for side in by_side
-    }
+    parts = [
+        Part(*split, ["patches"], f"whole-{name}", whole=True) for name, split in (("dense", train), ("test", test))
+    ]
+    sides = {encoder.image_size for encoder in encoders.values()}
     with findings.timed("features"):
-        for side, group in by_side.items():
-            for part in parts[side]:
-                store.fill(group, part)
+        for part in parts:
+            store.fill(encoders, part)
     with findings.timed(SEGMENTATION):
         truths = {name: read_masks(*test, name) for name in test[0].segmentations}
-        labels = {name: {side: read_square_masks(*train, name, side) for side in by_side} for name in truths}
+        labels = {name: {side: read_square_masks(*train, name, side) for side in sides} for name in truths}
         named = test[0].segmentations.items()
         classes = {name: class_names(names, *truths[name], *labels[name].values()) for name, names in named}
     measured: dict[str, Measured] = {}
     for prefix, encoder in encoders.items():
         with findings.timed("features"):
-            features, test_features = (
-                store.read({prefix: encoder}, part)[prefix]["patches"] for part in parts[encoder.image_size]
-            )
+            features, test_features = (store.read({prefix: encoder}, part)[prefix]["patches"] for part in parts)
         with findings.timed(SEGMENTATION):
             for name, truth in truths.items():
                 fitted_on, C = segmentation.Labelled(features, labels[name][encoder.image_size]), len(classes[name])

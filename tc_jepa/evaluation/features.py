@@ -29,12 +29,13 @@ Arrays = dict[str, np.ndarray]  # by kind: "pooled" float32 [N, D], "last_four" 
 
 
 class Part(NamedTuple):
-    """Images of a source whose features are wanted, of some kinds; `name` is theirs on disk."""
+    """Images of a source whose features are wanted, of some kinds; `name` is theirs on disk, `whole` read_images'."""
 
     source: Captioned
     indices: Sequence[int]
     kinds: Sequence[str]
     name: str
+    whole: bool = False
 
 
 class FeatureStore:
@@ -113,7 +114,7 @@ def _compute(encoders: Mapping[str, FrozenEncoder], part: Part) -> Iterator[tupl
         group = {name: encoder for name, encoder in encoders.items() if encoder.image_size == image_size}
         parts: dict[str, list[Arrays]] = {name: [] for name in group}
         batch_size = max(encoder.batch_size for encoder in group.values())
-        for images in read_images(part.source, part.indices, image_size, batch_size):
+        for images in read_images(part.source, part.indices, image_size, batch_size, whole=part.whole):
             for name, encoder in group.items():
                 said = encoder(images)._asdict()
                 parts[name].append({kind: np.asarray(said[kind]) for kind in part.kinds if said[kind] is not None})

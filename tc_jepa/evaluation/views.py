@@ -1,4 +1,4 @@
-"""Images seen otherwise than by their centre, as sources of images: random crops, and stretched whole."""
+"""Random views of images, as a source of images: what tells an image from its crops, and augmented train sets."""
 
 from collections.abc import Sequence
 import functools
@@ -6,15 +6,14 @@ import functools
 import numpy as np
 
 from tc_jepa.data.sources import Captioned, Example
-from tc_jepa.data.transforms import random_resized_crop, resize
+from tc_jepa.data.transforms import random_resized_crop
 
 SEED = 0
 SCALE, ASPECT = (0.3, 1.0), (3 / 4, 4 / 3)  # of a crop: I-JEPA's in pretraining
 
 
 class Views:
-    """`views` crops of each of some images, one image after the other, half of them flipped: what tells an image from
-    its crops, and augmented train sets.
+    """`views` crops of each of some images, one image after the other, half of them flipped.
 
     A crop is drawn from its position alone, whatever else is read. It is as large as the image's shorter side.
     """
@@ -32,16 +31,3 @@ class Views:
         rng = np.random.default_rng((SEED, position))
         view = random_resized_crop(image, min(image.shape[:2]), SCALE, ASPECT, rng)
         return Example(view[:, ::-1] if rng.random() < 0.5 else view, ())
-
-
-class Whole:
-    """The images of a source, stretched to squares of `side` pixels, so that nothing of them is cut off."""
-
-    def __init__(self, source: Captioned, side: int):
-        self._source, self._side = source, side
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Example:
-        return Example(resize(self._source[index].image, (self._side, self._side)), ())

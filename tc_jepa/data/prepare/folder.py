@@ -206,11 +206,9 @@ def _survey(
         for key in sorted(first.annotations.keys() ^ line.annotations.keys()):
             has, lacks = (first, line) if key in first.annotations else (line, first)
             raise UserError(f'{lacks.where} has no "{key}" but {has.where} has; give it on every line or on none')
-        if "label" in line.annotations:
-            found["label"].setdefault(line.split, {}).setdefault(line.annotations["label"], line.where)
-        if "labels" in line.annotations:
-            names = found["labels"].setdefault(line.split, {})
-            for name in line.annotations["labels"]:
+        for task in found.keys() & line.annotations.keys():
+            given, names = line.annotations[task], found[task].setdefault(line.split, {})
+            for name in [given] if task == "label" else given:
                 names.setdefault(name, line.where)
         places.setdefault(line.split, Places()).add(place, _digest(raw, line))
     if first is None:
