@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from tc_jepa.data.candidates import candidates
+from tc_jepa.data.feature_classes import check_feature_classes
 from tc_jepa.data.images import decode_image, decode_mask, IGNORED, image_shape
 from tc_jepa.data.sources import Example, Task, VALIDATION
 from tc_jepa.errors import UserError
@@ -170,8 +171,9 @@ def _open(path: str) -> tfds.core.DatasetBuilder:
     if not Path(path).is_dir():
         raise UserError(f"{path} is no folder; {mend}")
     try:
+        check_feature_classes(path)
         builder = tfds.builder_from_directory(path)
-    except (OSError, ValueError, json_format.Error) as error:
+    except (OSError, ValueError, RecursionError, json_format.Error) as error:
         raise UserError(f"{path} holds no readable dataset ({' '.join(str(error).split())}); {mend}") from error
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         form = builder.info.file_format.value
