@@ -61,8 +61,13 @@ def check_key(name: str, prefix: str = "") -> None:
 
 
 def check_workdir(workdir: Path, config) -> None:
-    """Refuses a workdir of another experiment, naming the keys that differ."""
+    """Refuses a workdir of another experiment, naming the keys that differ.
+
+    A key that names data may differ where the data itself does not: it has been moved. Raises UserError otherwise.
+    """
+    from tc_jepa import build
     from tc_jepa.checkpoint import CONFIG_FILE, read_config, saved_steps
+    from tc_jepa.run_data import check_data, recorded
 
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a directory")
@@ -73,13 +78,16 @@ def check_workdir(workdir: Path, config) -> None:
             )
         return
     before = read_config(workdir)
-    names = base.experiment_differences(before, config)
+    differing, checked = base.experiment_differences(before, config), recorded(workdir)
+    names = [name for name in differing if name not in checked]
     if names:
         was, now = base.flatten(before), base.flatten(config)
         changes = ", ".join(
             f"{name} (there {was.get(name, 'absent')}, here {now.get(name, 'absent')})" for name in names
         )
         raise UserError(f"{workdir} belongs to another experiment: {changes}; give another --workdir or the same keys")
+    if differing:
+        check_data(workdir, build.run_data(config, build.word_folders(config)))
 
 
 def run_config(workdir: Path):

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa import build, pretrained
     from tc_jepa.checkpoint import chosen_step, fingerprints
     from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
-    from tc_jepa.data.prepared import stamp
+    from tc_jepa.data.prepared import data_identity
     from tc_jepa.evaluation import evaluate, results
     from tc_jepa.evaluation.encoder import frozen_vit
     from tc_jepa.evaluation.extract import digest
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
         "image_size": config.image.size,
         **sizes,
     }
-    contents = stamp(config.data.path) if config.data.path else SCENES
+    contents = digest(data_identity(config.data.path)) if config.data.path else SCENES
     store = FeatureStore(output / "features.partial", about | {"contents": contents})
     judged = encoders.pop("")
     found = evaluate.evaluate(judged, encoders, train, test, tasks, **sizes, store=store, context=context)

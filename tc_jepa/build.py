@@ -14,7 +14,15 @@ from tc_jepa import optimizer, targets, text_encoding
 from tc_jepa.convert import t5
 from tc_jepa.data import captions, pipeline
 from tc_jepa.data.mixtures import Concatenation, Mixture
-from tc_jepa.data.prepared import Features, PreparedSource, splits, USUAL_FEATURES, vocabulary_path
+from tc_jepa.data.prepared import (
+    data_identity,
+    Features,
+    file_identity,
+    PreparedSource,
+    splits,
+    USUAL_FEATURES,
+    vocabulary_path,
+)
 from tc_jepa.data.scenes import SceneSource
 from tc_jepa.data.sources import Captioned, SCENES, Source, SPLITS, TEST, TRAIN, VALIDATION
 from tc_jepa.data.words import WordsFolder, WordVectors
@@ -28,6 +36,7 @@ from tc_jepa.models.predictor import Predictor
 from tc_jepa.models.t5 import T5Encoder
 from tc_jepa.models.text import EmbeddingText, StoredWords
 from tc_jepa.objective import Objective
+from tc_jepa.run_data import Found, Held, VECTORS
 from tc_jepa.state import Networks
 
 Config = ml_collections.ConfigDict
@@ -309,6 +318,17 @@ def word_folders(config: Config) -> list[WordsFolder]:
             if key != "encoder" or folder.stamp.weights is None:  # a name, which says nothing beside a hash
                 folder.check(folders[0].path, key, value)
     return folders
+
+
+def run_data(config: Config, words: Sequence[WordsFolder]) -> Found:
+    """What the data that a run reads holds, to be compared when it is resumed. `words` are the word_folders."""
+    vocabulary = config.captions.vocabulary
+    found = {
+        "data.path": [Held(path, data_identity(path)) for path in data_paths(config)],
+        VECTORS: [Held(folder.path, folder.identity) for folder in words],
+        "captions.vocabulary": [Held(vocabulary, file_identity(vocabulary))] if vocabulary else [],
+    }
+    return {key: held for key, held in found.items() if held}
 
 
 def caption_reader(config: Config, words: Sequence[WordsFolder] = ()) -> captions.CaptionReader:

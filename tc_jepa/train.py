@@ -1,6 +1,5 @@
 """The train loop: everything that is done around the pure step."""
 
-from collections.abc import Sequence
 import contextlib
 import functools
 import json
@@ -15,11 +14,10 @@ import jax
 from jax.experimental import multihost_utils
 import ml_collections
 
-from tc_jepa import build, monitor, online, pretrained, sharding
+from tc_jepa import build, monitor, online, pretrained, run_data, sharding
 from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
 from tc_jepa.data import pipeline
 from tc_jepa.data.sources import Captioned
-from tc_jepa.data.words import WordsFolder
 from tc_jepa.errors import UserError
 from tc_jepa.files import replace_text
 from tc_jepa.masking import MaskSampler
@@ -31,7 +29,6 @@ from tc_jepa.step import train_step
 from tc_jepa.warm_start import warm_start
 
 HELD_OUT_SEED = 0  # the same held-out crops, captions and masks in every run
-WORDS_FILE = "words.json"  # in a workdir: which stored word vectors the run reads
 
 
 def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
@@ -44,7 +41,9 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
     words = build.word_folders(config)
-    _check_words(workdir, words)
+    data, resumed = build.run_data(config, words), bool(saved_steps(workdir))
+    if resumed:
+        run_data.check_data(workdir, data)
     source, reader = build.training_source(config, words), build.caption_reader(config, words)
     augment, masks = build.augment(config, reader), build.masks(config)
     text_encoder, frozen = build.text_encoder(config, reader)
@@ -62,7 +61,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     abstract = jax.eval_shape(begin, frozen, teacher_params)
     layout = sharding.parameter_sharding(mesh, abstract)
     given = None
-    if config.train.init_from and not saved_steps(workdir):
+    if config.train.init_from and not resumed:
         given = warm_start(config, abstract.params, reader)
     step_function = jax.jit(
         functools.partial(
@@ -86,8 +85,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if is_first():
         workdir.mkdir(parents=True, exist_ok=True)
         replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
-        if words:
-            replace_text(workdir / WORDS_FILE, json.dumps([folder.identity for folder in words]) + "\n")
+        run_data.record_data(workdir, data, resumed=resumed)
     wait_for_all("workdir")
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     start = checkpoints.latest() or 0
@@ -148,17 +146,6 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if stop.signal is not None and step < steps:
         print(f"stopped by {stop.signal.name} after step {step}, which is saved; the same command resumes", flush=True)
         sys.exit(128 + stop.signal)
-
-
-def _check_words(workdir: Path, words: Sequence[WordsFolder]) -> None:
-    """Refuses to go on with other word vectors than the run began with, though they lie in the same folders."""
-    path = workdir / WORDS_FILE
-    if words and saved_steps(workdir) and path.is_file():
-        if json.loads(path.read_text()) != [folder.identity for folder in words]:
-            raise UserError(
-                f"{workdir} was trained on other word vectors than {', '.join(folder.path for folder in words)} holds "
-                f"now; restore those, or give another --workdir"
-            )
 
 
 def _process_batches(

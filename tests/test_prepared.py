@@ -1,8 +1,10 @@
 """TFDS folders of others, whose features have other names, read as they are."""
 
+import hashlib
 import io
-import os
+import json
 from pathlib import Path
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -12,7 +14,7 @@ import tensorflow_datasets as tfds
 from configs import base
 from tc_jepa import build
 from tc_jepa.data import prepare
-from tc_jepa.data.prepared import Features, PreparedSource, stamp
+from tc_jepa.data.prepared import data_identity, ENDS, Features, file_identity, PreparedSource
 from tc_jepa.data.words import WordsFolder, WordsStamp
 from tc_jepa.data.write_words import write_words
 from tc_jepa.errors import UserError
@@ -251,16 +253,30 @@ def test_the_configuration_names_features(others):
         validate(config)
 
 
-def test_a_stamp_is_another_when_a_file_is(tmp_path):
-    file = tmp_path / "train.array_record-00000"
-    file.write_text("one")
-    os.utime(file, (1, 1))
-    first = stamp(str(tmp_path))
-    assert stamp(str(tmp_path)) == first
-    os.utime(file, (1, 2))
-    touched = stamp(str(tmp_path))
-    file.write_text("other")
-    os.utime(file, (1, 1))
-    longer = stamp(str(tmp_path))
-    file.rename(tmp_path / "val.array_record-00000")
-    assert len({first, touched, longer, stamp(str(tmp_path))}) == 4
+def test_an_identity_is_that_of_the_contents_alone(tmp_path):
+    examples = [{"name": "x" * length} for length in (200_000, 30, 200_000)]
+    first = Path(write(tmp_path, {"name": TEXT}, examples))
+    before = data_identity(str(first))
+    (shard,) = before["splits"]["train"]["shards"]
+    assert before["splits"]["train"]["images"] == 3
+    copy = tmp_path.with_name("copy")
+    shutil.copytree(first, copy, copy_function=shutil.copyfile)
+    assert data_identity(str(copy)) == before == json.loads(json.dumps(before))
+    content = (copy / shard).read_bytes()
+    found = []
+    for changed in (b"?" + content[1:], content[:-1] + b"?", content[:-1]):
+        (copy / shard).write_bytes(changed)
+        found.append(data_identity(str(copy))["splits"]["train"]["shards"][shard])
+    (copy / shard).unlink()
+    found.append(data_identity(str(copy))["splits"]["train"]["shards"][shard])
+    assert len({json.dumps(one) for one in found}) == 4 and before["splits"]["train"]["shards"][shard] not in found
+    (first / "vocabulary.model").write_bytes(b"x")
+    assert data_identity(str(first)) != before
+
+
+@pytest.mark.parametrize("size", [0, 10, ENDS, ENDS + 1, 2 * ENDS, 2 * ENDS + 1])
+def test_both_ends_of_a_file_count_once(tmp_path, size):
+    content = bytes(index % 251 for index in range(size))
+    (tmp_path / "file").write_bytes(content)
+    ends = content if size <= 2 * ENDS else content[:ENDS] + content[-ENDS:]
+    assert file_identity(tmp_path / "file") == {"bytes": size, "ends": hashlib.sha256(ends).hexdigest()}

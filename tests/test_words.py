@@ -31,10 +31,11 @@ from tc_jepa.data.write_words import work_folder
 from tc_jepa.errors import UserError
 from tc_jepa.models.t5 import T5Encoder
 from tc_jepa.models.text import StoredWords
+from tc_jepa.run_data import check_data, DATA_FILE, recorded, VECTORS, WORDS_FILE
 from tc_jepa.state import initial_state
 from tc_jepa.step import forward
 from tc_jepa.text_encoding import T5Captions
-from tc_jepa.train import _check_words, train, WORDS_FILE
+from tc_jepa.train import train
 from tc_jepa.validate import validate
 from tests import tiny
 from tests.test_train import mite, tiny_config  # noqa: F401 - mite is a fixture
@@ -199,7 +200,7 @@ def test_an_encoder_of_ones_own_trains(data, tmp_path):
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["captions"] > 0 and last["heldout/prediction"] != last["heldout/prediction_shuffled"]
     train(config, workdir)  # the same vectors are no reason to refuse
-    assert json.loads((workdir / WORDS_FILE).read_text()) == [WordsFolder(str(vectors)).identity]
+    assert json.loads((workdir / DATA_FILE).read_text())[VECTORS] == [WordsFolder(str(vectors)).identity]
 
 
 def test_vectors_of_ones_own_encoder_are_read_and_told_from_others(data, tmp_path):
@@ -216,12 +217,13 @@ def test_vectors_of_ones_own_encoder_are_read_and_told_from_others(data, tmp_pat
                 np.testing.assert_array_equal(found, random_projection([text])[0].astype(np.float16))
 
     (workdir / "checkpoints" / "1").mkdir(parents=True)
-    (workdir / WORDS_FILE).write_text(json.dumps([folder.identity for folder in words]))
-    _check_words(workdir, words)
+    (workdir / WORDS_FILE).write_text(json.dumps([folder.identity for folder in words]))  # as older versions wrote it
+    check_data(workdir, build.run_data(config, words))
+    assert recorded(workdir).keys() == {VECTORS}
     shutil.rmtree(vectors)
     write_words(data, str(vectors), lambda texts: [-x for x in random_projection(texts)], HASHED)
     before = sorted(workdir.rglob("*"))
-    with pytest.raises(UserError, match="run was trained on other word vectors than .*hashed holds now"):
+    with pytest.raises(UserError, match=r"run was trained on other data: captions\.vectors=.*hashed was"):
         train(config, workdir)
     assert sorted(workdir.rglob("*")) == before
 

@@ -1,8 +1,10 @@
 """A prepared folder, as launch.prepare_data or TFDS itself writes it in ArrayRecord form, as a source."""
 
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from tc_jepa.errors import UserError
 VOCABULARY = "vocabulary.model"  # in the folder, beside TFDS's own files
 MASK = "mask"
 FILE = "file"  # what launch.prepare_data calls the name of an image
+ENDS = 64 * 1024  # bytes at each end of a file that its identity covers
+READERS = 16  # threads that read them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,11 +157,31 @@ def splits(path: str) -> dict[str, int]:
     return {name: info.num_examples for name, info in _split_infos(_open(path)).items()}
 
 
-def stamp(path: str) -> str:
-    """Of the files in a prepared folder, by their names, sizes and times: another when one of them is another."""
-    files = sorted((file.name, file.stat()) for file in Path(path).iterdir() if file.is_file())
-    about = [(name, status.st_size, status.st_mtime_ns) for name, status in files]
-    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
+def data_identity(path: str) -> dict[str, Any]:
+    """What a prepared folder holds, as JSON: the same for a copy in another place, different when the data changes.
+
+    {"splits": {split: {"images": number, "shards": {file name: file_identity}}}, "vocabulary": file_identity}. It is
+    cheap, because only the ends of a shard are read; so it misses a change in the middle that keeps the size. Raises
+    UserError for a path that is not a prepared folder.
+    """
+    splits = {}
+    with ThreadPoolExecutor(READERS) as pool:  # a network file system answers slowly, and many at once
+        for name, info in _split_infos(_open(path)).items():
+            shards = zip((shard.name for shard in info.filepaths), pool.map(file_identity, info.filepaths), strict=True)
+            splits[name] = {"images": info.num_examples, "shards": dict(shards)}
+    return {"splits": splits, "vocabulary": file_identity(Path(path) / VOCABULARY)}
+
+
+def file_identity(path: str | os.PathLike) -> dict[str, Any] | None:
+    """{"bytes": size, "ends": sha256 of the first and last 64 KiB} of a file; None where there is none."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        head = file.read(ENDS)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(len(head), size - ENDS))
+        return {"bytes": size, "ends": hashlib.sha256(head + file.read()).hexdigest()}
 
 
 def vocabulary_path(path: str) -> str | None:

@@ -84,9 +84,9 @@ def check_kinds(names: Sequence[str]) -> None:
             raise UserError(f"--features={','.join(names)}: give one or both of {', '.join(KINDS)}")
 
 
-def digest(fingerprints: Mapping[str, int]) -> str:
-    """One short name for the weights of an encoder."""
-    return hashlib.sha256(json.dumps(fingerprints, sort_keys=True).encode()).hexdigest()[:16]
+def digest(contents: Mapping[str, Any]) -> str:
+    """A short hash of JSON, such as the fingerprints of an encoder's weights."""
+    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def shards(folder: Path, split: str, images: int, images_per_shard: int) -> dict[Path, range]:
