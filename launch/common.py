@@ -61,14 +61,15 @@ def check_key(name: str, prefix: str = "") -> None:
 
 
 def check_workdir(workdir: Path, config) -> None:
-    """Refuses a workdir of another experiment, naming the keys that differ.
+    """Refuses a workdir that cannot hold checkpoints, or of another experiment, naming the keys that differ.
 
     A key that names data may differ where the data itself does not: it has been moved. Raises UserError otherwise.
     """
     from tc_jepa import build
-    from tc_jepa.checkpoint import CONFIG_FILE, read_config, saved_steps
+    from tc_jepa.checkpoint import check_directory, CONFIG_FILE, read_config, saved_steps
     from tc_jepa.run_data import check_data, recorded
 
+    check_directory(workdir)
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir={workdir} is a file; give a directory")
     if not (workdir / CONFIG_FILE).exists():

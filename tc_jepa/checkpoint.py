@@ -19,12 +19,16 @@ from tc_jepa.errors import UserError
 from tc_jepa.state import Params, TrainState
 
 CONFIG_FILE = "config.json"
+# Orbax globs the unescaped path for the files to merge into a checkpoint (merge_ocdbt_per_process_files): with [ it
+# finds none, with * and ? those of a neighbouring run too. TensorStore reads a backslash as a slash.
+UNSAFE_CHARACTERS = "*?[\\"
 
 
 class Checkpoints:
     """The checkpoints of one workdir. Saving is asynchronous; `close` waits for it and surfaces its errors."""
 
     def __init__(self, workdir: Path, keep: int):
+        check_directory(workdir)
         policy = ocp.checkpoint_managers.LatestN(keep)
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(_directory(workdir), options=options)
@@ -182,6 +186,20 @@ def _restore(
                 f"{where} is damaged in {name}{damaged[0]}; delete that directory to fall back on an older one"
             )
     return {name: items[name] for name in abstract}
+
+
+def check_directory(workdir: Path) -> None:
+    """Raises UserError for a workdir in which checkpoints could be saved but not restored as they were.
+
+    None of UNSAFE_CHARACTERS may be anywhere in the path, with symbolic links resolved.
+    """
+    directory = _directory(workdir)
+    found = [character for character in UNSAFE_CHARACTERS if character in str(directory)]
+    if found:
+        raise UserError(
+            f"checkpoints in {directory} could not be restored, because of the {' and '.join(found)} in that path; "
+            f"give a --workdir without {' '.join(UNSAFE_CHARACTERS)}"
+        )
 
 
 def _directory(workdir: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 from configs import base
 from launch.common import check_workdir
 from tc_jepa import build
+from tc_jepa.checkpoint import Checkpoints
 from tc_jepa.errors import UserError
 from tc_jepa.validate import validate
 
@@ -148,3 +150,19 @@ def test_checkpoints_without_their_config_are_refused(tmp_path):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     with pytest.raises(UserError, match=r"no config\.json"):
         check_workdir(tmp_path, base.get_config())
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a*", "a?", "a\\b"])
+def test_a_workdir_whose_checkpoints_could_not_be_restored_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / name)
+    for workdir in (tmp_path / name / "run", tmp_path / "link" / "run"):
+        with pytest.raises(UserError, match=re.escape(name)):
+            check_workdir(workdir, base.get_config())
+        with pytest.raises(UserError, match=re.escape(name)):
+            Checkpoints(workdir, keep=1)
+        assert not workdir.exists()
+
+
+def test_a_workdir_with_other_punctuation_is_accepted(tmp_path):
+    check_workdir(tmp_path / "a] b{c,d}!#%é", base.get_config())
