@@ -10,28 +10,36 @@ from typing import Any
 
 import ml_collections
 
+from tc_jepa.files import local_path
+
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """`changes_results` tells an experiment key from a runtime key, which may change between resumes of one run."""
+    """`changes_results` tells an experiment key from a runtime key, which may change between resumes of one run.
+
+    `path`: the value is a path, or several separated by commas.
+    """
 
     name: str
     default: Any
     changes_results: bool
     meaning: str
+    path: bool = False
 
 
-def experiment(name: str, default: Any, meaning: str) -> Key:
-    return Key(name, default, True, meaning)
+def experiment(name: str, default: Any, meaning: str, *, path: bool = False) -> Key:
+    return Key(name, default, True, meaning, path)
 
 
-def runtime(name: str, default: Any, meaning: str) -> Key:
-    return Key(name, default, False, meaning)
+def runtime(name: str, default: Any, meaning: str, *, path: bool = False) -> Key:
+    return Key(name, default, False, meaning, path)
 
 
 KEYS = (
     experiment("train.seed", 0, "seed of initialisation, data order, crops, captions and masks"),
-    experiment("train.init_from", "", "begin with the weights of a workdir, a converted or a Hugging Face folder"),
+    experiment(
+        "train.init_from", "", "begin with the weights of a workdir, a converted or a Hugging Face folder", path=True
+    ),
     experiment("train.steps", 100_000, "length of the run in steps; every schedule spans it"),
     experiment("train.batch_size", 2048, "images a step, over all devices and hosts"),
     runtime("train.log_every", 50, "steps between two lines of metrics.jsonl"),
@@ -48,6 +56,7 @@ KEYS = (
         "data.path",
         "",
         "prepared dataset (launch.prepare_data), or several separated by commas; empty: scenes drawn on the fly",
+        path=True,
     ),
     experiment(
         "data.weights",
@@ -83,12 +92,16 @@ KEYS = (
     ),
     experiment("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included"),
     experiment(
-        "captions.vocabulary", "", "SentencePiece model; empty: the one stored with the data, or the scenes' own"
+        "captions.vocabulary",
+        "",
+        "SentencePiece model; empty: the one stored with the data, or the scenes' own",
+        path=True,
     ),
     experiment(
         "captions.vectors",
         "",
         "folder of word vectors (launch.encode_captions; text=stored), for several datasets one each, with commas",
+        path=True,
     ),
     experiment(
         "masking.kind",
@@ -132,6 +145,7 @@ KEYS = (
         "model.text_weights",
         "",
         "Hugging Face folder of the T5 (text=t5): safetensors and spiece.model; text=stored compares, if given",
+        path=True,
     ),
     experiment("model.text_dtype", "float32", "type of the T5's parameters and products: float32 or bfloat16"),
     experiment("model.position_noise", 0.0, "StoP's sigma, variance of the noise in mask tokens' places; 0: off"),
@@ -177,6 +191,7 @@ KEYS = (
         "target_encoder.teacher",
         "",
         "workdir of the teacher, or a folder with an encoder (kind=frozen); taken as it is at the start",
+        path=True,
     ),
     experiment("target_encoder.normalise", True, "LayerNorm, without parameters, on the features to predict"),
     experiment("target_encoder.start_momentum", 0.996, "EMA momentum of the target encoder at the start"),
@@ -185,7 +200,10 @@ KEYS = (
     runtime("mesh.fsdp", 1, "devices along the axis that splits the batch and the parameters"),
     runtime("evaluation.tasks", "knn,linear_fast,rank", "what launch.evaluate runs by default, as far as a run has it"),
     runtime(
-        "evaluation.data", "", "prepared dataset to judge on, with the usual features, or scenes; empty: the run's"
+        "evaluation.data",
+        "",
+        "prepared dataset to judge on, with the usual features, or scenes; empty: the run's",
+        path=True,
     ),
     runtime("evaluation.test_split", "", "split that is tested on; empty: test, or val where there is none"),
     runtime("evaluation.train_examples", 4000, "examples that probes are fitted on, at most"),
@@ -207,6 +225,15 @@ def get_config() -> ml_collections.ConfigDict:
             node = node.setdefault(group, {})
         node[leaf] = key.default
     return ml_collections.ConfigDict(tree).lock()
+
+
+def expand_paths(config: ml_collections.ConfigDict) -> None:
+    """Expands ~ in all keys that are paths. UserError, naming the key, for what `local_path` refuses."""
+    values = flatten(config)
+    for key in KEYS:
+        if key.path:
+            paths = [local_path(path, key.name) for path in values[key.name].split(",")]
+            config.update_from_flattened_dict({key.name: ",".join(paths)})
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -10,7 +10,9 @@ from absl import app, flags
 
 from configs import base
 from tc_jepa.errors import UserError
+from tc_jepa.files import local_path
 
+flags.disclaim_key_flags()  # flags that define_path defines are those of its caller, for --help
 CONFIG_FLAG = "config"
 # tc_jepa.evaluation.evaluate.PROTOCOLS, here for --help, which loads nothing heavy.
 EVALUATION_TASKS = ("knn", "linear", "linear_fast", "attentive", "lowshot", "rank", "segmentation", "grounding")
@@ -25,21 +27,50 @@ def run(main: Callable[[Sequence[str]], None], leave: Callable[[int], None] = sy
         leave(2)
 
 
+class PathParser(flags.ArgumentParser):
+    """Parses the value of the flag `name` as a local path; `local_path` describes what is expanded and refused."""
+
+    def __init__(self, name: str):
+        self.name = f"--{name}"
+
+    def parse(self, argument: str) -> str:
+        return local_path(argument, self.name)
+
+
+class PathListParser(flags.ListParser):
+    """Parses the value of the flag `name` as local paths separated by commas."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.parser = PathParser(name)
+
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return [self.parser.parse(path) for path in super().parse(argument)]
+
+
+def define_path(name: str, default: str | None, description: str) -> flags.FlagHolder[str]:
+    """Defines a flag that is a path."""
+    return flags.DEFINE(PathParser(name), name, default, description)
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     """Flags as absl reads them, with one line for what goes wrong. Words that are no flag are refused, not ignored."""
-    for argument, following in zip(argv[1:], [*argv[2:], ""]):
+    argv = list(argv)
+    for place, argument in enumerate(argv):
         flag, equals, value = argument.lstrip("-").partition("=")
-        path = value if equals else following
-        if argument.startswith("-") and flag == CONFIG_FLAG and not Path(path).is_file():
-            raise UserError(
-                f"--config={path}: there is no such file; give a path such as --config=configs/quickstart.py"
-            )
+        if argument.startswith("-") and flag == CONFIG_FLAG:
+            path = local_path(value if equals else "".join(argv[place + 1 : place + 2]), f"--{CONFIG_FLAG}")
+            if not Path(path).is_file():
+                raise UserError(
+                    f"--config={path}: there is no such file; give a path such as --config=configs/quickstart.py"
+                )
+            argv[place : place + 2 - bool(equals)] = [f"--{CONFIG_FLAG}={path}"]
         if argument.startswith("-") and flag.startswith(f"{CONFIG_FLAG}."):
             name = flag.removeprefix(f"{CONFIG_FLAG}.")
             if not any(key.name.startswith(f"{name}.") for key in base.KEYS):  # a group is left to ml_collections
                 check_key(name, f"--{CONFIG_FLAG}.")
     try:
-        rest = flags.FLAGS(list(argv))
+        rest = flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:  # a config file that sets a key which configs/base.py does not declare
         reason, _, _ = str(error.args[0]).partition(". Other fields present")
         guess = re.search(r'Did you mean "(.+?)"', str(error.args[0]))
@@ -49,6 +80,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise UserError(f"{' '.join(str(error).split())}; see --help") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    if CONFIG_FLAG in flags.FLAGS and flags.FLAGS[CONFIG_FLAG].value is not None:
+        base.expand_paths(flags.FLAGS[CONFIG_FLAG].value)
     return rest
 
 

@@ -41,8 +41,8 @@ FROM = flags.DEFINE_string(
     "workdir or a converted folder.",
 )
 TO = flags.DEFINE_string("to", None, "tc_jepa (default): a converted folder; hf_ijepa: a Hugging Face folder.")
-INPUT = flags.DEFINE_string("input", None, "The file or folder to read.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write. It must not exist yet.")
+INPUT = common.define_path("input", None, "The file or folder to read.")
+OUTPUT = common.define_path("output", None, "The folder to write. It must not exist yet.")
 NETWORK = flags.DEFINE_string(
     "network", NETWORKS[0], "ijepa: target_encoder, which I-JEPA's evaluations use, or encoder (the context encoder)."
 )

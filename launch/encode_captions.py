@@ -18,9 +18,9 @@ from launch import common
 from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
 
-DATA = flags.DEFINE_string("data", None, "The prepared folder (launch.prepare_data).")
-TEXT = flags.DEFINE_string("text", None, "Hugging Face folder of a T5: safetensors and spiece.model.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder of the vectors; default: DATA/words/NAME, NAME being --text's.")
+DATA = common.define_path("data", None, "The prepared folder (launch.prepare_data).")
+TEXT = common.define_path("text", None, "Hugging Face folder of a T5: safetensors and spiece.model.")
+OUTPUT = common.define_path("output", None, "Folder of the vectors; default: DATA/words/NAME, NAME being --text's.")
 WORDS = flags.DEFINE_integer(
     "words", base.get_config().captions.words, "Pieces that a caption is cut to, end of sentence included."
 )

@@ -30,16 +30,16 @@ from tc_jepa.errors import UserError
 
 DATA_KEYS = ("data.image_feature", "data.label_features", "data.mask_feature")
 
-ENCODER = flags.DEFINE_string("encoder", None, "Workdir of a training run, or a folder with an encoder.")
-DATA = flags.DEFINE_string(
+ENCODER = common.define_path("encoder", None, "Workdir of a training run, or a folder with an encoder.")
+DATA = common.define_path(
     "data", None, f"{SCENES!r}, or a prepared folder; default: a run's evaluation.data, or its own."
 )
 TASKS = flags.DEFINE_list(
     "tasks", None, f"Any of {', '.join(common.EVALUATION_TASKS)}; default: a run's evaluation.tasks."
 )
-COMPARE = flags.DEFINE_string("compare", None, "Another encoder to judge beside it: a workdir or a folder.")
+COMPARE = common.define_path("compare", None, "Another encoder to judge beside it: a workdir or a folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
-OUTPUT = flags.DEFINE_string("output", None, "Directory of the results; default: ENCODER/eval/STEP, or ENCODER/eval.")
+OUTPUT = common.define_path("output", None, "Directory of the results; default: ENCODER/eval/STEP, or ENCODER/eval.")
 flags.adopt_module_key_flags(setting)  # --set
 flags.adopt_module_key_flags(processes)  # --distributed
 

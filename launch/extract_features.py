@@ -16,10 +16,10 @@ from absl import flags, logging
 from launch import common
 from tc_jepa.errors import UserError
 
-ENCODER = flags.DEFINE_string("encoder", None, "A workdir, a converted folder, or a Hugging Face I-JEPA folder.")
+ENCODER = common.define_path("encoder", None, "A workdir, a converted folder, or a Hugging Face I-JEPA folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of a workdir's checkpoint; default: the newest.")
-DATA = flags.DEFINE_string("data", None, "The prepared folder.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write. It must not exist yet.")
+DATA = common.define_path("data", None, "The prepared folder.")
+OUTPUT = common.define_path("output", None, "The folder to write. It must not exist yet.")
 FEATURES = flags.DEFINE_list("features", ["pooled"], "Any of pooled (mean over patches), patches.")
 SPLITS = flags.DEFINE_list("splits", None, "Which splits; default: all.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16"], "In what features are stored.")

@@ -40,7 +40,17 @@ from absl import flags
 
 from configs import base
 from launch import common
+from tc_jepa.data.sources import SPLITS
 from tc_jepa.errors import UserError
+
+
+class InputParser(common.PathParser):
+    """Parses [SPLIT:]PATTERN, where the pattern is a local path."""
+
+    def parse(self, argument: str) -> str:
+        split, _, pattern = argument.partition(":")
+        return f"{split}:{super().parse(pattern)}" if split in SPLITS else super().parse(argument)
+
 
 SOURCE = flags.DEFINE_enum(
     "source",
@@ -48,13 +58,13 @@ SOURCE = flags.DEFINE_enum(
     ["folder", "tars", "imagefolder", "segmentation", "scenes"],
     "What to prepare: images with a captions.jsonl, tars, folders named after classes, images beside masks, scenes.",
 )
-IMAGES = flags.DEFINE_string(
+IMAGES = common.define_path(
     "images",
     None,
     "folder: the directory that files and masks are relative to; imagefolder, segmentation: that of the splits.",
 )
-MASKS = flags.DEFINE_string("masks", None, "segmentation: the directory of the masks' splits.")
-CLASSES = flags.DEFINE_string("classes", None, "segmentation, folder: a file with the masks' classes, a name a line.")
+MASKS = common.define_path("masks", None, "segmentation: the directory of the masks' splits.")
+CLASSES = common.define_path("classes", None, "segmentation, folder: a file with the masks' classes, a name a line.")
 FIRST_CLASS = flags.DEFINE_integer(
     "first_class", 0, "The value of the first of --classes in the masks.", lower_bound=0, upper_bound=254
 )
@@ -65,9 +75,13 @@ IGNORE_INDEX = flags.DEFINE_integer(
     lower_bound=0,
     upper_bound=255,
 )
-CAPTIONS = flags.DEFINE_string("captions", None, "folder: the captions.jsonl.")
-INPUT = flags.DEFINE_multi_string(
-    "input", None, "tars: a pattern of files, for split train; val:PATTERN and test:PATTERN for those. May be repeated."
+CAPTIONS = common.define_path("captions", None, "folder: the captions.jsonl.")
+INPUT = flags.DEFINE_multi(
+    InputParser("input"),
+    None,
+    "input",
+    None,
+    "tars: a pattern of files, for split train; val:PATTERN and test:PATTERN for those. May be repeated.",
 )
 CAPTION_FIELDS = flags.DEFINE_list("caption_fields", ["txt"], "tars: texts that are one caption each.")
 DESCRIPTION_FIELDS = flags.DEFINE_list("description_fields", [], "tars: texts whose sentences are captions.")
@@ -75,8 +89,8 @@ SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "all but scenes: name, leave out
 COUNT = flags.DEFINE_integer("count", None, "scenes: how many to train on; val and test get a tenth as many each.")
 SEED = flags.DEFINE_integer("seed", 0, "scenes: the seed that they are drawn from.")
 SIZE = flags.DEFINE_integer("size", 64, "scenes: width and height in pixels.")
-OUTPUT = flags.DEFINE_string("output", None, "The folder to write. It must not exist yet.")
-VOCABULARY = flags.DEFINE_string(
+OUTPUT = common.define_path("output", None, "The folder to write. It must not exist yet.")
+VOCABULARY = common.define_path(
     "vocabulary",
     None,
     "A SentencePiece model with T5's ids (pad 0, eos 1, unk 2) to store with the data. Scenes bring their own.",

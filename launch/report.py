@@ -16,8 +16,10 @@ from absl import flags, logging
 from launch import common
 from tc_jepa.errors import UserError
 
-WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of the run to report on.")
-COMPARE = flags.DEFINE_multi_string("compare", [], "Workdir of another run to draw beside it. May be repeated.")
+WORKDIR = common.define_path("workdir", None, "Workdir of the run to report on.")
+COMPARE = flags.DEFINE_multi(
+    common.PathParser("compare"), None, "compare", [], "Workdir of another run to draw beside it. May be repeated."
+)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -27,12 +27,12 @@ from tc_jepa.errors import UserError
 
 WHAT = flags.DEFINE_enum("what", None, ["masks", "pca", "words", "errors"], "What to show.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "masks: a configuration file, instead of --encoder.")
-ENCODER = flags.DEFINE_string("encoder", None, "Workdir of a run; pca: or a folder with an encoder.")
+ENCODER = common.define_path("encoder", None, "Workdir of a run; pca: or a folder with an encoder.")
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
-IMAGE = flags.DEFINE_list("image", [], "Image files, separated by commas.")
+IMAGE = flags.DEFINE(common.PathListParser("image"), "image", [], "Image files, separated by commas.")
 CAPTION = flags.DEFINE_string("caption", None, "words, errors: a sentence about the images.")
 WORD = flags.DEFINE_string("word", None, "words: a word of the sentence, as it stands there.")
-OUTPUT = flags.DEFINE_string("output", None, "The PNG file to write.")
+OUTPUT = common.define_path("output", None, "The PNG file to write.")
 
 MASK_DRAWS = 4  # for each image
 

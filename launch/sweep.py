@@ -26,8 +26,8 @@ from configs import base
 from launch import common, setting
 from tc_jepa.errors import UserError
 
-SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, such as configs/sweeps/fusion_scenes.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the sweep: made if missing, resumed if there.")
+SWEEP = common.define_path("sweep", None, "Sweep file, such as configs/sweeps/fusion_scenes.py.")
+WORKDIR = common.define_path("workdir", None, "Directory of the sweep: made if missing, resumed if there.")
 ONLY = flags.DEFINE_integer("only", None, "Number of the only job to run; no table is written.")
 LIST = flags.DEFINE_boolean("list", False, "Print the jobs with their numbers, and run nothing.")
 flags.adopt_module_key_flags(setting)  # --set, for all jobs
@@ -102,6 +102,7 @@ def plan(path: Path, workdir: Path, assignments: Sequence[str]) -> list[Planned]
             settings = {**sweep.settings, **own, **shared, "train.seed": seed}
             try:
                 setting.apply(config, settings)
+                base.expand_paths(config)
                 validate(config)
                 job = Job(variant, seed, workdir / variant / f"seed_{seed}", config.train.steps)
                 common.check_workdir(job.workdir, config)

@@ -22,7 +22,7 @@ __doc__ += base.describe()
 CONFIG = config_flags.DEFINE_config_file(
     common.CONFIG_FLAG, help_string="Configuration file; --config.KEY=VALUE overrides one of its keys."
 )
-WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run: made if missing, resumed if there.")
+WORKDIR = common.define_path("workdir", None, "Directory of the run: made if missing, resumed if there.")
 flags.adopt_module_key_flags(processes)  # --distributed
 
 

@@ -18,11 +18,11 @@ from absl import flags
 from launch import common
 from tc_jepa.errors import UserError
 
-CAPTIONS = flags.DEFINE_string("captions", None, "A captions.jsonl, as launch.prepare_data reads it.")
+CAPTIONS = common.define_path("captions", None, "A captions.jsonl, as launch.prepare_data reads it.")
 SPLIT = flags.DEFINE_string("split", "val", "The split whose images are labelled.")
 COUNT = flags.DEFINE_integer("count", 50, "How many words are labels.", lower_bound=1)
 FIT_SHARE = flags.DEFINE_float("fit_share", 0.7, "Share of the images that becomes split train.", 0.0, 1.0)
-OUTPUT = flags.DEFINE_string("output", None, "The jsonl file to write.")
+OUTPUT = common.define_path("output", None, "The jsonl file to write.")
 
 
 def main(argv: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 from pathlib import Path
+import re
 import secrets
 import shutil
 from typing import IO
@@ -13,6 +14,19 @@ from typing import IO
 from absl import logging
 
 from tc_jepa.errors import UserError
+
+
+def local_path(path: str, name: str) -> str:
+    """`path` with ~ or ~USER at its start replaced by that home folder. `name` is the flag or key that it is given to.
+
+    UserError for a URL, which would become a local folder called "gs:" or the like, and for an unknown user.
+    """
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path):
+        raise UserError(f"{name}={path} is a URL; only local and mounted file systems are supported, give a path there")
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(f"{name}={path} names an unknown user; write ./{path} for a folder of that name")
+    return expanded
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """launch.train's door: bad input ends in one line that names the thing and the mend, and touches nothing."""
 
 import json
+import os
 from pathlib import Path
 import re
 import subprocess
@@ -16,11 +17,37 @@ from tc_jepa.errors import UserError
 from tc_jepa.validate import validate
 
 ROOT = Path(__file__).parent.parent
+# Of the project's commands, benchmark alone has no path.
+COMMANDS = sorted(
+    p.stem for p in (ROOT / "launch").glob("*.py") if "common.run(" in p.read_text() and p.stem != "benchmark"
+)
+PATH_KEYS = (
+    "train.init_from",
+    "data.path",
+    "captions.vocabulary",
+    "captions.vectors",
+    "model.text_weights",
+    "target_encoder.teacher",
+    "evaluation.data",
+)
+# Flags that take any text and are no paths. A new flag is one of these or common.define_path's.
+TEXTS = {
+    *("caption", "word", "split", "splits", "tasks", "features", "image_feature", "label_features", "caption_features"),
+    *("description_features", "caption_fields", "description_fields", "from", "to", "network", "set", "distributed"),
+}
 
 
-def launch(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.train", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+def launch(*arguments: str, command: str = "train", home: Path | None = None) -> subprocess.CompletedProcess:
+    """Runs a command from the project's root; or in `home`, which is the home folder as well."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | ({"HOME": str(home)} if home else {})
+    return subprocess.run(
+        [sys.executable, "-m", f"launch.{command}", *arguments],
+        cwd=home or ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize(
@@ -166,3 +193,90 @@ def test_a_workdir_whose_checkpoints_could_not_be_restored_is_refused(tmp_path, 
 
 def test_a_workdir_with_other_punctuation_is_accepted(tmp_path):
     check_workdir(tmp_path / "a] b{c,d}!#%é", base.get_config())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_path_flag_refuses_a_url(command):
+    code = f"""
+from absl import flags
+from launch import {command}
+from tc_jepa.errors import UserError
+
+for flag in flags.FLAGS.get_key_flags_for_module({command}):
+    try:
+        flag.parser.parse("gs://bucket/x")
+        print(flag.name)
+    except ValueError:  # a number or one of several names
+        pass
+    except UserError as error:
+        assert f"--{{flag.name}}=gs:" in str(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= TEXTS | {"config"}  # it is opened later
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "named"),
+    [
+        ("train", ["--config=mine.py", "--workdir=gs://bucket/run"], "--workdir"),
+        ("train", ["--config=gs://bucket/mine.py", "--workdir=run"], "--config"),
+        ("train", ["--config=mine.py", "--workdir=run", "--config.data.path=/a,s3://bucket/b"], "data.path"),
+        ("train", ["--config=mine.py", "--workdir=~nobody-of-this-name/run"], "--workdir"),
+        ("prepare_data", ["--source=tars", "--input=val:gs://bucket/*.tar", "--output=data"], "--input"),
+        ("show", ["--what=pca", "--encoder=run", "--image=a.jpg,gs://bucket/b.jpg", "--output=x.png"], "--image"),
+    ],
+)
+def test_a_url_is_refused_before_anything_is_written(tmp_path, command, arguments, named):
+    (tmp_path / "mine.py").write_text("from configs.quickstart import get_config")
+    done = launch(*arguments, command=command, home=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {named}=") and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path):
+    lines = [{"file": f"{i}.png", "captions": ["a dog"], "split": "val"} for i in range(4)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = launch(
+        "--captions=~/captions.jsonl", "--output=~/probe.jsonl", "--count=1", command="word_labels", home=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["captions.jsonl", "probe.jsonl"]
+
+
+@pytest.mark.parametrize("written", [["--config=~/mine.py"], ["--config", "~/mine.py"]])
+def test_a_tilde_is_the_home_folder_in_config(tmp_path, written):
+    (tmp_path / "mine.py").write_text("from configs.quickstart import get_config")
+    done = launch(*written, "--config.data.path=~/photos", "--workdir=run", command="train", home=tmp_path)
+    assert done.returncode == 2 and f"{tmp_path}/photos" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_patterns_of_tars_are_expanded_after_their_split():
+    code = """
+from absl import flags
+import launch.prepare_data
+
+for given in ("val:~/x/*.tar", "~/x/*.tar", "./a:~/x/*.tar"):
+    print(flags.FLAGS["input"].parser.parse(given))
+"""
+    environment = os.environ | {"HOME": "/home/me"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["val:/home/me/x/*.tar", "/home/me/x/*.tar", "./a:~/x/*.tar"]
+
+
+@pytest.mark.parametrize("name", PATH_KEYS)
+def test_paths_of_a_configuration_are_expanded(name, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = base.get_config()
+    config.update_from_flattened_dict({name: "~/a,/b,~/c"})
+    base.expand_paths(config)
+    assert base.flatten(config)[name] == "/home/me/a,/b,/home/me/c"
+    config.update_from_flattened_dict({name: "gs://bucket/a"})
+    with pytest.raises(UserError, match=f"^{name}=gs://bucket/a "):
+        base.expand_paths(config)
+
+
+def test_only_paths_of_a_configuration_are_expanded():
+    assert {key.name for key in base.KEYS if key.path} == set(PATH_KEYS)
+    config = base.get_config()
+    base.expand_paths(config)
+    assert config == base.get_config()

@@ -217,3 +217,12 @@ def test_two_variants_are_trained_evaluated_and_tabled(file, tmp_path):
     assert all("What the model sees" in text and "Features in colours" in text for text in pages)
     # Two steps at the start of the warm-up leave the words where they began.
     assert results[1]["grounding/shape"] == pytest.approx(results[1]["init/grounding/shape"], abs=0.05)
+
+
+def test_a_sweep_expands_and_checks_the_paths_of_its_configuration(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HOME", "/home/me")
+    planned = sweep.plan(file, tmp_path / "out", ["data.path=~/photos"])
+    assert "--config.data.path=/home/me/photos" in planned[0].command
+    with pytest.raises(UserError, match="data.path=gs://bucket/x"):
+        sweep.plan(file, tmp_path / "out", ["data.path=gs://bucket/x"])
