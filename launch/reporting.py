@@ -29,7 +29,7 @@ def write_report(workdir: Path, others: Sequence[Path] = ()) -> tuple[Path, verd
     found = verdict.judge(
         runs[0].rows,
         runs[0].scores,
-        reads_captions=config.model.conditioner != "none",
+        reads_captions=build.reads_captions(config),
         rectified=config.objective.regulariser == "rectified_cosine" and config.objective.sparsity > 0,
         scores_step=runs[0].scores_step,
     )

@@ -10,6 +10,7 @@ class Batch(NamedTuple):
 
     Padded entries of the index arrays hold 0 and are marked False in the mask beside them; they influence nothing.
     A caption that is marked missing influences nothing either, whatever its words are.
+    Where no captions are read (I-JEPA), C = S = 0.
     """
 
     images: Array  # uint8 [B, height, width, 3], RGB

@@ -67,7 +67,7 @@ def linear(config: Config) -> layers.Linear:
 
 def networks(
     config: Config,
-    text_encoder: EmbeddingText | StoredWords | T5Encoder,
+    text_encoder: EmbeddingText | StoredWords | T5Encoder | None,
     teacher: vit.VisionTransformer | None = None,
     constrain: Constrain = unconstrained,
 ) -> Networks:
@@ -103,9 +103,14 @@ def target(config: Config, online: vit.VisionTransformer, teacher: vit.VisionTra
 
 
 def text_encoder(
-    config: Config, reader: captions.CaptionReader
-) -> tuple[EmbeddingText | StoredWords | T5Encoder, Params]:
-    """The text encoder of what `reader` reads, and its parameters where they are not trained (else none)."""
+    config: Config, reader: captions.CaptionReader | None
+) -> tuple[EmbeddingText | StoredWords | T5Encoder | None, Params]:
+    """The text encoder of what `reader` reads, and its parameters where they are not trained (else none).
+
+    Without a reader there is no text encoder, and none is loaded.
+    """
+    if reader is None:
+        return None, {}
     if config.model.text == "embedding":
         words = config.captions.words
         return EmbeddingText(reader.vocabulary_size, config.model.text_width, words, config.model.init_std), {}
@@ -299,11 +304,11 @@ def _prepared(config: Config, path: str, split: str, words: Sequence[WordsFolder
 
 
 def word_folders(config: Config) -> list[WordsFolder]:
-    """The stored word vectors, a folder for each dataset; none where a text encoder runs along.
+    """The stored word vectors, a folder for each dataset; none where a text encoder runs along or nothing is read.
 
     UserError where they were not all made alike, or otherwise than the configuration says.
     """
-    if config.model.text != "stored":
+    if not reads_captions(config) or config.model.text != "stored":
         return []
     folders = [WordsFolder(path) for path in config.captions.vectors.split(",")]
     wanted: dict[str, tuple[str, Any]] = {"captions.words": ("words", config.captions.words)}
@@ -331,8 +336,15 @@ def run_data(config: Config, words: Sequence[WordsFolder]) -> Found:
     return {key: held for key, held in found.items() if held}
 
 
-def caption_reader(config: Config, words: Sequence[WordsFolder] = ()) -> captions.CaptionReader:
-    """Of the stored vectors where there are any, else of texts."""
+def reads_captions(config: Config) -> bool:
+    """Whether the predictor has a conditioner that reads captions; without one (I-JEPA) no vocabulary is needed."""
+    return config.model.conditioner != "none"
+
+
+def caption_reader(config: Config, words: Sequence[WordsFolder] = ()) -> captions.CaptionReader | None:
+    """Of the stored vectors where there are any, else of texts; None where the predictor reads no captions."""
+    if not reads_captions(config):
+        return None
     return WordVectors(words[0].stamp) if words else tokenizer(config)
 
 
@@ -365,7 +377,7 @@ def _common_vocabulary(paths: Sequence[str]) -> str:
     return found[paths[0]]
 
 
-def augment(config: Config, reader: captions.CaptionReader) -> pipeline.Augment:
+def augment(config: Config, reader: captions.CaptionReader | None) -> pipeline.Augment:
     image = config.image
     crop = pipeline.Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
     return pipeline.Augment(crop, reader, config.captions.per_image, config.captions.candidates)

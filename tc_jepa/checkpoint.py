@@ -48,7 +48,17 @@ class Checkpoints:
         self._manager.save(int(state.step), args=args, force=True)
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
-        """The state as saved, laid out as `abstract_state` (ShapeDtypeStructs with shardings) says."""
+        """The state as saved, laid out as `abstract_state` (ShapeDtypeStructs with shardings) says.
+
+        UserError where another set of networks was trained: earlier versions had a text encoder in every run.
+        """
+        directory = Path(self._manager.directory)
+        held, trained = set(_stored_params(directory / str(step))), set(abstract_state.params)
+        if held != trained:
+            raise UserError(
+                f"the checkpoint of step {step} in {directory} holds {', '.join(sorted(held))} and this run trains "
+                f"{', '.join(sorted(trained))}: another version wrote it; start anew in another --workdir"
+            )
         items = {"target": {}} | _restore(self._manager, step, _items(abstract_state))
         return TrainState(target_params=items["target"], **items["state"])
 
@@ -76,14 +86,22 @@ def restore_trained(workdir: Path, step: int | None, network: str) -> Params:
     As host arrays. Without a description of the network: for readers that have none.
     """
     step = chosen_step(workdir, step)
-    item = _directory(workdir) / str(step) / "state"
-    try:
-        stored = ocp.StandardCheckpointHandler().metadata(item).tree["params"][network]
-    except Exception as error:  # as in _restore
-        raise UserError(f"{item} does not say what {network} it holds ({error}); restore an older step") from error
+    directory = _directory(workdir) / str(step)
+    stored = _stored_params(directory)
+    if network not in stored:
+        raise UserError(f"{directory} holds no {network}, only {', '.join(stored)}; give another run")
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored[network])
     return jax.device_get(_restore_trained(workdir, step, network, abstract)[0])
+
+
+def _stored_params(directory: Path) -> Mapping[str, Any]:
+    """Shapes and dtypes of the trained parameters in one step's checkpoint, by network."""
+    item = directory / "state"
+    try:
+        return ocp.StandardCheckpointHandler().metadata(item).tree["params"]
+    except Exception as error:  # as in _restore
+        raise UserError(f"{item} does not say what it holds ({error}); restore an older step") from error
 
 
 def _restore_trained(workdir: Path, step: int | None, network: str, abstract_params: Params) -> tuple[Params, int]:

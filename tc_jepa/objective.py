@@ -46,10 +46,13 @@ def loss_terms(
     target_valid_BxMxT: jax.Array,
     token_valid_BxMxL: jax.Array,
     readings: Sequence[Reading],
-    words: Words,
+    words: Words | None,
     objective: Objective,
 ) -> dict[str, jax.Array]:
-    """The unweighted terms, float32 scalars: "prediction", "sparsity", "consistency" (0 without readings)."""
+    """The unweighted terms, float32 scalars: "prediction", "sparsity", "consistency" (0 without readings).
+
+    `words` may be None where there are no readings.
+    """
     error_BxMxT = prediction_error(predicted_BxMxTxD, targets_BxMxTxD, objective.prediction)
     terms = {"prediction": masked_mean(error_BxMxT, target_valid_BxMxT, (1, 2)).mean()}
     if not readings:

@@ -30,7 +30,7 @@ def load_text_encoder(
 
     A run with learned word vectors brings them and its vocabulary; a run with a T5 names that T5's folder. `dtype`,
     float32 or bfloat16, is that of matrix products and vectors; parameters stay float32. UserError where anything is
-    missing or does not fit.
+    missing or does not fit, and for a run without a conditioner, which has no text encoder.
     """
     dtype = jnp.dtype(dtype)
     if dtype not in DTYPES:
@@ -45,8 +45,11 @@ def load_text_encoder(
     config = read_config(path)
     try:
         kind, words, weights = config.model.text, config.captions.words, config.model.text_weights
+        reads_captions = build.reads_captions(config)
     except AttributeError as error:
         raise UserError(f"{path / CONFIG_FILE} is neither a T5's nor a run's of this version ({error})") from error
+    if not reads_captions:
+        raise UserError(f"{path} read no captions (model.conditioner=none); give another run or the folder of a T5")
     if kind == "t5":
         return _t5(Path(weights), words, dtype)
     params = restore_trained(path, step, "text")

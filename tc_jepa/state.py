@@ -20,13 +20,13 @@ from tc_jepa.targets import Target
 class Networks(NamedTuple):
     """The modules, whose parameters live under the same names, and the target, whose parameters are the state's.
 
-    Text parameters that are trained live in the state, others among the step's frozen ones. `joint_targets`: all
-    target blocks share one sequence of the predictor.
+    Text parameters that are trained live in the state, others among the step's frozen ones. `text` is None where the
+    predictor reads no words (I-JEPA). `joint_targets`: all target blocks share one sequence of the predictor.
     """
 
     encoder: VisionTransformer
     predictor: Predictor
-    text: EmbeddingText | StoredWords | T5Encoder
+    text: EmbeddingText | StoredWords | T5Encoder | None
     target: Target
     joint_targets: bool = False
 
@@ -63,10 +63,13 @@ def initial_state(
     one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape), x.dtype), example)
     params = {"encoder": initial_encoder_params(networks.encoder, example.images.shape, seed)}
     text_key, predictor_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), 1))
-    if "text" in frozen:
-        vectors = networks.text.apply({"params": frozen["text"]}, one.caption_words, one.word_valid)
-    else:
-        params["text"], vectors = initialise(networks.text, text_key, one.caption_words, one.word_valid)
+    words = None
+    if networks.text is not None:
+        if "text" in frozen:
+            vectors = networks.text.apply({"params": frozen["text"]}, one.caption_words, one.word_valid)
+        else:
+            params["text"], vectors = initialise(networks.text, text_key, one.caption_words, one.word_valid)
+        words = Words(vectors, one.word_valid, one.caption_valid)
     params["predictor"], _ = initialise(
         networks.predictor,
         predictor_key,
@@ -75,7 +78,7 @@ def initial_state(
         one.context_valid,
         one.target_indices,
         one.target_valid,
-        Words(vectors, one.word_valid, one.caption_valid),
+        words,
     )
     if given:
         params = merge(params, given)

@@ -82,7 +82,7 @@ class Prediction(NamedTuple):
     batch: Batch  # with its targets as they were predicted: joined where the networks say so
     predicted: jax.Array  # float32 [B, M, T, D]
     targets: jax.Array  # float32 [B, M, T, D]
-    words: Words
+    words: Words | None  # None: networks.text is None
     readings: list[Reading]
 
 
@@ -97,8 +97,10 @@ def predict(
     context_BxKxD = networks.encoder.apply(
         {"params": params["encoder"]}, images, batch.context_indices, batch.context_valid
     )
-    vectors = networks.text.apply({"params": params["text"]}, batch.caption_words, batch.word_valid)
-    words = Words(vectors, batch.word_valid, batch.caption_valid)
+    words = None
+    if networks.text is not None:
+        vectors = networks.text.apply({"params": params["text"]}, batch.caption_words, batch.word_valid)
+        words = Words(vectors, batch.word_valid, batch.caption_valid)
     predicted_BxMxTxD, readings = networks.predictor.apply(
         {"params": params["predictor"]},
         context_BxKxD,

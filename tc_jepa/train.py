@@ -131,7 +131,7 @@ def train(config: ml_collections.ConfigDict, workdir: Path) -> None:
             progress.write(0, look(state))
         for step in range(start + 1, steps + 1):
             batch = next(batches)
-            if step == start + 1 and config.model.conditioner != "none" and not batch.caption_valid.any():
+            if step == start + 1 and reader is not None and not batch.caption_valid.any():
                 logging.warning("no image of the first batch has a caption: model.conditioner reads null captions")
             state, metrics = step_function(state, sharding.put_batch(mesh, batch), frozen)
             progress.dispatched(step, metrics)

@@ -22,14 +22,17 @@ READS_WORDS = "word_cross_attention"  # of model.conditioner: the only one with 
 
 
 class TrainedRun(NamedTuple):
-    """`params` holds encoder, predictor and text; `target_params` the target's; `captions` reads what the run read."""
+    """`params` holds encoder, predictor and text; `target_params` the target's; `captions` reads what the run read.
+
+    A run without a conditioner has neither text nor `captions`.
+    """
 
     config: ml_collections.ConfigDict
     step: int
     networks: Networks
     params: Params
     target_params: Params
-    captions: CaptionReader
+    captions: CaptionReader | None
 
     @property
     def reads_words(self) -> bool:
@@ -76,8 +79,8 @@ def open_run(
     text_encoder, frozen = build.text_encoder(config, captions)
     teacher, teacher_params = pretrained.teacher(config)
     networks = build.networks(config, text_encoder, teacher)
-    trained = [name for name in ("encoder", "predictor", "text") if name not in frozen]
-    params = {name: restore_trained(workdir, step, name) for name in trained} | frozen
+    held = [name for name in ("encoder", "predictor", "text") if getattr(networks, name) is not None]
+    params = {name: restore_trained(workdir, step, name) for name in held if name not in frozen} | frozen
     if config.target_encoder.kind == "ema":
         size = config.image.size
         target_params, _ = pretrained.restored_encoder(workdir, step, networks.encoder, size, ema=True)

@@ -29,10 +29,10 @@ class WarmStart(NamedTuple):
     report: str
 
 
-def warm_start(config: ml_collections.ConfigDict, trained: Params, reader: CaptionReader) -> WarmStart:
+def warm_start(config: ml_collections.ConfigDict, trained: Params, reader: CaptionReader | None) -> WarmStart:
     """What config.train.init_from gives to a run with trained parameters of the shapes of `trained`.
 
-    `reader` is what the run reads captions with. UserError where the encoder does not fit.
+    `reader` is what the run reads captions with, if it reads any. UserError where the encoder does not fit.
     """
     path = config.train.init_from
     weights = pretrained.open_encoder(path, predictor=True)
@@ -81,7 +81,7 @@ def _check_encoder(config: ml_collections.ConfigDict, ours: Params, weights: Enc
         raise UserError(f"{where} is no model.encoder={config.model.encoder}: {odd}; give the model.encoder that it is")
 
 
-def _why_unread(config: ml_collections.ConfigDict, ours: Params, theirs: Params, reader: CaptionReader) -> str:
+def _why_unread(config: ml_collections.ConfigDict, ours: Params, theirs: Params, reader: CaptionReader | None) -> str:
     """Why the conditioner of the run in train.init_from does not read this run's words; empty where it does."""
     path = config.train.init_from
     if CONDITIONER not in theirs:

@@ -99,11 +99,11 @@ def test_every_config_builds(path):
     if config.target_encoder.kind == "frozen":
         config.target_encoder.kind = "ema"
     validate(config)
-    tokenizer = build.tokenizer(config)
-    text_encoder, frozen = build.text_encoder(config, tokenizer)
+    reader = build.caption_reader(config)
+    text_encoder, frozen = build.text_encoder(config, reader)
     networks = build.networks(config, text_encoder)
     optimizer = adamw(build.schedules(config), 0.9, 0.999, 1e-8)
-    row = pipeline.example(build.source(config, "train"), build.augment(config, tokenizer), build.masks(config))
+    row = pipeline.example(build.source(config, "train"), build.augment(config, reader), build.masks(config))
     state = jax.eval_shape(lambda: initial_state(networks, row, optimizer, 0, frozen))
     match_rules(WEIGHT_DECAY_RULES, state.params)
     build.objective(config)

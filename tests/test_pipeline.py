@@ -111,6 +111,19 @@ def test_the_kind_of_masks_changes_neither_images_nor_captions():
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_without_a_reader_there_are_no_captions_and_nothing_else_changes(workers):
+    dataset = pipeline.batches(SOURCE, dataclasses.replace(AUGMENT, reader=None), tiny.MASKS, batch_size=6, seed=0)
+    with contextlib.closing(pipeline.iterate(dataset, start=0, workers=workers)) as iterator:
+        for batch, read in zip(itertools.islice(iterator, 3), eight()[:3], strict=True):
+            assert batch.caption_words.shape == batch.word_valid.shape == (6, 0, 0) and batch.caption_valid.shape == (
+                6,
+                0,
+            )
+            for name in set(Batch._fields) - {"caption_words", "word_valid", "caption_valid"}:
+                np.testing.assert_array_equal(getattr(batch, name), getattr(read, name), err_msg=name)
+
+
 class Positions:
     """A mask sampler that writes down where it was asked."""
 

@@ -333,5 +333,5 @@ def test_text_that_cannot_be_read_is_refused_in_one_line(run, tmp_path):
 
 
 def test_a_network_that_a_checkpoint_lacks_is_named(run):
-    with pytest.raises(UserError, match="does not say what conditioner it holds"):
+    with pytest.raises(UserError, match="holds no conditioner"):
         restore_trained(run[0], None, "conditioner")

@@ -98,13 +98,17 @@ def sample_captions(candidates: Sequence[Caption], count: int, rng: np.random.Ge
 
 
 def caption_arrays(
-    candidates: Sequence[Caption], count: int, reader: CaptionReader, rng: np.random.Generator
+    candidates: Sequence[Caption], count: int, reader: CaptionReader | None, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """One image's part of a Batch, with C = `count` captions of S words, sampled from the candidates.
 
     caption_words as the reader gives them, [C, S] or [C, S, E]; word_valid bool [C, S]; caption_valid bool [C].
     Captions that the image lacks come last; their rows are 0 and not valid. An image without captions is normal.
+    Without a reader C = S = 0, and nothing is drawn from `rng`.
     """
+    if reader is None:
+        empty = np.zeros((0, 0), np.int32)
+        return {"caption_words": empty, "word_valid": empty.astype(bool), "caption_valid": np.zeros(0, bool)}
     sampled = sample_captions(candidates, count, rng)
     words, valid = reader.encode(sampled + (reader.blank,) * (count - len(sampled)))
     return {"caption_words": words, "word_valid": valid, "caption_valid": np.arange(count) < len(sampled)}

@@ -37,11 +37,12 @@ class Crop:
 class Augment(grain.transforms.RandomMap):
     """An example -> one row of a Batch, still without masks. Draws in a fixed order: crop, flip, captions.
 
-    `captions` are sampled from the example's first `candidates` captions; 0: from all.
+    `captions` are sampled from the example's first `candidates` captions; 0: from all. `reader` None: no captions are
+    read, and the crops are the same.
     """
 
     crop: Crop
-    reader: captions.CaptionReader
+    reader: captions.CaptionReader | None
     captions: int
     candidates: int = 0
 

@@ -64,12 +64,12 @@ class Block(Protocol):
 
 
 class Conditioner(nn.Module):
-    """No words at all: I-JEPA. The other conditioners override what they need."""
+    """No words at all: I-JEPA. `words` may be None. The other conditioners override what they need."""
 
-    def begin(self, tokens: Tokens, words: Words) -> Tokens:
+    def begin(self, tokens: Tokens, words: Words | None) -> Tokens:
         """The predictor's input, before its first layer."""
         return tokens
 
-    def layer(self, index: int, block: Block, tokens: Tokens, words: Words) -> tuple[Tokens, Reading | None]:
+    def layer(self, index: int, block: Block, tokens: Tokens, words: Words | None) -> tuple[Tokens, Reading | None]:
         """Layer `index` of the predictor, around its transformer block. The reading feeds the regularisers."""
         return block(tokens), None

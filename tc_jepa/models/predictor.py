@@ -13,6 +13,8 @@ from tc_jepa.models.conditioner import Block, Conditioner, Reading, Tokens, Word
 class Predictor(nn.Module):
     """Context features and target places -> predictions float32 [B, M, T, output_width], and each layer's reading.
 
+    `words` may be None for a conditioner that reads none.
+
     Each target block is predicted in a sequence of its own, beside a copy of the context
     (ijepa src/models/vision_transformer.py:300-326). `grid` is (rows, columns) of patches.
 
@@ -40,7 +42,7 @@ class Predictor(nn.Module):
         context_valid_BxK: jax.Array,
         target_indices_BxMxT: jax.Array,
         target_valid_BxMxT: jax.Array,
-        words: Words,
+        words: Words | None,
     ) -> tuple[jax.Array, list[Reading]]:
         B, K, D = context_BxKxD.shape
         M, T = target_indices_BxMxT.shape[1:]

@@ -35,7 +35,7 @@ class Input(NamedTuple):
     """One image as the model received it."""
 
     picture: np.ndarray
-    captions: list[str] | None  # None: the run reads stored vectors, which have no text
+    captions: list[str] | None  # empty: it read none; None: it read stored vectors, which have no text
     note: str
 
 
@@ -52,7 +52,7 @@ class WordLook(NamedTuple):
 
 
 def inputs(
-    config: ml_collections.ConfigDict, captions: CaptionReader, words: Sequence[WordsFolder] = ()
+    config: ml_collections.ConfigDict, captions: CaptionReader | None, words: Sequence[WordsFolder] = ()
 ) -> list[Input]:
     """Images of the run's first batch: crop, masks and captions exactly as they were trained on."""
     source, masks = build.training_source(config, words), build.masks(config)
@@ -70,12 +70,14 @@ def inputs(
     return [_input(Batch(*(x[row] for x in batch)), build.grid(config), captions) for row in rows]
 
 
-def _input(row: Batch, grid: tuple[int, int], captions: CaptionReader) -> Input:
+def _input(row: Batch, grid: tuple[int, int], captions: CaptionReader | None) -> Input:
     masks = Masks(*(getattr(row, name) for name in Masks._fields))
     picture = pictures.drawn_masks(row.images, masks, grid)
     sizes = ", ".join(map(str, row.target_valid.sum(axis=-1)))
     seen, dropped = row.context_valid.sum(), int(row.context_dropped)
     note = f"{seen} patches seen, {dropped} dropped; blocks to predict of {sizes} patches"
+    if captions is None:
+        return Input(picture, [], note)
     if not isinstance(captions, CaptionTokenizer):
         return Input(picture, None, note)
     return Input(picture, [captions.decode(ids) for ids in row.caption_words[row.caption_valid]], note)
