@@ -10,7 +10,7 @@ from typing import Any
 
 import ml_collections
 
-from tc_jepa.files import local_path
+from tc_jepa.storage.files import local_path
 
 
 @dataclasses.dataclass(frozen=True)

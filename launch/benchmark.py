@@ -66,8 +66,8 @@ def extraction() -> dict[str, Callable[[], None]]:
     import jax
     import numpy as np
 
-    from tc_jepa import sharding
     from tc_jepa.data.sources import Example
+    from tc_jepa.distributed import sharding
     from tc_jepa.evaluation.encoder import frozen_vit
     from tc_jepa.evaluation.features import FeatureStore, Part
     from tc_jepa.models import layers

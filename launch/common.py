@@ -10,7 +10,7 @@ from absl import app, flags
 
 from configs import base
 from tc_jepa.errors import UserError
-from tc_jepa.files import local_path
+from tc_jepa.storage.files import local_path
 
 flags.disclaim_key_flags()  # flags that define_path defines are those of its caller, for --help
 CONFIG_FLAG = "config"
@@ -98,9 +98,9 @@ def check_workdir(workdir: Path, config) -> None:
 
     A key that names data may differ where the data itself does not: it has been moved. Raises UserError otherwise.
     """
-    from tc_jepa import build
-    from tc_jepa.checkpoint import check_directory, CONFIG_FILE, read_config, saved_steps
-    from tc_jepa.run_data import check_data, recorded
+    from tc_jepa.config import build
+    from tc_jepa.storage.checkpoint import check_directory, CONFIG_FILE, read_config, saved_steps
+    from tc_jepa.storage.run_data import check_data, recorded
 
     check_directory(workdir)
     if workdir.exists() and not workdir.is_dir():
@@ -126,7 +126,7 @@ def check_workdir(workdir: Path, config) -> None:
 
 def run_config(workdir: Path):
     """The configuration that a run was trained with, with the runtime keys that have come since."""
-    from tc_jepa.checkpoint import read_config
+    from tc_jepa.storage.checkpoint import read_config
 
     config = read_config(workdir)
     base.add_runtime_keys(config)

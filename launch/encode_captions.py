@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError("give --data=FOLDER, as launch.prepare_data wrote it, and --text=T5, a Hugging Face folder")
     # Imported here, so that --help and a mistyped flag answer at once.
     from tc_jepa.data.prepared import Features, splits
-    from tc_jepa.data.write_words import write_words
-    from tc_jepa.text_encoding import T5Captions
+    from tc_jepa.data.word_vectors.write import write_words
+    from tc_jepa.pretrained.caption_encoder import T5Captions
 
     logging.set_verbosity(logging.WARNING)
     counts = splits(DATA.value)
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
 def announce(counts: dict[str, int], encoder, stamp, features) -> None:
     """Prints how large the output will be, from a sample of the captions."""
     from tc_jepa.data.prepared import PreparedSource
-    from tc_jepa.data.words import DTYPES
+    from tc_jepa.data.word_vectors.folder import DTYPES
 
     images, captions, words, all_images = 0, 0, 0, sum(counts.values())
     for split, count in counts.items():

@@ -24,7 +24,8 @@ import shlex
 from absl import flags, logging
 
 from configs import base
-from launch import common, processes, setting
+from launch import common, setting
+from launch import distributed as processes
 from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
 
@@ -51,16 +52,18 @@ def main(argv: Sequence[str]) -> None:
     if OUTPUT.value is not None and Path(OUTPUT.value).is_file():
         raise UserError(f"--output={OUTPUT.value} is a file; give a directory")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa import build, pretrained
-    from tc_jepa.checkpoint import chosen_step, fingerprints
+    from tc_jepa.config import build
+    from tc_jepa.config.validate import check_evaluation
     from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
     from tc_jepa.data.prepared import data_identity
-    from tc_jepa.evaluation import evaluate, results
+    from tc_jepa.distributed.processes import is_first
+    from tc_jepa.evaluation import results
+    from tc_jepa.evaluation import runner as evaluate
     from tc_jepa.evaluation.encoder import frozen_vit
     from tc_jepa.evaluation.extract import digest
     from tc_jepa.evaluation.features import FeatureStore
-    from tc_jepa.processes import is_first
-    from tc_jepa.validate import check_evaluation
+    from tc_jepa.pretrained import encoder as pretrained
+    from tc_jepa.storage.checkpoint import chosen_step, fingerprints
 
     logging.set_verbosity(logging.WARNING)
     processes.start(stops_together=False)
@@ -208,7 +211,7 @@ def side_of(weights, trained: int, asked: int) -> int:
 
 def open_data(config):
     """The sources to fit and to test on, and the name of the split that is tested on."""
-    from tc_jepa import build
+    from tc_jepa.config import build
     from tc_jepa.data.sources import TRAIN
 
     test_split = build.test_split(config)
@@ -218,8 +221,8 @@ def open_data(config):
 def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
     """The tasks asked for; or the run's own, as far as data and run have what they need. UserError for the others."""
     from tc_jepa.data.class_phrases import named_segmentation
-    from tc_jepa.evaluation import evaluate
-    from tc_jepa.trained_run import READS_WORDS
+    from tc_jepa.evaluation import runner as evaluate
+    from tc_jepa.pretrained.run import READS_WORDS
 
     tasks = TASKS.value if TASKS.value is not None else config.evaluation.tasks.split(",")
     evaluate.check_protocols(tasks)
@@ -245,7 +248,7 @@ def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
 
 def word_readers(workdir: Path, step: int):
     """The run's text side, the same at initialisation, and its tokenizer."""
-    from tc_jepa.trained_run import open_run
+    from tc_jepa.pretrained.run import open_run
 
     run = open_run(workdir, common.run_config(workdir), step)
     return {"": run.reader(), "init/": run.at_initialisation().reader()}, run.captions
@@ -257,7 +260,7 @@ def frozen_encoders(config, weights, workdir: Path | None, step: int | None):
     import jax
 
     from tc_jepa.evaluation.encoder import frozen_pixels, frozen_vit
-    from tc_jepa.pretrained import restored_encoder
+    from tc_jepa.pretrained.encoder import restored_encoder
     from tc_jepa.state import initial_encoder_params
 
     shared = shared_settings(config)
@@ -277,7 +280,7 @@ def frozen_encoders(config, weights, workdir: Path | None, step: int | None):
 
 
 def shared_settings(config) -> dict:
-    from tc_jepa import sharding
+    from tc_jepa.distributed import sharding
 
     mesh = sharding.local_mesh()
     return {"image_size": config.image.size, "batch_size": config.evaluation.batch_size, "mesh": mesh}

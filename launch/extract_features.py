@@ -36,12 +36,13 @@ def main(argv: Sequence[str]) -> None:
         if not flags.FLAGS[name].value:
             raise UserError(f"give --{name}; see --help")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa import pretrained, sharding
-    from tc_jepa.checkpoint import chosen_step, fingerprints
     from tc_jepa.data.prepared import Features, PreparedSource, splits
+    from tc_jepa.distributed import sharding
     from tc_jepa.evaluation import extract
     from tc_jepa.evaluation.encoder import frozen_vit
-    from tc_jepa.files import refuse_existing
+    from tc_jepa.pretrained import encoder as pretrained
+    from tc_jepa.storage.checkpoint import chosen_step, fingerprints
+    from tc_jepa.storage.files import refuse_existing
 
     logging.set_verbosity(logging.WARNING)
     refuse_existing(Path(OUTPUT.value))

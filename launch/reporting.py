@@ -7,14 +7,14 @@ import shlex
 
 from configs import base
 from launch import common
-from tc_jepa import build
-from tc_jepa.checkpoint import saved_steps
+from tc_jepa.config import build
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import read_results
-from tc_jepa.files import replace_text
-from tc_jepa.metrics import METRICS_FILE
+from tc_jepa.monitoring.progress import METRICS_FILE
+from tc_jepa.pretrained.run import open_run
 from tc_jepa.report import looks, page, verdict
-from tc_jepa.trained_run import open_run
+from tc_jepa.storage.checkpoint import saved_steps
+from tc_jepa.storage.files import replace_text
 
 REPORT = Path("report", "index.html")  # in a workdir
 

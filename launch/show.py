@@ -51,8 +51,8 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--output={output}: give a PNG file in a folder that exists")
     logging.set_verbosity(logging.WARNING)
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa.files import replacing
     from tc_jepa.report import pictures
+    from tc_jepa.storage.files import replacing
 
     rows = {"masks": show_masks, "pca": show_pca, "words": show_words, "errors": show_errors}[WHAT.value]()
     with replacing(output) as beside:
@@ -79,7 +79,7 @@ def read_images(size: int):
 
 
 def show_masks():
-    from tc_jepa import build
+    from tc_jepa.config import build
     from tc_jepa.report import pictures
 
     config = CONFIG.value or common.run_config(Path(ENCODER.value))
@@ -120,7 +120,7 @@ def show_words():
 def show_errors():
     import numpy as np
 
-    from tc_jepa import build
+    from tc_jepa.config import build
     from tc_jepa.report import looks, pictures
 
     run, grid, images = open_reading_run()
@@ -138,9 +138,9 @@ def show_errors():
 
 def open_reading_run():
     """The run, its grid of patches and the images. UserError for a run that reads no texts."""
-    from tc_jepa import build
-    from tc_jepa.pretrained import is_run
-    from tc_jepa.trained_run import open_run
+    from tc_jepa.config import build
+    from tc_jepa.pretrained.encoder import is_run
+    from tc_jepa.pretrained.run import open_run
 
     path = Path(ENCODER.value)
     if not is_run(path):

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
             "--workdir=runs/fusion_scenes"
         )
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa import sweeps
+    from tc_jepa.report import sweeps
 
     path, workdir = Path(SWEEP.value), Path(WORKDIR.value)
     planned, baseline = plan(path, workdir, setting.SET.value), load(path).baseline
@@ -86,8 +86,8 @@ def load(path: Path):
 
 def plan(path: Path, workdir: Path, assignments: Sequence[str]) -> list[Planned]:
     """All jobs of a sweep file, validated. UserError, naming the variant, before anything is written."""
-    from tc_jepa.sweeps import Job
-    from tc_jepa.validate import validate
+    from tc_jepa.config.validate import validate
+    from tc_jepa.report.sweeps import Job
 
     sweep = load(path)
     shared = dict(setting.assignment(text) for text in assignments)

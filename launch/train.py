@@ -14,7 +14,8 @@ from absl import flags, logging
 from ml_collections import config_flags
 
 from configs import base
-from launch import common, processes
+from launch import common
+from launch import distributed as processes
 from tc_jepa.errors import UserError
 
 __doc__ += base.describe()
@@ -33,8 +34,8 @@ def main(argv: Sequence[str]) -> None:
             "give --config=FILE and --workdir=DIR, such as --config=configs/quickstart.py --workdir=runs/quickstart"
         )
     # Imported here: data workers import this module again, and need none of it.
+    from tc_jepa.config.validate import validate
     from tc_jepa.train import train
-    from tc_jepa.validate import validate
 
     logging.set_verbosity(logging.WARNING)
     workdir = Path(WORKDIR.value)
@@ -48,7 +49,7 @@ def main(argv: Sequence[str]) -> None:
 def report_on(workdir: Path) -> None:
     """The page on the finished run, by one process. What it may lack loses nothing of the run, and is told."""
     from launch.reporting import write_report
-    from tc_jepa.processes import is_first, wait_for_all
+    from tc_jepa.distributed.processes import is_first, wait_for_all
 
     if is_first():
         try:

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
         if not flags.FLAGS[name].value:
             raise UserError(f"give --{name}; see --help")
     from tc_jepa.data.prepare.word_labels import label_by_words
-    from tc_jepa.files import refuse_existing, replace_text
+    from tc_jepa.storage.files import refuse_existing, replace_text
 
     path, output = Path(CAPTIONS.value), Path(OUTPUT.value)
     refuse_existing(output)

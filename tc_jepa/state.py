@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import optax
 
 from tc_jepa.batch import Batch
-from tc_jepa.models.conditioner import Words
+from tc_jepa.methods.targets import Target
+from tc_jepa.models.conditioners.base import Words
 from tc_jepa.models.layers import Params
 from tc_jepa.models.predictor import Predictor
-from tc_jepa.models.t5 import T5Encoder
-from tc_jepa.models.text import EmbeddingText, StoredWords
+from tc_jepa.models.text.embedding import EmbeddingText, StoredWords
+from tc_jepa.models.text.t5 import T5Encoder
 from tc_jepa.models.vit import VisionTransformer
-from tc_jepa.targets import Target
 
 
 class Networks(NamedTuple):

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from tc_jepa.batch import Batch
+from tc_jepa.methods.losses import loss_terms, Objective
 from tc_jepa.models import layers
-from tc_jepa.models.conditioner import Reading, Words
+from tc_jepa.models.conditioners.base import Reading, Words
 from tc_jepa.models.layers import Params
-from tc_jepa.objective import loss_terms, Objective
 from tc_jepa.optimizer import Schedules
 from tc_jepa.state import Networks, TrainState
 

@@ -14,19 +14,24 @@ import jax
 from jax.experimental import multihost_utils
 import ml_collections
 
-from tc_jepa import build, monitor, online, pretrained, run_data, sharding
-from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
+from tc_jepa.config import build
 from tc_jepa.data import pipeline
 from tc_jepa.data.sources import Captioned
+from tc_jepa.distributed import sharding
+from tc_jepa.distributed.processes import is_first, wait_for_all
 from tc_jepa.errors import UserError
-from tc_jepa.files import replace_text
 from tc_jepa.masking import MaskSampler
-from tc_jepa.metrics import Progress
+from tc_jepa.monitoring import held_out as monitor
+from tc_jepa.monitoring import tasks as online
+from tc_jepa.monitoring.progress import Progress
 from tc_jepa.optimizer import adamw
-from tc_jepa.processes import is_first, wait_for_all
+from tc_jepa.pretrained import encoder as pretrained
+from tc_jepa.pretrained.warm_start import warm_start
 from tc_jepa.state import initial_state, TrainState
 from tc_jepa.step import train_step
-from tc_jepa.warm_start import warm_start
+from tc_jepa.storage import run_data
+from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
+from tc_jepa.storage.files import replace_text
 
 HELD_OUT_SEED = 0  # the same held-out crops, captions and masks in every run
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from tc_jepa.data.candidates import candidates, split_sentences
-from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.data.captions.candidates import candidates, split_sentences
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 
 SENTENCES = {
     "plain": ["A dog runs.", "It is brown."],

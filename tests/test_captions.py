@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from tc_jepa.data import captions as captions_lib
-from tc_jepa.data import scenes_vocabulary
-from tc_jepa.data.captions import caption_arrays, CaptionTokenizer, sample_captions
-from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data.captions import tokenizer as captions_lib
+from tc_jepa.data.captions.tokenizer import caption_arrays, CaptionTokenizer, sample_captions
+from tc_jepa.data.scenes import vocabulary as scenes_vocabulary
+from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.errors import UserError
 
 PATH = captions_lib.scenes_vocabulary_path()

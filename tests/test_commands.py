@@ -11,10 +11,10 @@ import pytest
 
 from configs import base
 from launch.common import check_workdir
-from tc_jepa import build
-from tc_jepa.checkpoint import Checkpoints
+from tc_jepa.config import build
+from tc_jepa.config.validate import validate
 from tc_jepa.errors import UserError
-from tc_jepa.validate import validate
+from tc_jepa.storage.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
 # Of the project's commands, benchmark alone has no path.

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tc_jepa.models import fusion, layers
-from tc_jepa.models.compared_conditioners import AdaptiveNorm, InputFeature, WordSequence
-from tc_jepa.models.conditioner import Conditioner, Words
-from tc_jepa.models.cross_attention import (
+from tc_jepa.models import layers
+from tc_jepa.models.conditioners import fusion
+from tc_jepa.models.conditioners.base import Conditioner, Words
+from tc_jepa.models.conditioners.compared import AdaptiveNorm, InputFeature, WordSequence
+from tc_jepa.models.conditioners.cross_attention import (
     CaptionCrossAttention,
     CrossAttentionForm,
     CrossAttentionLayer,

@@ -6,16 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
-from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Example, Phrase
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import grounding, segmentation
-from tc_jepa.evaluation.evaluate import class_names, evaluate, with_gains
 from tc_jepa.evaluation.reading import FrozenReader
+from tc_jepa.evaluation.runner import class_names, evaluate, with_gains
 from tc_jepa.evaluation.scores import mean_of_images, Measured
-from tc_jepa.evaluation.segmentation import IGNORED, Labelled
+from tc_jepa.evaluation.tasks import grounding, segmentation
+from tc_jepa.evaluation.tasks.segmentation import IGNORED, Labelled
 from tc_jepa.step import predict
 from tests import tiny
 from tests.test_evaluation import pixels

@@ -10,9 +10,9 @@ import pytest
 
 from configs import base
 from launch import evaluate as launch_evaluate
-from tc_jepa import build
+from tc_jepa.config import build
 from tc_jepa.data.prepared import Features
-from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
 

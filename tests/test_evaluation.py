@@ -16,19 +16,22 @@ from sklearn.linear_model import LogisticRegression
 from configs import base
 from launch import common
 from launch import evaluate as launch_evaluate
-from tc_jepa import build, pretrained, sharding
-from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE
-from tc_jepa.convert import folder
-from tc_jepa.data.scenes import SceneSource
+from tc_jepa.config import build
+from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Example, Task
+from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import encoder, knn, linear, rank, results, segmentation
-from tc_jepa.evaluation.evaluate import choose, evaluate
+from tc_jepa.evaluation import encoder, results
 from tc_jepa.evaluation.features import FeatureStore, Part
 from tc_jepa.evaluation.findings import Findings
+from tc_jepa.evaluation.runner import choose, evaluate
 from tc_jepa.evaluation.scores import Truth
+from tc_jepa.evaluation.tasks import knn, linear, rank, segmentation
 from tc_jepa.models import layers, vit
+from tc_jepa.pretrained import encoder as pretrained
+from tc_jepa.pretrained.convert import folder
 from tc_jepa.state import initial_encoder_params, TrainState
+from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE
 from tests import tiny
 
 

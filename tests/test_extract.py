@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 
-from tc_jepa import sharding
-from tc_jepa.convert import folder
-from tc_jepa.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.data.prepare import prepare_scenes
 from tc_jepa.data.prepared import PreparedSource
+from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, extract
 from tc_jepa.models.vit import Size
+from tc_jepa.pretrained.convert import folder
+from tc_jepa.pretrained.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.state import initial_encoder_params
 from tests.test_house import ROOT
 

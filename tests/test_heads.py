@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import attentive, linear, linear_bank
+from tc_jepa.evaluation import linear_bank
 from tc_jepa.evaluation.linear_bank import Head, HEADS, INPUTS
 from tc_jepa.evaluation.scores import Truth, value_of
+from tc_jepa.evaluation.tasks import attentive, linear
 
 WIDTHS = dict(zip(INPUTS, (6, 10)))
 CLASSES = 3

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from tc_jepa import build
+from tc_jepa.config import build
+from tc_jepa.config.validate import validate
 from tc_jepa.data import pipeline
-from tc_jepa.models.conditioner import Words
+from tc_jepa.models.conditioners.base import Words
 from tc_jepa.optimizer import adamw, match_rules, WEIGHT_DECAY_RULES
 from tc_jepa.state import initial_state
-from tc_jepa.validate import validate
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base", "recipes"))
@@ -44,17 +44,17 @@ def files(*patterns: str) -> list[Path]:
     [
         (("data/**/*.py", "masking/*.py", "batch.py", "errors.py"), ("jax", "flax", "optax", "orbax")),
         (
-            ("models/*.py", "objective.py", "step.py", "state.py"),
+            ("models/**/*.py", "methods/*.py", "step.py", "state.py"),
             (
                 "tc_jepa.data",
-                "tc_jepa.checkpoint",
-                "tc_jepa.sharding",
-                "tc_jepa.build",
+                "tc_jepa.storage",
+                "tc_jepa.distributed",
+                "tc_jepa.config",
                 "tc_jepa.train",
                 "ml_collections",
             ),
         ),
-        (("evaluation/*.py",), ("tc_jepa.train", "tc_jepa.monitor")),
+        (("evaluation/**/*.py",), ("tc_jepa.train", "tc_jepa.monitoring")),
         (("**/*.py",), ("configs", "launch", "tests", "pickle", "tensorflow")),
     ],
 )

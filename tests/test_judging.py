@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 
 from launch import common
-from tc_jepa import sharding
 from tc_jepa.data.sources import Task
+from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import attentive, features, knn, linear_bank, lowshot, rank, results
+from tc_jepa.evaluation import features, linear_bank, results
 from tc_jepa.evaluation.encoder import Features, FrozenEncoder
-from tc_jepa.evaluation.evaluate import choose, confusion, evaluate, PROTOCOLS
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.findings import Confusion, Findings, LabelMaps
+from tc_jepa.evaluation.runner import choose, confusion, evaluate, PROTOCOLS
 from tc_jepa.evaluation.scores import Truth
+from tc_jepa.evaluation.tasks import attentive, knn, lowshot, rank
 from tc_jepa.evaluation.views import Views
 from tc_jepa.models import layers
 from tc_jepa.report import evaluated

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from tc_jepa import build
+from tc_jepa.config import build
+from tc_jepa.config.validate import validate
 from tc_jepa.errors import UserError
 from tc_jepa.masking import BlockMasks, OfficialMasks, RandomMasks
-from tc_jepa.validate import validate
 
 FIXTURES = Path(__file__).parent / "fixtures"
 

@@ -10,15 +10,16 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from tc_jepa import build, write_words
+from tc_jepa import write_words
 from tc_jepa.batch import Batch
+from tc_jepa.config import build
+from tc_jepa.config.validate import validate
 from tc_jepa.data import mixtures, pipeline, prepare
-from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
-from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Example
-from tc_jepa.data.words import WordsStamp
+from tc_jepa.data.word_vectors.folder import WordsStamp
 from tc_jepa.errors import UserError
-from tc_jepa.validate import validate
 from tests import tiny
 from tests.preparing import write_lines
 from tests.test_train import mite, tiny_config  # noqa: F401 - mite is a fixture

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tc_jepa.models import conditioner, fusion, layers, vit
-from tc_jepa.models.conditioner import Words
-from tc_jepa.models.cross_attention import CrossAttentionLayer
+from tc_jepa.models import layers, vit
+from tc_jepa.models.conditioners import base as conditioner
+from tc_jepa.models.conditioners import fusion
+from tc_jepa.models.conditioners.base import Words
+from tc_jepa.models.conditioners.cross_attention import CrossAttentionLayer
 from tc_jepa.state import initial_encoder_params
 from tc_jepa.step import forward
 from tests import tiny

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from tc_jepa import monitor
-from tc_jepa.metrics import cut_back
-from tc_jepa.models.conditioner import Reading
+from tc_jepa.models.conditioners.base import Reading
+from tc_jepa.monitoring import held_out as monitor
+from tc_jepa.monitoring.progress import cut_back
 from tc_jepa.step import forward
 from tests import tiny
 

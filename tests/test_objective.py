@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tc_jepa import objective
-from tc_jepa.models.conditioner import Reading, Words
+from tc_jepa.methods import losses as objective
+from tc_jepa.models.conditioners.base import Reading, Words
 from tc_jepa.step import forward
 from tests import tiny
 

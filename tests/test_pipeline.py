@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tc_jepa.batch import Batch
-from tc_jepa.data import captions, pipeline, transforms
-from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data import pipeline, transforms
+from tc_jepa.data.captions import tokenizer as captions
+from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.masking import Masks, OfficialMasks, RandomMasks
 from tests import tiny
 

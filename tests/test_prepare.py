@@ -12,11 +12,11 @@ from PIL import Image
 import pytest
 
 from tc_jepa.data import prepare
-from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.data.images import decode_image, decode_mask
 from tc_jepa.data.prepare import dataset, statistics
 from tc_jepa.data.prepared import PreparedSource, splits, vocabulary_path
-from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.errors import UserError
 
 PHOTOS = Path(__file__).parent / "fixtures" / "photos"

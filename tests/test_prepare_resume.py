@@ -11,8 +11,9 @@ import time
 import pytest
 
 from tc_jepa.data import prepare
-from tc_jepa.data.captions import scenes_vocabulary_path
-from tc_jepa.data.prepare import dataset, processes
+from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
+from tc_jepa.data.prepare import dataset
+from tc_jepa.data.prepare import workers as processes
 from tc_jepa.data.prepared import PreparedSource, splits
 from tc_jepa.errors import UserError
 from tests.preparing import contents, PHOTO_LINES, PHOTOS, write_lines, write_tar

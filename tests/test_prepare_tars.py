@@ -10,7 +10,7 @@ import tarfile
 import pytest
 
 from tc_jepa.data import prepare
-from tc_jepa.data.captions import scenes_vocabulary_path
+from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.prepare import tars
 from tc_jepa.data.prepared import PreparedSource, splits
 from tc_jepa.errors import UserError

@@ -12,13 +12,13 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import base
-from tc_jepa import build
+from tc_jepa.config import build
+from tc_jepa.config.validate import validate
 from tc_jepa.data import prepare
 from tc_jepa.data.prepared import data_identity, ENDS, Features, file_identity, PreparedSource
-from tc_jepa.data.words import WordsFolder, WordsStamp
-from tc_jepa.data.write_words import write_words
+from tc_jepa.data.word_vectors.folder import WordsFolder, WordsStamp
+from tc_jepa.data.word_vectors.write import write_words
 from tc_jepa.errors import UserError
-from tc_jepa.validate import validate
 from tests.preparing import PHOTO_LINES, PHOTOS, write_lines
 
 TEXT, LABEL = tfds.features.Text(), tfds.features.ClassLabel(names=["cat", "dog"])

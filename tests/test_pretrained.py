@@ -10,14 +10,15 @@ import pytest
 
 from configs import base
 import tc_jepa
-from tc_jepa import build, pretrained
-from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE, restore_trained
-from tc_jepa.convert import folder, hf_ijepa
-from tc_jepa.convert.weights import abstract_params, EncoderWeights
+from tc_jepa.config import build
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers, vit
-from tc_jepa.models.text import EmbeddingText
+from tc_jepa.models.text.embedding import EmbeddingText
+from tc_jepa.pretrained import encoder as pretrained
+from tc_jepa.pretrained.convert import folder, hf_ijepa
+from tc_jepa.pretrained.convert.weights import abstract_params, EncoderWeights
 from tc_jepa.state import TrainState
+from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE, restore_trained
 from tests import tiny
 
 FIXTURES = Path(__file__).parent / "fixtures"

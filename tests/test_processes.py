@@ -15,11 +15,11 @@ import jax
 import numpy as np
 import pytest
 
-from tc_jepa.checkpoint import saved_steps
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import features
 from tc_jepa.evaluation.features import FeatureStore, Part
-from tc_jepa.files import held
+from tc_jepa.storage.checkpoint import saved_steps
+from tc_jepa.storage.files import held
 from tests import tiny
 from tests.test_evaluation import pixels, Written
 

@@ -13,9 +13,9 @@ import pytest
 
 from configs import base, quickstart
 from launch import reporting
-from tc_jepa import build
+from tc_jepa.config import build
 from tc_jepa.data import pipeline
-from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.errors import UserError
 from tc_jepa.masking.masks import pack
 from tc_jepa.report import charts, looks, page, pictures, verdict

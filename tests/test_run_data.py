@@ -8,11 +8,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from launch.common import check_workdir
-from tc_jepa import build, train
-from tc_jepa.data.captions import scenes_vocabulary_path
+from tc_jepa import train
+from tc_jepa.config import build
+from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.prepared import data_identity
 from tc_jepa.errors import UserError
-from tc_jepa.run_data import check_data, DATA_FILE, difference, Held, record_data, recorded
+from tc_jepa.storage.run_data import check_data, DATA_FILE, difference, Held, record_data, recorded
 from tests.preparing import PHOTO_LINES, PHOTOS
 from tests.test_prepared import write
 from tests.test_train import mite, tiny_config  # noqa: F401 - mite is a fixture

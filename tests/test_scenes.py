@@ -7,8 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from tc_jepa.data import scene_captions, scenes
-from tc_jepa.data.scenes import BACKGROUNDS, COLOURS, SceneSource, SHAPES
+from tc_jepa.data.scenes import captions as scene_captions
+from tc_jepa.data.scenes import source as scenes
+from tc_jepa.data.scenes.source import BACKGROUNDS, COLOURS, SceneSource, SHAPES
 from tc_jepa.errors import UserError
 
 BASE_WORD = {synonym: word for word, synonyms in scene_captions.SYNONYMS.items() for synonym in synonyms}

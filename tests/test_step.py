@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tc_jepa import sharding
+from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
-from tc_jepa.models.conditioner import Conditioner
+from tc_jepa.models.conditioners.base import Conditioner
 from tc_jepa.step import forward, target_features
 from tests import tiny
 

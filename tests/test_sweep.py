@@ -13,9 +13,9 @@ import time
 import pytest
 
 from launch import sweep
-from tc_jepa import sweeps
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import read_results
+from tc_jepa.report import sweeps
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs" / "sweeps").glob("[!_]*.py"))

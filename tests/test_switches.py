@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tc_jepa import targets
+from tc_jepa.methods import targets
 from tc_jepa.models import layers, vit
 from tc_jepa.state import initial_encoder_params
 from tc_jepa.step import join_targets, target_features

@@ -7,14 +7,15 @@ from PIL import Image
 import pytest
 
 import tc_jepa
-from tc_jepa import build, pretrained
-from tc_jepa.checkpoint import saved_steps
-from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.config import build
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.data.prepare import prepare_imagefolder
 from tc_jepa.errors import UserError
+from tc_jepa.pretrained import encoder as pretrained
+from tc_jepa.pretrained.run import open_run
 from tc_jepa.report import looks
+from tc_jepa.storage.checkpoint import saved_steps
 from tc_jepa.train import train
-from tc_jepa.trained_run import open_run
 from tests.test_train import final_state, lines, mite, tiny_config  # noqa: F401 - mite is a fixture
 
 

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from configs import base
-from tc_jepa import metrics, online, sharding
-from tc_jepa.checkpoint import Checkpoints, fingerprints, restore_encoder, saved_steps
-from tc_jepa.data import captions
+from tc_jepa.config.validate import validate
+from tc_jepa.data.captions import tokenizer as captions
+from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.models import vit
+from tc_jepa.monitoring import progress as metrics
+from tc_jepa.monitoring import tasks as online
+from tc_jepa.storage.checkpoint import Checkpoints, fingerprints, restore_encoder, saved_steps
 from tc_jepa.train import train
-from tc_jepa.validate import validate
 from tests import tiny
 
 

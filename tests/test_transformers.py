@@ -17,13 +17,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import tc_jepa
-from tc_jepa import pretrained
-from tc_jepa.convert import hf_ijepa, ijepa, t5
-from tc_jepa.convert.weights import EncoderWeights, square_encoder
-from tc_jepa.data.captions import scenes_vocabulary_path
+from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.prepare import prepare_folder
 from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.models import layers, vit
+from tc_jepa.pretrained import encoder as pretrained
+from tc_jepa.pretrained.convert import hf_ijepa, ijepa, t5
+from tc_jepa.pretrained.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.train import train
 from tests import tiny
 from tests.preparing import PHOTO_LINES, PHOTOS

@@ -9,16 +9,17 @@ import jax
 import numpy as np
 import pytest
 
-from tc_jepa import build, pretrained
-from tc_jepa.checkpoint import Checkpoints, CONFIG_FILE, restore_trained
-from tc_jepa.convert import folder
-from tc_jepa.convert.weights import EncoderWeights
+from tc_jepa.config import build
 from tc_jepa.data import pipeline
 from tc_jepa.errors import UserError
 from tc_jepa.optimizer import adamw
+from tc_jepa.pretrained import encoder as pretrained
+from tc_jepa.pretrained.convert import folder
+from tc_jepa.pretrained.convert.weights import EncoderWeights
+from tc_jepa.pretrained.warm_start import warm_start
 from tc_jepa.state import initial_state
+from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE, restore_trained
 from tc_jepa.train import train
-from tc_jepa.warm_start import warm_start
 from tests import tiny
 from tests.test_train import lines, mite, tiny_config  # noqa: F401 - mite is a fixture
 

@@ -20,23 +20,24 @@ from PIL import Image
 import pytest
 import safetensors
 
-from tc_jepa import build, write_words
+from tc_jepa import write_words
 from tc_jepa.batch import Batch
-from tc_jepa.convert import t5
+from tc_jepa.config import build
+from tc_jepa.config.validate import validate
 from tc_jepa.data import pipeline, prepare
-from tc_jepa.data.captions import scenes_vocabulary_path
+from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.prepared import PreparedSource
-from tc_jepa.data.words import digest, DTYPES, pack, unpack, WordsFolder, WordsStamp
-from tc_jepa.data.write_words import work_folder
+from tc_jepa.data.word_vectors.folder import digest, DTYPES, pack, unpack, WordsFolder, WordsStamp
+from tc_jepa.data.word_vectors.write import work_folder
 from tc_jepa.errors import UserError
-from tc_jepa.models.t5 import T5Encoder
-from tc_jepa.models.text import StoredWords
-from tc_jepa.run_data import check_data, DATA_FILE, recorded, VECTORS, WORDS_FILE
+from tc_jepa.models.text.embedding import StoredWords
+from tc_jepa.models.text.t5 import T5Encoder
+from tc_jepa.pretrained.caption_encoder import T5Captions
+from tc_jepa.pretrained.convert import t5
 from tc_jepa.state import initial_state
 from tc_jepa.step import forward
-from tc_jepa.text_encoding import T5Captions
+from tc_jepa.storage.run_data import check_data, DATA_FILE, recorded, VECTORS, WORDS_FILE
 from tc_jepa.train import train
-from tc_jepa.validate import validate
 from tests import tiny
 from tests.test_train import mite, tiny_config  # noqa: F401 - mite is a fixture
 

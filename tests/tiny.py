@@ -11,17 +11,19 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tc_jepa.batch import Batch
-from tc_jepa.convert import t5
-from tc_jepa.data.captions import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.masking import BlockMasks
-from tc_jepa.models import conditioner, layers, text, vit
-from tc_jepa.models.cross_attention import WordCrossAttention
+from tc_jepa.methods.losses import Objective
+from tc_jepa.methods.targets import EmaEncoder
+from tc_jepa.models import layers, vit
+from tc_jepa.models.conditioners import base as conditioner
+from tc_jepa.models.conditioners.cross_attention import WordCrossAttention
 from tc_jepa.models.predictor import Predictor
-from tc_jepa.objective import Objective
+from tc_jepa.models.text import embedding as text
 from tc_jepa.optimizer import adamw, Schedules
+from tc_jepa.pretrained.convert import t5
 from tc_jepa.state import initial_state, Networks, TrainState
 from tc_jepa.step import forward, train_step
-from tc_jepa.targets import EmaEncoder
 
 IMAGE, PATCH, GRID, DEPTH, VOCABULARY, WORDS = 16, 4, (4, 4), 2, 20, 5
 MASKS = BlockMasks(GRID, 2, (0.1, 0.2), (0.75, 1.5), (0.85, 1.0), (1.0, 1.0), context_tokens=12, min_context=4)

@@ -13,7 +13,8 @@ import grain
 import numpy as np
 
 from tc_jepa.batch import Batch
-from tc_jepa.data import captions, transforms
+from tc_jepa.data import transforms
+from tc_jepa.data.captions import tokenizer as captions
 from tc_jepa.data.mixtures import Mixture
 from tc_jepa.data.sources import Captioned, Example
 from tc_jepa.masking import MaskSampler

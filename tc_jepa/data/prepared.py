@@ -12,7 +12,7 @@ from google.protobuf import json_format
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tc_jepa.data.candidates import candidates
+from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.feature_classes import check_feature_classes
 from tc_jepa.data.images import decode_image, decode_mask, IGNORED, image_shape
 from tc_jepa.data.sources import Example, Task, VALIDATION

@@ -16,9 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from tc_jepa import sharding
 from tc_jepa.data.sources import Captioned
 from tc_jepa.data.transforms import resize, resize_and_centre_crop
+from tc_jepa.distributed import sharding
 from tc_jepa.models import layers
 from tc_jepa.models.vit import VisionTransformer
 

@@ -25,7 +25,7 @@ import tqdm
 from tc_jepa.data.sources import Source
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
-from tc_jepa.files import refuse_existing, replace_text, replacing
+from tc_jepa.storage.files import refuse_existing, replace_text, replacing
 
 ABOUT = "features.json"
 KINDS = ("pooled", "patches")

@@ -14,11 +14,11 @@ import numpy as np
 import tqdm
 
 from tc_jepa.data.sources import Captioned
+from tc_jepa.distributed.processes import is_first, wait_for_all
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
 from tc_jepa.evaluation.extract import begin, save
-from tc_jepa.files import held
-from tc_jepa.processes import is_first, wait_for_all
+from tc_jepa.storage.files import held
 
 IMAGES_PER_SHARD = {"pooled": 2048, "last_four": 2048, "patches": 256}  # by kind, about: whole batches
 ABOUT = "about.json"

@@ -38,8 +38,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tc_jepa.evaluation.linear import Probe, validation_examples
 from tc_jepa.evaluation.scores import Kind, Truth, value_of
+from tc_jepa.evaluation.tasks.linear import Probe, validation_examples
 
 BATCH = 16384
 EPOCHS, EPOCHS_A_RATE = 50, 15

@@ -7,9 +7,10 @@ from typing import NamedTuple
 from absl import logging
 import numpy as np
 
-from tc_jepa.evaluation import attentive, knn, linear, linear_bank, lowshot
+from tc_jepa.evaluation import linear_bank
 from tc_jepa.evaluation.features import Arrays
 from tc_jepa.evaluation.scores import Sweep, Truth
+from tc_jepa.evaluation.tasks import attentive, knn, linear, lowshot
 
 LAYERS = {"pooled": "last", "last_four": "last_four"}  # kinds of features, and what linear_bank calls them
 VIEWS = "_views"  # behind the name of a kind: the same of random views of the images, [V, N, D]

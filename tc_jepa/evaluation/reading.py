@@ -13,8 +13,8 @@ import numpy as np
 from tc_jepa.batch import Batch
 from tc_jepa.masking import MaskSampler
 from tc_jepa.masking.masks import pack
+from tc_jepa.methods.losses import prediction_error
 from tc_jepa.models.layers import Params
-from tc_jepa.objective import prediction_error
 from tc_jepa.state import Networks
 from tc_jepa.step import predict
 

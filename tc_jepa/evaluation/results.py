@@ -9,7 +9,7 @@ from pathlib import Path
 from tc_jepa.data.sources import Task
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.findings import Findings
-from tc_jepa.files import replace_text
+from tc_jepa.storage.files import replace_text
 
 RESULTS, REPORT = "results.json", "results.md"
 # What lies beside them: confusions as a table, and the pictures of report.evaluated.

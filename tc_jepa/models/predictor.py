@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tc_jepa.models import layers
-from tc_jepa.models.conditioner import Block, Conditioner, Reading, Tokens, Words
+from tc_jepa.models.conditioners.base import Block, Conditioner, Reading, Tokens, Words
 
 
 class Predictor(nn.Module):

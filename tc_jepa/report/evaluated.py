@@ -12,10 +12,10 @@ from tc_jepa.data.sources import Captioned
 from tc_jepa.data.transforms import resize, resize_and_centre_crop, resize_mask
 from tc_jepa.evaluation.findings import Confusion, Findings, LabelMaps
 from tc_jepa.evaluation.results import CONFUSION, file_name, LABEL_MAPS, NEIGHBOURS, SWEEP
-from tc_jepa.evaluation.segmentation import IGNORED
-from tc_jepa.files import replacing
+from tc_jepa.evaluation.tasks.segmentation import IGNORED
 from tc_jepa.report import pictures
 from tc_jepa.report.charts import line_chart
+from tc_jepa.storage.files import replacing
 
 SIDE, MAP_HEIGHT = 128, 192  # pixels of a neighbour, and of a label map
 NAMED_CLASSES = 40  # of a confusion, at most; more are drawn without their names

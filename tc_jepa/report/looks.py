@@ -7,22 +7,23 @@ import jax
 import ml_collections
 import numpy as np
 
-from tc_jepa import build, sharding
 from tc_jepa.batch import Batch
+from tc_jepa.config import build
 from tc_jepa.data import pipeline
-from tc_jepa.data.captions import CaptionReader, CaptionTokenizer
+from tc_jepa.data.captions.tokenizer import CaptionReader, CaptionTokenizer
 from tc_jepa.data.sources import Captioned
 from tc_jepa.data.transforms import resize_and_centre_crop
-from tc_jepa.data.words import WordsFolder
+from tc_jepa.data.word_vectors.folder import WordsFolder
+from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import frozen_vit, FrozenEncoder
 from tc_jepa.evaluation.features import FeatureStore, Part
-from tc_jepa.evaluation.grounding import word_pieces
 from tc_jepa.evaluation.reading import FrozenReader
+from tc_jepa.evaluation.tasks.grounding import word_pieces
 from tc_jepa.masking.masks import Masks, MaskSampler
+from tc_jepa.pretrained.run import TrainedRun
 from tc_jepa.report import pictures
 from tc_jepa.state import initial_encoder_params
-from tc_jepa.trained_run import TrainedRun
 
 INPUTS = 6  # images whose masks and captions are drawn
 SHOWN = 6  # held-out images in colours of their features

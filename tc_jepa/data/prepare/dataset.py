@@ -25,13 +25,14 @@ from array_record.python.array_record_module import ArrayRecordWriter
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
-from tc_jepa.data.candidates import Candidates
-from tc_jepa.data.captions import CaptionTokenizer
-from tc_jepa.data.prepare import processes, statistics
+from tc_jepa.data.captions.candidates import Candidates
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer
+from tc_jepa.data.prepare import statistics
+from tc_jepa.data.prepare import workers as processes
 from tc_jepa.data.prepare.statistics import Counts, Summary
 from tc_jepa.data.prepared import VOCABULARY
 from tc_jepa.errors import UserError
-from tc_jepa.files import refuse_existing, replace_text, replacing
+from tc_jepa.storage.files import refuse_existing, replace_text, replacing
 
 FORMAT = 1  # of what a command writes: a partial of another format is not gone on with
 SHARD_IMAGES, MOST_SHARDS = 1000, 512

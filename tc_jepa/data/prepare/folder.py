@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from tc_jepa.data.candidates import candidates
+from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, texts
 from tc_jepa.data.prepare.dataset import Bad, Record, Shard
 from tc_jepa.data.prepare.masks import Meaning, read_meaning
@@ -19,7 +19,7 @@ from tc_jepa.data.prepare.pictures import DIGEST_BYTES
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
 from tc_jepa.errors import UserError
-from tc_jepa.files import refuse_existing
+from tc_jepa.storage.files import refuse_existing
 
 
 class Line(NamedTuple):

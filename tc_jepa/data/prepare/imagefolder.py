@@ -6,12 +6,12 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from tc_jepa.data.candidates import candidates
+from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, texts, trees
 from tc_jepa.data.prepare.dataset import Bad, Record
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.errors import UserError
-from tc_jepa.files import refuse_existing
+from tc_jepa.storage.files import refuse_existing
 
 NAMED = 5  # classes that an error lists
 

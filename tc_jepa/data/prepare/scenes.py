@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from tc_jepa.data.candidates import Candidates
-from tc_jepa.data.captions import scenes_vocabulary_path
+from tc_jepa.data.captions.candidates import Candidates
+from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.prepare import dataset
 from tc_jepa.data.prepare.statistics import Summary
-from tc_jepa.data.scenes import SceneSource
+from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Source, TEST, TRAIN, VALIDATION
-from tc_jepa.files import refuse_existing
+from tc_jepa.storage.files import refuse_existing
 
 
 def prepare_scenes(

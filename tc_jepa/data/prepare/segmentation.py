@@ -6,13 +6,13 @@ from pathlib import Path, PurePosixPath
 
 import tensorflow_datasets as tfds
 
-from tc_jepa.data.candidates import candidates
+from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, trees
 from tc_jepa.data.prepare.dataset import Bad, Record
 from tc_jepa.data.prepare.masks import Meaning, PNG, read_meaning
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.errors import UserError
-from tc_jepa.files import refuse_existing
+from tc_jepa.storage.files import refuse_existing
 
 
 def prepare_segmentation(

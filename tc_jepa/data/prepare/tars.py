@@ -15,14 +15,14 @@ from typing import Any, NamedTuple
 
 import tensorflow_datasets as tfds
 
-from tc_jepa.data.candidates import candidates
+from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.images import decode_image
 from tc_jepa.data.prepare import dataset, texts
 from tc_jepa.data.prepare.dataset import Bad, Record, Shard
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
 from tc_jepa.errors import UserError
-from tc_jepa.files import refuse_existing
+from tc_jepa.storage.files import refuse_existing
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 IMAGE_LIMIT = 1 << 28  # bytes

@@ -1,0 +1,78 @@
+"""Captions through a frozen T5, outside of training: for tc_jepa.data.word_vectors.write."""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from flax import traverse_util
+import jax
+import numpy as np
+
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer
+from tc_jepa.data.word_vectors.folder import WordsStamp
+from tc_jepa.distributed import sharding
+from tc_jepa.models.layers import Params
+from tc_jepa.models.text.t5 import T5Config, T5Encoder
+from tc_jepa.pretrained.convert import t5
+
+WIDEN = 8  # words; rows are padded to a multiple of it, so that few programs are compiled
+
+
+class T5Captions:
+    """Texts -> the vectors of their words, float32 [words, E] each, over all devices.
+
+    `folder` is a Hugging Face T5's, whose vocabulary cuts each text to at most `words` words, eos included. Each call
+    of the network reads `batch_size` captions, sorted by length. UserError for an unusable folder, and a batch size
+    that the devices do not divide.
+    """
+
+    def __init__(self, folder: str, words: int, batch_size: int):
+        config, params = t5.load(folder)
+        vocabulary = t5.vocabulary(folder)
+        self.tokenizer = CaptionTokenizer(vocabulary, words)
+        t5.check_vocabulary(config, self.tokenizer.vocabulary_size, vocabulary)
+        mesh = sharding.local_mesh()
+        sharding.check_batch(mesh, batch_size, "--batch_size")
+        self.width, self._batch_size = config.width, batch_size
+        self._identity = {"weights": fingerprint(config, params), "vocabulary": file_sha256(vocabulary)}
+        whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        self._params = jax.device_put(params, whole)
+        encoder = T5Encoder(config)
+        self._apply = jax.jit(
+            lambda params, ids, valid: encoder.apply({"params": params}, ids[:, None], valid[:, None])[:, 0],
+            in_shardings=(whole, rows, rows),
+            out_shardings=rows,
+        )
+
+    def stamp(self, name: str, dtype: str) -> WordsStamp:
+        return WordsStamp(name, words=self.tokenizer.words, width=self.width, dtype=dtype, **self._identity)
+
+    def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
+        ids, valid = self.tokenizer.encode(captions)
+        lengths = valid.sum(axis=1)
+        order, size = np.argsort(lengths, kind="stable"), self._batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        computed = []  # all are under way before the first is waited for
+        for rows in batches:
+            longest = min(-(-lengths[rows[-1]] // WIDEN) * WIDEN, self.tokenizer.words)
+            padded = np.resize(rows, size)
+            computed.append(self._apply(self._params, ids[padded, :longest], valid[padded, :longest]))
+        vectors = {}
+        for rows, array in zip(batches, computed):
+            vectors |= {row: one[: lengths[row]] for row, one in zip(rows.tolist(), np.asarray(array))}
+        return [vectors[row] for row in range(len(captions))]
+
+
+def fingerprint(config: T5Config, params: Params) -> str:
+    """sha256 of a T5 encoder, the same for every way that its weights can be stored."""
+    state = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
+    for path, array in sorted(traverse_util.flatten_dict(params).items()):
+        state.update(f"{'/'.join(path)} {array.shape}".encode())
+        state.update(np.ascontiguousarray(array, np.float32))
+    return state.hexdigest()
+
+
+def file_sha256(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

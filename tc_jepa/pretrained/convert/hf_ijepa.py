@@ -1,0 +1,128 @@
+"""I-JEPA folders as Hugging Face's transformers reads and writes them (its IJepaModel), both ways.
+
+Its tensors are the official ones renamed, with queries, keys and values apart; its format lets positions be any.
+"""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tc_jepa.errors import UserError
+from tc_jepa.models import layers
+from tc_jepa.models.vit import Size
+from tc_jepa.pretrained.convert import ijepa, tensors
+from tc_jepa.pretrained.convert.folder import check_sizes, positive_integers
+from tc_jepa.pretrained.convert.weights import EncoderWeights
+
+MODEL_TYPE = "ijepa"
+PREPROCESSOR = "preprocessor_config.json"
+INTEGERS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "patch_size",
+    "image_size",
+)
+# What our encoder computes, and all published models are.
+FIXED = {"num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": layers.LAYER_NORM_EPSILON, "qkv_bias": True}
+
+OUTSIDE_BLOCKS = {
+    ijepa.POSITIONS: ("embeddings.position_embeddings",),
+    "patch_embed.proj.weight": ("embeddings.patch_embeddings.projection.weight",),
+    "patch_embed.proj.bias": ("embeddings.patch_embeddings.projection.bias",),
+    "norm.weight": ("layernorm.weight",),
+    "norm.bias": ("layernorm.bias",),
+}
+IN_BLOCK = {
+    "norm1": ("layernorm_before",),
+    "attn.qkv": ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+    "attn.proj": ("attention.output.dense",),
+    "norm2": ("layernorm_after",),
+    "mlp.fc1": ("intermediate.dense",),
+    "mlp.fc2": ("output.dense",),
+}
+
+
+def names(depth: int) -> dict[str, tuple[str, ...]]:
+    """Official name -> the one or three names here, whose tensors lie one below the other in the official one."""
+    found = dict(OUTSIDE_BLOCKS)
+    for i in range(depth):
+        for official, theirs in IN_BLOCK.items():
+            for kind in ("weight", "bias"):
+                found[f"blocks.{i}.{official}.{kind}"] = tuple(f"encoder.layer.{i}.{name}.{kind}" for name in theirs)
+    return found
+
+
+def load(folder: Path) -> EncoderWeights:
+    """UserError where a file, a key of config.json or a tensor is missing, unexpected or unusable."""
+    path = folder / tensors.CONFIG
+    config = tensors.read_json(path)
+    if config.get("model_type") != MODEL_TYPE:
+        raise UserError(f"{path}: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}")
+    for key, value in FIXED.items():
+        if config.get(key, value) != value:
+            raise UserError(f"{path}: {key} is {config[key]!r}; only {value!r} is supported")
+    width, depth, heads, hidden, patch_size, image_size = positive_integers(config, INTEGERS, path).values()
+    check_sizes(width, heads, patch_size, image_size, path)
+    size = Size(width, depth, heads, hidden)
+
+    official = ijepa.encoder_shapes(size, patch_size, (image_size // patch_size) ** 2)
+    parts = names(depth)
+    expected = {
+        name: (official[key][0] // len(theirs), *official[key][1:]) for key, theirs in parts.items() for name in theirs
+    }
+    found = tensors.read(tensors.files(folder), expected, str(folder))
+    joined = {key: np.concatenate([found[name] for name in theirs]) for key, theirs in parts.items()}
+    return ijepa.from_official(joined, size, patch_size, image_size)
+
+
+def save(weights: EncoderWeights, folder: Path) -> None:
+    """Writes config.json, model.safetensors and preprocessor_config.json into an existing empty folder."""
+    official, parts = ijepa.to_official(weights), names(weights.encoder.size.depth)
+    split = {}
+    for key, theirs in parts.items():
+        split |= zip(theirs, np.split(official[key], len(theirs)), strict=True)
+    tensors.write(split, folder / tensors.WEIGHTS)
+    for name, values in ((tensors.CONFIG, _config(weights)), (PREPROCESSOR, preprocessor(weights.image_size))):
+        (folder / name).write_text(json.dumps(values, indent=2) + "\n")
+
+
+def _config(weights: EncoderWeights) -> Mapping[str, Any]:
+    size = weights.encoder.size
+    sizes = (size.width, size.depth, size.heads, size.hidden, weights.encoder.patch_size, weights.image_size)
+    return {
+        "architectures": ["IJepaModel"],
+        "model_type": MODEL_TYPE,
+        "dtype": "float32",
+        **dict(zip(INTEGERS, sizes, strict=True)),
+        **FIXED,
+        "attention_probs_dropout_prob": 0.0,
+        "hidden_dropout_prob": 0.0,
+        "initializer_range": layers.OFFICIAL_STD,
+    }
+
+
+def preprocessor(image_size: int) -> Mapping[str, Any]:
+    """What transforms.resize_and_centre_crop and layers.normalise_images do, in the words of transformers' image
+    processors: BitImageProcessor resizes the shorter side and crops the centre, ViTImageProcessor would distort.
+
+    One thing cannot be said: we shrink by area, their nearest is bilinear with antialiasing (PIL's filter 2).
+    """
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": image_size},
+        "resample": 2,
+        "do_center_crop": True,
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(layers.IMAGENET_MEAN),
+        "image_std": list(layers.IMAGENET_STD),
+    }

@@ -1,0 +1,164 @@
+"""Vision encoders that exist already, opened one way: of a training run, of a converted folder, of Hugging Face."""
+
+from collections.abc import Callable
+import functools
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from tc_jepa.config import build
+from tc_jepa.errors import UserError
+from tc_jepa.models import layers
+from tc_jepa.models.layers import Params
+from tc_jepa.models.vit import VisionTransformer
+from tc_jepa.pretrained.convert import folder, hf_ijepa
+from tc_jepa.pretrained.convert.tensors import read_json
+from tc_jepa.pretrained.convert.weights import abstract_params, EncoderWeights
+from tc_jepa.storage.checkpoint import CONFIG_FILE, read_config, restore_encoder, restore_trained, saved_steps
+
+ROUNDING = 1e-3  # by which resized images in 0-1 may leave that range
+
+
+def is_run(path: str | os.PathLike) -> bool:
+    """Whether a path is the workdir of a training run, not a folder of weights. UserError where it can be neither."""
+    path = Path(path)
+    if not path.is_dir():
+        hint = "convert it first, with launch.convert" if path.is_file() else "there is none"
+        raise UserError(f"{path} is no folder ({hint}); give a workdir, a converted folder or a Hugging Face folder")
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{path} holds no {CONFIG_FILE}: neither a workdir, a converted nor a Hugging Face folder")
+    config = read_json(path / CONFIG_FILE)
+    if saved_steps(path) or {"train", "model", "target_encoder"} <= config.keys():
+        return True
+    if "format" not in config and "model_type" not in config:
+        raise UserError(f"{path / CONFIG_FILE} is neither a run's, a converted encoder's nor Hugging Face's")
+    return False
+
+
+def open_encoder(path: str | os.PathLike, step: int | None = None, *, predictor: bool = False) -> EncoderWeights:
+    """The encoder of a workdir, a converted folder or a Hugging Face I-JEPA folder, and its predictor if asked for.
+
+    Of a run: the target encoder where it is an average of the encoder's, else the encoder, at `step` or the newest, as
+    modules that compute in the run's dtype; other encoders compute in float32. Positions on another grid than the
+    trained one are interpolated. UserError where anything is missing or does not fit.
+    """
+    path = Path(path)
+    if is_run(path):
+        return _open_run(path, step, predictor)
+    if step is not None:
+        raise UserError(f"{path} is no workdir: it has no step {step}; leave the step out")
+    if "format" in read_json(path / CONFIG_FILE):
+        return folder.load(path, predictor=predictor)
+    return hf_ijepa.load(path)
+
+
+def _open_run(workdir: Path, step: int | None, predictor: bool) -> EncoderWeights:
+    config = read_config(workdir)
+    try:
+        encoder = build.encoder(config).clone(trained_grid=build.grid(config))
+        image_size, ema = config.image.size, config.target_encoder.kind == "ema"
+    except (AttributeError, KeyError) as error:
+        raise UserError(f"{workdir} was trained by another version, whose {CONFIG_FILE} lacks {error}") from error
+    params, step = restored_encoder(workdir, step, encoder, image_size, ema=ema)
+    found = restore_trained(workdir, step, "predictor") if predictor else None
+    return EncoderWeights(encoder, params, image_size, found)
+
+
+def restored_encoder(
+    workdir: Path, step: int | None, encoder: VisionTransformer, image_size: int, *, ema: bool
+) -> tuple[Params, int]:
+    """checkpoint.restore_encoder for a known encoder, as host arrays."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params(encoder, image_size)
+    )
+    params, step = restore_encoder(workdir, step, shapes, ema=ema)
+    return jax.device_get(params), step
+
+
+def teacher(
+    config: ml_collections.ConfigDict, constrain: Callable[[jax.Array], jax.Array] = build.unconstrained
+) -> tuple[VisionTransformer, Params] | tuple[None, None]:
+    """The encoder that target_encoder.teacher names, and its newest parameters; without one, nothing.
+
+    It computes in the student's dtype. Its patches must lie on the student's grid, all else may differ.
+    """
+    if config.target_encoder.kind != "frozen":
+        return None, None
+    path, size = config.target_encoder.teacher, config.image.size
+    theirs = open_encoder(path)
+    patch = theirs.encoder.patch_size
+    if size % patch or size // patch != build.grid(config)[0]:
+        raise UserError(
+            f"target_encoder.teacher={path} has patches of {patch} px, which at image.size={size} are not the "
+            f"student's {build.grid(config)[0]} x {build.grid(config)[1]} grid; give model.patch_size={patch}"
+        )
+    return theirs.encoder.clone(linear=build.linear(config), constrain=constrain), theirs.params
+
+
+def load_encoder(path: str | os.PathLike, step: int | None = None) -> "PretrainedEncoder":
+    """The encoder of a workdir, a converted folder or a Hugging Face I-JEPA folder, ready to be called.
+
+    `step`: of a workdir's checkpoint, else the newest.
+    """
+    return PretrainedEncoder(open_encoder(path, step))
+
+
+class PretrainedEncoder:
+    """Images -> patch features, in float32 throughout, on JAX's default device. Compiled once for every shape.
+
+    Images are [B, H, W, 3] or [H, W, 3], H and W divisible by `patch_size` and else free: positions on another grid
+    than that of `image_size` are interpolated. Either uint8 in 0-255 or floating point in 0-1, to which ImageNet's
+    normalisation is applied; or with `normalise=False` floating point to which it has been already. UserError for
+    anything else. `width` is D, the channels of a feature.
+    """
+
+    def __init__(self, weights: EncoderWeights):
+        encoder = weights.encoder
+        self.image_size, self.patch_size, self.width = weights.image_size, encoder.patch_size, encoder.size.width
+        self._params = jax.device_put(weights.params)
+        exact = encoder.clone(linear=layers.Linear())
+        self._encode = jax.jit(functools.partial(_encode, exact), static_argnames="normalise")
+
+    def __call__(self, images: np.ndarray | jax.Array, normalise: bool = True) -> jax.Array:
+        """Features of the patches, row-major: float32 [B, N, D], or [N, D] of a single image."""
+        images = self._checked(images, normalise)
+        features = self._encode(self._params, images if images.ndim == 4 else images[None], normalise=normalise)
+        return features if images.ndim == 4 else features[0]
+
+    def pooled(self, images: np.ndarray | jax.Array, normalise: bool = True) -> jax.Array:
+        """Their mean: float32 [B, D], or [D] of a single image."""
+        return self(images, normalise).mean(axis=-2)
+
+    def _checked(self, images: np.ndarray | jax.Array, normalise: bool) -> np.ndarray | jax.Array:
+        images = images if isinstance(images, jax.Array) else np.asarray(images)
+        floating = jnp.issubdtype(images.dtype, jnp.floating)
+        if not floating and (images.dtype != np.uint8 or not normalise):
+            wanted = "uint8 in 0-255 or floating point in 0-1" if normalise else "floating point with normalise=False"
+            raise UserError(f"images are {images.dtype}; give {wanted}")
+        shape, patch = images.shape, self.patch_size
+        if len(shape) not in (3, 4) or shape[-1] != 3 or 0 in shape:
+            raise UserError(f"images have shape {shape}; give [B, H, W, 3], or [H, W, 3] for one")
+        if shape[-3] % patch or shape[-2] % patch:
+            raise UserError(f"images of {shape[-3]} x {shape[-2]} px are not divisible by the patch size, {patch}")
+        if floating and normalise and not isinstance(images, jax.core.Tracer):  # values under a trace are not known yet
+            low, high = images.min(), images.max()
+            if not (low >= -ROUNDING and high <= 1 + ROUNDING):
+                raise UserError(
+                    f"floating point images range from {low:.3g} to {high:.3g}, not 0 to 1; divide 0-255 by 255, clip, "
+                    "or give normalise=False for images that are normalised already"
+                )
+        return images
+
+
+def _encode(encoder: VisionTransformer, params: Params, images_BxHxWx3: jax.Array, *, normalise: bool) -> jax.Array:
+    if images_BxHxWx3.dtype == jnp.uint8:
+        images = layers.normalise_images(images_BxHxWx3)
+    else:
+        images = images_BxHxWx3.astype(jnp.float32)
+        images = layers.normalise_unit_images(images) if normalise else images
+    return encoder.apply({"params": params}, images)

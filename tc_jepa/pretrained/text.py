@@ -1,0 +1,141 @@
+"""Text encoders that exist already: a T5's, or the one that a training run read its captions with."""
+
+from collections.abc import Callable, Sequence
+import functools
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tc_jepa.config import build
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer
+from tc_jepa.errors import UserError
+from tc_jepa.models.layers import Params
+from tc_jepa.models.text.embedding import EmbeddingText
+from tc_jepa.models.text.t5 import T5Encoder
+from tc_jepa.pretrained.convert import t5
+from tc_jepa.pretrained.convert.tensors import read_json
+from tc_jepa.storage.checkpoint import CONFIG_FILE, read_config, restore_trained
+
+T5_WORDS = 32  # that strings are padded or cut to for a T5 that belongs to no run
+DTYPES = (jnp.float32, jnp.bfloat16)  # T5 overflows in float16
+
+
+def load_text_encoder(
+    path: str | os.PathLike, step: int | None = None, dtype: jnp.dtype = jnp.float32
+) -> "PretrainedTextEncoder":
+    """The text encoder of a Hugging Face T5 folder, or of a workdir at `step` (default: the newest checkpoint).
+
+    A run with learned word vectors brings them and its vocabulary; a run with a T5 names that T5's folder. `dtype`,
+    float32 or bfloat16, is that of matrix products and vectors; parameters stay float32. UserError where anything is
+    missing or does not fit, and for a run without a conditioner, which has no text encoder.
+    """
+    dtype = jnp.dtype(dtype)
+    if dtype not in DTYPES:
+        raise UserError(f"dtype {dtype.name} is not supported; give float32 or bfloat16")
+    path = Path(path)
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{path} holds no {CONFIG_FILE}; give the folder of a T5, or the workdir of a run")
+    if "model_type" in read_json(path / CONFIG_FILE):
+        if step is not None:
+            raise UserError(f"{path} is no workdir: it has no step {step}; leave the step out")
+        return _t5(path, T5_WORDS, dtype)
+    config = read_config(path)
+    try:
+        kind, words, weights = config.model.text, config.captions.words, config.model.text_weights
+        reads_captions = build.reads_captions(config)
+    except AttributeError as error:
+        raise UserError(f"{path / CONFIG_FILE} is neither a T5's nor a run's of this version ({error})") from error
+    if not reads_captions:
+        raise UserError(f"{path} read no captions (model.conditioner=none); give another run or the folder of a T5")
+    if kind == "t5":
+        return _t5(Path(weights), words, dtype)
+    params = restore_trained(path, step, "text")
+    size, width = params["words"].shape
+    tokenizer = functools.partial(_own_vocabulary, config, size)
+    return PretrainedTextEncoder(EmbeddingText(size, width, words), params, size, words, tokenizer, dtype)
+
+
+def _t5(folder: Path, words: int, dtype: jnp.dtype) -> "PretrainedTextEncoder":
+    config, params = t5.load(folder)
+
+    def tokenizer() -> CaptionTokenizer:
+        vocabulary = t5.vocabulary(folder)
+        found = CaptionTokenizer(vocabulary, words)
+        t5.check_vocabulary(config, found.vocabulary_size, vocabulary)
+        return found
+
+    return PretrainedTextEncoder(T5Encoder(config, dtype), params, config.vocabulary_size, words, tokenizer, dtype)
+
+
+def _own_vocabulary(config, size: int) -> CaptionTokenizer:
+    tokenizer = build.tokenizer(config)
+    if tokenizer.vocabulary_size != size:
+        raise UserError(
+            f"the run learned {size} word vectors, its vocabulary now has {tokenizer.vocabulary_size} pieces: it is "
+            "another one; restore the one that the run was trained with, or give ids"
+        )
+    return tokenizer
+
+
+class PretrainedTextEncoder:
+    """Captions -> word vectors, on JAX's default device. Compiled once for every shape.
+
+    Called with a string or a sequence of strings, which are padded or cut to `words` pieces; or with ids, integers
+    [..., S], and validity [..., S], true (or not 0) for words that are no padding. Gives [..., S, E], E = `width`, in
+    the dtype that it was loaded with; vectors of words that are not valid are 0. `tokens` gives a string's ids and
+    validity. UserError for anything else. The vocabulary is opened at the first string.
+    """
+
+    def __init__(
+        self,
+        encoder: EmbeddingText | T5Encoder,
+        params: Params,
+        vocabulary_size: int,
+        words: int,
+        tokenizer: Callable[[], CaptionTokenizer],
+        dtype: jnp.dtype,
+    ):
+        self.words, self.width = words, params["words"].shape[-1]
+        self._vocabulary_size, self._open_tokenizer = vocabulary_size, tokenizer
+        self._any_length = isinstance(encoder, T5Encoder)  # learned positions are as many as the run's words
+        self._params = jax.device_put(params)
+        self._encode = jax.jit(lambda params, ids, mask: encoder.apply({"params": params}, ids, mask).astype(dtype))
+
+    @functools.cached_property
+    def tokenizer(self) -> CaptionTokenizer:
+        return self._open_tokenizer()
+
+    def tokens(self, text: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """ids int32 and validity bool, [S] of one string or [count, S] of several."""
+        several = [text] if isinstance(text, str) else list(text)
+        if not several or not all(isinstance(one, str) for one in several):
+            raise UserError("text is neither a string nor a sequence of strings; give that, or ids and their validity")
+        ids, valid = self.tokenizer.encode(several)
+        return (ids[0], valid[0]) if isinstance(text, str) else (ids, valid)
+
+    def __call__(
+        self, text_or_ids: str | Sequence[str] | np.ndarray | jax.Array, mask: np.ndarray | jax.Array | None = None
+    ) -> jax.Array:
+        ids, mask = self.tokens(text_or_ids) if mask is None else self._checked(text_or_ids, mask)
+        S = ids.shape[-1]
+        vectors = self._encode(self._params, ids.reshape(-1, 1, S), mask.reshape(-1, 1, S))
+        return vectors.reshape(*ids.shape, self.width)
+
+    def _checked(self, ids, mask) -> tuple[np.ndarray, np.ndarray]:
+        ids, mask = np.asarray(ids), np.asarray(mask)
+        if not np.issubdtype(ids.dtype, np.integer) or not (
+            mask.dtype == bool or np.issubdtype(mask.dtype, np.integer)
+        ):
+            raise UserError(f"ids are {ids.dtype} and their validity {mask.dtype}; give integers and booleans")
+        mask = mask.astype(bool)
+        if ids.shape != mask.shape or not ids.size:
+            raise UserError(f"ids have shape {ids.shape} and their validity {mask.shape}; give [..., S] for both")
+        if not self._any_length and ids.shape[-1] != self.words:
+            raise UserError(f"rows of {ids.shape[-1]} ids; this run's word vectors take {self.words}, padded with 0")
+        wrong = ids[mask & ((ids < 0) | (ids >= self._vocabulary_size))]
+        if wrong.size:
+            raise UserError(f"id {wrong[0]} is not in the vocabulary, which has 0 to {self._vocabulary_size - 1}")
+        return ids.astype(np.int32), mask
