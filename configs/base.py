@@ -36,6 +36,7 @@ def runtime(name: str, default: Any, meaning: str, *, path: bool = False) -> Key
 
 
 KEYS = (
+    experiment("method.name", "jepa", "what is learned: jepa"),
     experiment("train.seed", 0, "seed of initialisation, data order, crops, captions and masks"),
     experiment(
         "train.init_from", "", "begin with the weights of a workdir, a converted or a Hugging Face folder", path=True

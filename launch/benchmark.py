@@ -70,13 +70,13 @@ def extraction() -> dict[str, Callable[[], None]]:
     from tc_jepa.distributed import sharding
     from tc_jepa.evaluation.encoder import frozen_vit
     from tc_jepa.evaluation.features import FeatureStore, Part
+    from tc_jepa.methods.method import init_encoder
     from tc_jepa.models import layers
     from tc_jepa.models.vit import SIZES, VisionTransformer
-    from tc_jepa.state import initial_encoder_params
 
     side, size = IMAGE_SIZE.value, BATCH_SIZE.value
     module = VisionTransformer(SIZES[ENCODER.value], PATCH_SIZE.value)
-    params = jax.jit(lambda: initial_encoder_params(module, (side, side, 3), 0))()
+    params = jax.jit(lambda: init_encoder(module, (side, side, 3), jax.random.key(0)))()
     mesh = sharding.local_mesh()
     encoder = frozen_vit(module, params, image_size=side, batch_size=size, mesh=mesh)
     images = np.random.default_rng(0).integers(0, 256, (IMAGES.value, side, side, 3), dtype=np.uint8)

@@ -98,7 +98,7 @@ def check_workdir(workdir: Path, config) -> None:
 
     A key that names data may differ where the data itself does not: it has been moved. Raises UserError otherwise.
     """
-    from tc_jepa.config import build
+    from tc_jepa.config import data, methods
     from tc_jepa.storage.checkpoint import check_directory, CONFIG_FILE, read_config, saved_steps
     from tc_jepa.storage.run_data import check_data, recorded
 
@@ -121,7 +121,7 @@ def check_workdir(workdir: Path, config) -> None:
         )
         raise UserError(f"{workdir} belongs to another experiment: {changes}; give another --workdir or the same keys")
     if differing:
-        check_data(workdir, build.run_data(config, build.word_folders(config)))
+        check_data(workdir, data.run_data(config, methods.word_folders(config)))
 
 
 def run_config(workdir: Path):

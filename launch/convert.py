@@ -5,7 +5,7 @@
   python -m launch.convert --to=hf_ijepa --input=WORKDIR_OR_FOLDER --output=DIR [--step=N]
   python -m launch.convert --from=t5 --input=FOLDER --output=DIR
 
-A converted folder (tc_jepa/pretrained/convert/folder.py describes it) is what --encoder of launch.evaluate and
+A converted folder (tc_jepa/convert/folder.py describes it) is what --encoder of launch.evaluate and
 tc_jepa.load_encoder take, beside workdirs and Hugging Face folders. --from=t5 writes the encoder alone, for
 --config.model.text_weights, also from a pytorch_model.bin. Reading .pth.tar and .bin takes PyTorch: pip install
 'torch>=2.6'. They are read as tensors only; one that holds anything else is refused.
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
         convert_t5(output)
         return
     weights = read(source, predictor=target == TC_JEPA)
-    from tc_jepa.pretrained.convert import folder, hf_ijepa
+    from tc_jepa.convert import folder, hf_ijepa
 
     with new_folder(output) as place:
         if target == TC_JEPA:
@@ -113,9 +113,9 @@ def check_flags() -> tuple[str, str]:
 
 
 def read(source: str, *, predictor: bool):
+    from tc_jepa.convert import hf_ijepa, ijepa
+    from tc_jepa.convert.tensors import CONFIG, read_json
     from tc_jepa.pretrained import encoder as pretrained
-    from tc_jepa.pretrained.convert import hf_ijepa, ijepa
-    from tc_jepa.pretrained.convert.tensors import CONFIG, read_json
 
     path = Path(INPUT.value)
     if source == IJEPA:
@@ -128,7 +128,7 @@ def read(source: str, *, predictor: bool):
 
 
 def convert_t5(output: Path) -> None:
-    from tc_jepa.pretrained.convert import t5
+    from tc_jepa.convert import t5
 
     with new_folder(output) as place:
         t5.convert(INPUT.value, place)

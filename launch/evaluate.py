@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     if OUTPUT.value is not None and Path(OUTPUT.value).is_file():
         raise UserError(f"--output={OUTPUT.value} is a file; give a directory")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa.config import build
+    from tc_jepa.config import data as config_data
     from tc_jepa.config.validate import check_evaluation
     from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
     from tc_jepa.data.prepared import data_identity
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> None:
     step = chosen_step(path, STEP.value) if pretrained.is_run(path) else None
     weights = pretrained.open_encoder(path, STEP.value if step is None else step)
     config = folder_config(weights) if step is None else common.run_config(path)
-    config = build.on_data(config, DATA.value or config.evaluation.data)
+    config = config_data.on_data(config, DATA.value or config.evaluation.data)
     set_keys(config)
     check_evaluation(config)
     trained_size = config.image.size
@@ -211,25 +211,24 @@ def side_of(weights, trained: int, asked: int) -> int:
 
 def open_data(config):
     """The sources to fit and to test on, and the name of the split that is tested on."""
-    from tc_jepa.config import build
+    from tc_jepa.config import data as config_data
     from tc_jepa.data.sources import TRAIN
 
-    test_split = build.test_split(config)
-    return build.source(config, TRAIN), build.source(config, test_split), test_split
+    test_split = config_data.test_split(config)
+    return config_data.source(config, TRAIN), config_data.source(config, test_split), test_split
 
 
 def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
     """The tasks asked for; or the run's own, as far as data and run have what they need. UserError for the others."""
     from tc_jepa.data.class_phrases import named_segmentation
     from tc_jepa.evaluation import runner as evaluate
-    from tc_jepa.pretrained.run import READS_WORDS
 
     tasks = TASKS.value if TASKS.value is not None else config.evaluation.tasks.split(",")
     evaluate.check_protocols(tasks)
     lacking = {} if test.tasks else dict.fromkeys(evaluate.PROBES, "the data has no labels")
     if not test.segmentations:
         lacking[evaluate.SEGMENTATION] = "the data has no masks, or under another name (--set=data.mask_feature=NAME)"
-    if not is_run or config.model.conditioner != READS_WORDS:
+    if not is_run or config.model.conditioner != "word_cross_attention":
         lacking[evaluate.GROUNDING] = "no predictor attends to words here"
     elif config.model.text == "stored":
         lacking[evaluate.GROUNDING] = "the run read stored vectors, not texts"
@@ -248,10 +247,13 @@ def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
 
 def word_readers(workdir: Path, step: int):
     """The run's text side, the same at initialisation, and its tokenizer."""
-    from tc_jepa.pretrained.run import open_run
+    from tc_jepa.evaluation.reading import FrozenReader
+    from tc_jepa.experiment.run import open_run
 
     run = open_run(workdir, common.run_config(workdir), step)
-    return {"": run.reader(), "init/": run.at_initialisation().reader()}, run.captions
+    runs = {"": run, "init/": run.at_initialisation()}
+    readers = {name: FrozenReader(one.experiment.method, one.params, one.extra) for name, one in runs.items()}
+    return readers, run.experiment.reader
 
 
 def frozen_encoders(config, weights, workdir: Path | None, step: int | None):
@@ -259,22 +261,23 @@ def frozen_encoders(config, weights, workdir: Path | None, step: int | None):
     encoder, where another one is judged."""
     import jax
 
+    from tc_jepa.config import methods
     from tc_jepa.evaluation.encoder import frozen_pixels, frozen_vit
+    from tc_jepa.methods.method import init_encoder
     from tc_jepa.pretrained.encoder import restored_encoder
-    from tc_jepa.state import initial_encoder_params
 
     shared = shared_settings(config)
     size = config.image.size
     untrained = weights.encoder.clone(stored_positions=False)
-    initial = jax.jit(lambda: initial_encoder_params(untrained, (size, size, 3), config.train.seed))()
+    initial = jax.jit(lambda: init_encoder(untrained, (size, size, 3), jax.random.key(config.train.seed)))()
     encoders = {
         "": frozen_vit(weights.encoder, weights.params, **shared),
         "init": frozen_vit(untrained, initial, **shared),
         "pixels": frozen_pixels(patch_size=config.model.patch_size, **shared),
     }
     context = None
-    if workdir is not None and config.target_encoder.kind == "ema":
-        params, _ = restored_encoder(workdir, step, weights.encoder, size, ema=False)
+    if workdir is not None and methods.chosen(config).averages_encoder(config):
+        params, _ = restored_encoder(workdir, step, weights.encoder, size, averaged=False)
         context = frozen_vit(weights.encoder, params, **shared)
     return encoders, context
 

@@ -7,11 +7,11 @@ import shlex
 
 from configs import base
 from launch import common
-from tc_jepa.config import build
+from tc_jepa.config import methods, models
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import read_results
+from tc_jepa.experiment.run import open_run
 from tc_jepa.monitoring.progress import METRICS_FILE
-from tc_jepa.pretrained.run import open_run
 from tc_jepa.report import looks, page, verdict
 from tc_jepa.storage.checkpoint import saved_steps
 from tc_jepa.storage.files import replace_text
@@ -29,7 +29,7 @@ def write_report(workdir: Path, others: Sequence[Path] = ()) -> tuple[Path, verd
     found = verdict.judge(
         runs[0].rows,
         runs[0].scores,
-        reads_captions=build.reads_captions(config),
+        reads_captions=methods.chosen(config).reads_captions(config),
         rectified=config.objective.regulariser == "rectified_cosine" and config.objective.sparsity > 0,
         scores_step=runs[0].scores_step,
     )
@@ -72,21 +72,20 @@ def read_run(workdir: Path) -> page.Run:
 
 
 def pictures_of(workdir: Path, config) -> page.Pictures:
-    words = build.word_folders(config)
-    run = open_run(workdir, config, words=words)
-    source, grid = build.held_out_source(config), build.grid(config)
+    run = open_run(workdir, config)
+    source, grid = run.experiment.held_out, models.grid(config)
     encoders = looks.encoders(run)
     no_words, seen = "", []
-    if not run.reads_words:
+    if not run.experiment.method.attends_to_words:
         no_words = f"No maps of words: model.conditioner={config.model.conditioner} has no attention to them."
-    elif words:
+    elif run.experiment.words:
         no_words = "No maps of words: the run read stored vectors, not texts."
     else:
         seen = looks.word_looks(run, source)
         no_words = "No maps of words: the held-out images have no captions."
     return page.Pictures(
         step=run.step,
-        inputs=looks.inputs(config, run.captions, words),
+        inputs=looks.inputs(run.experiment),
         spectra=looks.spectra(encoders, source),
         pca=looks.pca(encoders, looks.crops(source, looks.SHOWN, config.image.size), grid),
         words=seen,

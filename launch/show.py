@@ -79,11 +79,11 @@ def read_images(size: int):
 
 
 def show_masks():
-    from tc_jepa.config import build
+    from tc_jepa.config import jepa, models
     from tc_jepa.report import pictures
 
     config = CONFIG.value or common.run_config(Path(ENCODER.value))
-    grid, sampler = build.grid(config), build.masks(config)
+    grid, sampler = models.grid(config), jepa.masks(config)
     rows = []
     for number, image in enumerate(read_images(config.image.size)):
         drawn = [sampler.draw_at(config.train.seed, number * MASK_DRAWS + i) for i in range(MASK_DRAWS)]
@@ -108,10 +108,10 @@ def show_words():
     from tc_jepa.report import looks, pictures
 
     run, grid, images = open_reading_run()
-    reader = run.reader()
+    reader = looks.word_reader(run)
     rows = []
     for image in images:
-        found = looks.word_map(reader, run.captions, image, CAPTION.value, WORD.value)
+        found = looks.word_map(reader, run.experiment.reader, image, CAPTION.value, WORD.value)
         heat = pictures.heat_on_image(image, found, grid, found.min(), found.max())
         rows.append([pictures.enlarged(image, grid), heat])
     return rows
@@ -120,13 +120,13 @@ def show_words():
 def show_errors():
     import numpy as np
 
-    from tc_jepa.config import build
+    from tc_jepa.config import jepa
     from tc_jepa.report import looks, pictures
 
     run, grid, images = open_reading_run()
-    ids, valid = run.captions.encode([CAPTION.value] * len(images))
-    masks = build.masks(run.config)
-    told, untold = looks.errors_with_and_without(run.reader(), images, ids[:, None], valid[:, None], masks)
+    ids, valid = run.experiment.reader.encode([CAPTION.value] * len(images))
+    masks = jepa.masks(run.config)
+    told, untold = looks.errors_with_and_without(looks.word_reader(run), images, ids[:, None], valid[:, None], masks)
     rows = []
     for name, image, one, other in zip(IMAGE.value, images, told, untold):
         low, high = np.nanmin([one, other]), np.nanmax([one, other])
@@ -138,9 +138,9 @@ def show_errors():
 
 def open_reading_run():
     """The run, its grid of patches and the images. UserError for a run that reads no texts."""
-    from tc_jepa.config import build
+    from tc_jepa.config import models
+    from tc_jepa.experiment.run import open_run
     from tc_jepa.pretrained.encoder import is_run
-    from tc_jepa.pretrained.run import open_run
 
     path = Path(ENCODER.value)
     if not is_run(path):
@@ -149,9 +149,9 @@ def open_reading_run():
     if config.model.text == "stored":
         raise UserError(f"{path} read stored word vectors, not texts: it cannot read a new sentence")
     run = open_run(path, config, STEP.value)
-    if not run.reads_words:
+    if not run.experiment.method.attends_to_words:
         raise UserError(f"{path} has model.conditioner={config.model.conditioner}, which attends to no words")
-    return run, build.grid(config), read_images(config.image.size)
+    return run, models.grid(config), read_images(config.image.size)
 
 
 if __name__ == "__main__":

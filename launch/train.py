@@ -35,14 +35,18 @@ def main(argv: Sequence[str]) -> None:
         )
     # Imported here: data workers import this module again, and need none of it.
     from tc_jepa.config.validate import validate
+    from tc_jepa.distributed.sharding import make_mesh
+    from tc_jepa.experiment.experiment import build_experiment
     from tc_jepa.train import train
 
     logging.set_verbosity(logging.WARNING)
     workdir = Path(WORKDIR.value)
-    validate(CONFIG.value)
-    common.check_workdir(workdir, CONFIG.value)
+    config = CONFIG.value
+    validate(config)
+    common.check_workdir(workdir, config)
     processes.start(stops_together=True)
-    train(CONFIG.value, workdir)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    train(build_experiment(config, mesh), workdir)
     report_on(workdir)
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 Array = Any  # numpy.ndarray in the pipeline, jax.Array in the step
 
 
-class Batch(NamedTuple):
+class JepaBatch(NamedTuple):
     """B images with their captions and masks (without the leading B: one example).
 
     Padded entries of the index arrays hold 0 and are marked False in the mask beside them; they influence nothing.

@@ -1,7 +1,7 @@
 """AdamW, its parameter groups, and the schedules: pure functions of the step, so that a resume has nothing to replay.
 
 Every schedule takes the number of the update, from 1 on, as the official code counts (it steps its schedulers before
-the update, ijepa src/utils/schedulers.py:31-76); momentum counts from 0 (ijepa src/train.py:228, :334).
+the update, ijepa src/utils/schedulers.py:31-76).
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,6 @@ class Schedules:
     final_learning_rate: float
     start_weight_decay: float
     final_weight_decay: float
-    start_momentum: float
-    final_momentum: float
 
     def learning_rate(self, update: jax.Array) -> jax.Array:
         """A linear ramp from start to peak, then a cosine to final."""
@@ -39,10 +37,6 @@ class Schedules:
     def weight_decay(self, update: jax.Array) -> jax.Array:
         """A cosine from start to final over the whole run, without warm-up."""
         return cosine(self.start_weight_decay, self.final_weight_decay, update / self.steps)
-
-    def momentum(self, step: jax.Array) -> jax.Array:
-        """The target encoder's EMA momentum for the update after `step` finished ones: linear."""
-        return linear(self.start_momentum, self.final_momentum, step / self.steps)
 
 
 def linear(start: float, end: float, progress: jax.Array) -> jax.Array:

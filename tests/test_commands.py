@@ -11,7 +11,7 @@ import pytest
 
 from configs import base
 from launch.common import check_workdir
-from tc_jepa.config import build
+from tc_jepa.config import data as config_data
 from tc_jepa.config.validate import validate
 from tc_jepa.errors import UserError
 from tc_jepa.storage.checkpoint import Checkpoints
@@ -156,7 +156,7 @@ def test_data_that_is_not_there_is_refused_rather_than_replaced_by_scenes(tmp_pa
     config = base.get_config()
     config.data.path = str(tmp_path / "photos")
     with pytest.raises(UserError, match="photos is no folder"):
-        build.source(config, "train")
+        config_data.source(config, "train")
 
 
 def test_a_workdir_of_another_experiment_is_refused(tmp_path):

@@ -49,7 +49,7 @@ VECTORS = np.random.default_rng(1).normal(size=(*BATCH.caption_words.shape, 12))
 @functools.cache
 def prepared(name: str):
     """A predictor with a reader as a compiled function of (params, words), and parameters of ordinary size."""
-    predictor = tiny.networks(Conditioner() if name == "none" else READERS[name]).predictor
+    predictor = tiny.jepa(Conditioner() if name == "none" else READERS[name]).predictor
     masks = BATCH.context_indices, BATCH.context_valid, BATCH.target_indices, BATCH.target_valid
     params = jax.jit(lambda words: predictor.init(jax.random.key(0), CONTEXT, *masks, words))(words())["params"]
     return jax.jit(lambda params, words: predictor.apply({"params": params}, CONTEXT, *masks, words)), tiny.lively(

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tc_jepa.convert import folder, hf_ijepa, ijepa, t5, tensors, torch_files
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers, vit
-from tc_jepa.pretrained.convert import folder, hf_ijepa, ijepa, t5, tensors, torch_files
 from tc_jepa.storage.files import new_folder
 from tests import tiny
 

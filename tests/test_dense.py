@@ -16,7 +16,6 @@ from tc_jepa.evaluation.runner import class_names, evaluate, with_gains
 from tc_jepa.evaluation.scores import mean_of_images, Measured
 from tc_jepa.evaluation.tasks import grounding, segmentation
 from tc_jepa.evaluation.tasks.segmentation import IGNORED, Labelled
-from tc_jepa.step import predict
 from tests import tiny
 from tests.test_evaluation import pixels
 
@@ -374,10 +373,10 @@ def test_a_mean_over_images_weighs_what_each_has():
 
 
 def test_cosines_read_the_image_and_each_word_for_itself():
-    nets = tiny.networks()
-    state, batch = tiny.state(nets), tiny.batch(3)
+    method = tiny.jepa()
+    state, batch = tiny.state(method), tiny.batch(3)
     params = tiny.lively(state.params)
-    reader = FrozenReader(nets, params, state.target_params, grid=tiny.GRID, form="l2_norm")
+    reader = FrozenReader(method, params, state.extra)
     cosines = reader.cosines(batch.images, batch.caption_words, batch.word_valid)
     assert cosines.shape == (3, 16, 3, tiny.WORDS) and np.abs(cosines).max() <= 1
     assert (cosines[~np.broadcast_to(batch.word_valid[:, None], cosines.shape)] == 0).all()
@@ -390,7 +389,7 @@ def test_cosines_read_the_image_and_each_word_for_itself():
         target_indices=none,
         target_valid=none > 0,
     )
-    readings = predict(params, state.target_params, seen, nets).readings
+    readings = method.predict(params, state.extra, seen).readings
     expected = np.mean([reading.cosine_BxMxLxCxS[:, 0, :16] for reading in readings], axis=0)
     np.testing.assert_allclose(cosines, np.where(batch.word_valid[:, None], expected, 0.0), atol=1e-5)
     others = reader.cosines(batch.images[::-1], batch.caption_words, batch.word_valid)
@@ -398,9 +397,9 @@ def test_cosines_read_the_image_and_each_word_for_itself():
 
 
 def test_errors_are_those_of_hidden_patches_and_words_change_them():
-    nets = tiny.networks()
-    state, batch = tiny.state(nets), tiny.batch(3)
-    reader = FrozenReader(nets, tiny.lively(state.params), state.target_params, grid=tiny.GRID, form="l2_norm")
+    method = tiny.jepa()
+    state, batch = tiny.state(method), tiny.batch(3)
+    reader = FrozenReader(method, tiny.lively(state.params), state.extra)
     arguments = batch.images, batch.caption_words
     errors = reader.errors(*arguments, batch.word_valid, tiny.MASKS, draws=2)
     drawn = [tiny.MASKS.draw_at(0, i) for i in range(6)]

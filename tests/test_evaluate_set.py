@@ -10,7 +10,7 @@ import pytest
 
 from configs import base
 from launch import evaluate as launch_evaluate
-from tc_jepa.config import build
+from tc_jepa.config import data as config_data
 from tc_jepa.data.prepared import Features
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import SCENES
@@ -28,7 +28,7 @@ def test_features_and_the_split_to_test_on_are_set():
     config = base.get_config()
     config.data.path = "DATA"
     set_keys(config, "data.mask_feature=seg", "data.label_features=('coarse',)", "evaluation.test_split=val")
-    assert build.features(config) == Features(labels=("coarse",), mask="seg")
+    assert config_data.features(config) == Features(labels=("coarse",), mask="seg")
     assert config.evaluation.test_split == "val"
 
 
@@ -44,19 +44,23 @@ def config(request):
 
 @pytest.mark.parametrize("folder", ["data/b", "data/a/", str(Path("data/b").resolve()), ""])
 def test_the_runs_own_folders_keep_the_names_of_their_features(config, folder):
-    found = build.on_data(config, folder)
-    assert build.features(found) == build.features(config) == Features("jpg", ("title",), ("long",), ("coarse",), "seg")
+    found = config_data.on_data(config, folder)
+    assert (
+        config_data.features(found)
+        == config_data.features(config)
+        == Features("jpg", ("title",), ("long",), ("coarse",), "seg")
+    )
     assert found.data.path == (folder or "data/a,data/b")
 
 
 def test_other_data_has_the_usual_names_and_scenes_are_the_runs(config):
-    other, scenes = build.on_data(config, "data/c"), build.on_data(config, SCENES)
-    assert build.features(other) == build.features(scenes) == Features()
+    other, scenes = config_data.on_data(config, "data/c"), config_data.on_data(config, SCENES)
+    assert config_data.features(other) == config_data.features(scenes) == Features()
     assert other.data.path == "data/c" and config.data.path == "data/a,data/b"
-    source = build.source(scenes, "test")
-    assert source == SceneSource(3, "test", build.HELD_OUT_SCENES, config.image.size, "hard")
+    source = config_data.source(scenes, "test")
+    assert source == SceneSource(3, "test", config_data.HELD_OUT_SCENES, config.image.size, "hard")
     set_keys(other, "data.label_features=('fine',)")
-    assert build.features(other).labels == ("fine",)
+    assert config_data.features(other).labels == ("fine",)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from configs import base
 from launch import common
 from launch import evaluate as launch_evaluate
-from tc_jepa.config import build
+from tc_jepa.config import models
+from tc_jepa.convert import folder
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Example, Task
 from tc_jepa.distributed import sharding
@@ -27,10 +28,10 @@ from tc_jepa.evaluation.findings import Findings
 from tc_jepa.evaluation.runner import choose, evaluate
 from tc_jepa.evaluation.scores import Truth
 from tc_jepa.evaluation.tasks import knn, linear, rank, segmentation
+from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit
 from tc_jepa.pretrained import encoder as pretrained
-from tc_jepa.pretrained.convert import folder
-from tc_jepa.state import initial_encoder_params, TrainState
+from tc_jepa.state import TrainState
 from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE
 from tests import tiny
 
@@ -90,8 +91,8 @@ class Written:
 
 
 def test_any_number_of_images_gives_the_same_features_on_one_and_eight_devices():
-    module = tiny.networks().encoder
-    params = random_params(jax.eval_shape(lambda: initial_encoder_params(module, (16, 16, 3), 0)))
+    module = tiny.jepa().encoder
+    params = random_params(jax.eval_shape(lambda: init_encoder(module, (16, 16, 3), jax.random.key(0))))
     batch = images(33)  # two batches of 16, and 1
     expected = jax.jit(lambda x: module.apply({"params": params}, layers.normalise_images(x)))(batch)
     for devices in (1, 8):
@@ -297,7 +298,9 @@ def workdir(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(vit.SIZES, "nano", vit.Size(width=16, depth=1, heads=2, hidden=32))
         (path / CONFIG_FILE).write_text(json.dumps(config.to_dict()))
-        initial = jax.jit(lambda: initial_encoder_params(build.encoder(config), (16, 16, 3), config.train.seed))()
+        initial = jax.jit(
+            lambda: init_encoder(models.encoder(config), (16, 16, 3), jax.random.key(config.train.seed))
+        )()
         checkpoints = Checkpoints(path, keep=2)
         for step, target in ((0, initial), (3, random_params(initial))):
             checkpoints.save(TrainState(jnp.array(step), {"encoder": initial}, target, ()), config.to_dict())

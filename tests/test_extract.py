@@ -4,18 +4,19 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from tc_jepa.convert import folder
+from tc_jepa.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.data.prepare import prepare_scenes
 from tc_jepa.data.prepared import PreparedSource
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, extract
+from tc_jepa.methods.method import init_encoder
 from tc_jepa.models.vit import Size
-from tc_jepa.pretrained.convert import folder
-from tc_jepa.pretrained.convert.weights import EncoderWeights, square_encoder
-from tc_jepa.state import initial_encoder_params
 from tests.test_house import ROOT
 
 SIZE, PATCH = 16, 4
@@ -127,7 +128,7 @@ def test_the_command_reads_a_converted_folder(data, tmp_path):
     vit = square_encoder(Size(width=32, depth=1, heads=4, hidden=64), PATCH, SIZE, stored_positions=False)
     weights = tmp_path / "weights"
     weights.mkdir()
-    folder.save(EncoderWeights(vit, initial_encoder_params(vit, (SIZE, SIZE, 3), seed=0), SIZE), weights, "a test")
+    folder.save(EncoderWeights(vit, init_encoder(vit, (SIZE, SIZE, 3), jax.random.key(0)), SIZE), weights, "a test")
 
     def launch(*arguments):
         command = [sys.executable, "-m", "launch.extract_features", f"--encoder={weights}", f"--data={data}"]

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from tc_jepa.config import build
+from tc_jepa.config import models
 from tc_jepa.config.validate import validate
-from tc_jepa.data import pipeline
+from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.models.conditioners.base import Words
-from tc_jepa.optimizer import adamw, match_rules, WEIGHT_DECAY_RULES
-from tc_jepa.state import initial_state
+from tc_jepa.optimizer import match_rules, WEIGHT_DECAY_RULES
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base", "recipes"))
@@ -99,14 +98,9 @@ def test_every_config_builds(path):
     if config.target_encoder.kind == "frozen":
         config.target_encoder.kind = "ema"
     validate(config)
-    reader = build.caption_reader(config)
-    text_encoder, frozen = build.text_encoder(config, reader)
-    networks = build.networks(config, text_encoder)
-    optimizer = adamw(build.schedules(config), 0.9, 0.999, 1e-8)
-    row = pipeline.example(build.source(config, "train"), build.augment(config, reader), build.masks(config))
-    state = jax.eval_shape(lambda: initial_state(networks, row, optimizer, 0, frozen))
+    experiment = build_experiment(config)
+    state = jax.eval_shape(experiment.initial_state, experiment.frozen)
     match_rules(WEIGHT_DECAY_RULES, state.params)
-    build.objective(config)
 
 
 @pytest.mark.parametrize(
@@ -115,8 +109,8 @@ def test_every_config_builds(path):
 def test_recipes_have_the_published_sizes(name, encoder, predictor):
     """Millions of parameters of encoder and I-JEPA predictor, as in the released checkpoints and the paper."""
     config = importlib.import_module(f"configs.ijepa_in1k_{name}").get_config()
-    vit, predict = build.encoder(config), build.networks(config, None).predictor
-    side, patch = build.grid(config)[0], config.model.patch_size
+    vit, predict = models.encoder(config), models.predictor(config, 1)
+    side, patch = models.grid(config)[0], config.model.patch_size
     images, one = np.zeros((1, side * patch, side * patch, 3)), np.zeros((1, 1), int)
     no_words = Words(np.zeros((1, 1, 1, 1)), one[..., None] > 0, one > 0)
     context = np.zeros((1, 1, vit.size.width))

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from tc_jepa.convert import ijepa
 from tc_jepa.methods.losses import loss_terms
 from tc_jepa.methods.targets import EmaEncoder
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners import base as conditioner
 from tc_jepa.models.conditioners.base import Words
 from tc_jepa.models.predictor import Predictor
-from tc_jepa.pretrained.convert import ijepa
 from tests import tiny
 
 FOLDER = Path(__file__).parent / "fixtures" / "ijepa_tiny"

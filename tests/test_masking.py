@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from tc_jepa.config import build
+from tc_jepa.config import jepa
 from tc_jepa.config.validate import validate
 from tc_jepa.errors import UserError
 from tc_jepa.masking import BlockMasks, OfficialMasks, RandomMasks
@@ -331,7 +331,7 @@ def test_configurations_choose_the_kind(changes, sampler_class, target_tokens):
     config = base.get_config()
     config.update_from_flattened_dict(changes)
     validate(config)
-    masks = build.masks(config)
+    masks = jepa.masks(config)
     assert type(masks) is sampler_class
     assert (masks.context_tokens, masks.target_tokens) == (80, target_tokens)
     if sampler_class is OfficialMasks:

@@ -11,11 +11,12 @@ from PIL import Image
 import pytest
 
 from tc_jepa import write_words
-from tc_jepa.batch import Batch
-from tc_jepa.config import build
+from tc_jepa.batch import JepaBatch
+from tc_jepa.config import data as config_data
 from tc_jepa.config.validate import validate
 from tc_jepa.data import mixtures, pipeline, prepare
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Example
 from tc_jepa.data.word_vectors.folder import WordsStamp
@@ -41,8 +42,8 @@ class Numbered:
         return Example(np.full((16, 16, 3), (self.dataset, index, 0), np.uint8), ("a star",) * (self.dataset + 1))
 
 
-AUGMENT = pipeline.Augment(
-    pipeline.Crop(tiny.IMAGE, (1.0, 1.0), (1.0, 1.0), False), CaptionTokenizer(scenes_vocabulary_path(), 6), 3
+AUGMENT = CropAndCaptions(
+    Crop(tiny.IMAGE, (1.0, 1.0), (1.0, 1.0), False), CaptionTokenizer(scenes_vocabulary_path(), 6), 3
 )
 PARTS = (Numbered(0, 7), Numbered(1, 3), Numbered(2, 11))
 SOURCES = {"every image": mixtures.Concatenation(PARTS), "ratio": mixtures.Mixture(PARTS, (0.5, 0.2, 0.3))}
@@ -50,9 +51,9 @@ kinds = pytest.mark.parametrize("kind", SOURCES)
 
 
 def batches(kind, start=0, count=6, workers=0, **process):
-    dataset = pipeline.batches(SOURCES[kind], AUGMENT, tiny.MASKS, batch_size=6, seed=3, **process)
+    dataset = pipeline.batches(SOURCES[kind], JepaInputs(AUGMENT, tiny.MASKS), batch_size=6, seed=3, **process)
     with contextlib.closing(pipeline.iterate(dataset, start=start, workers=workers)) as iterator:
-        return [Batch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
+        return [JepaBatch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
 
 
 def drawn(kind, count=30) -> list[tuple[int, int]]:
@@ -62,7 +63,7 @@ def drawn(kind, count=30) -> list[tuple[int, int]]:
 
 def assert_equal(one, other):
     for a, b in zip(one, other, strict=True):
-        for name, x, y in zip(Batch._fields, a, b, strict=True):
+        for name, x, y in zip(JepaBatch._fields, a, b, strict=True):
             np.testing.assert_array_equal(x, y, err_msg=name)
 
 
@@ -81,7 +82,7 @@ def test_processes_share_out_the_single_processs_batch(kind):
     parts = [batches(kind, process_index=i, process_count=3) for i in range(3)]
     for whole, *shares in zip(batches(kind), *parts, strict=True):
         for i, share in enumerate(shares):
-            assert_equal([Batch(*(x[i::3] for x in whole))], [share])
+            assert_equal([JepaBatch(*(x[i::3] for x in whole))], [share])
 
 
 def test_without_weights_every_epoch_shows_every_image_once_in_a_new_order():
@@ -189,32 +190,32 @@ def test_a_run_reads_them_all_with_one_vocabulary_and_their_own_vectors(folders,
     shapes, more, bare = folders
     both = {"data.path": f"{shapes},{more}"}
     config = tiny_config(**both)
-    assert len(build.training_source(config)) == 30 and len(build.held_out_source(config)) == 3
-    assert build.tokenizer(config).vocabulary_size > 100
+    assert len(config_data.training_source(config)) == 30 and len(config_data.held_out_source(config)) == 3
+    assert config_data.tokenizer(config).vocabulary_size > 100
     vectors = {"model.text": "stored", "captions.vectors": f"{tmp_path}/0,{tmp_path}/1"}
     config = tiny_config(**both, **vectors, **{"data.weights": (3, 1)})
-    words = build.word_folders(config)
-    source = build.training_source(config, words)
+    words = config_data.word_folders(config)
+    source = config_data.training_source(config, words)
     assert {number: int(source[index].captions[0][0, 0]) for number, index in ((0, 19), (1, 20))} == {0: 0, 1: 1}
-    assert int(build.held_out_source(config, words)[2].captions[0][0, 0]) == 1
+    assert int(config_data.held_out_source(config, words)[2].captions[0][0, 0]) == 1
     stream = source.stream(0)
     assert [int(stream[i].captions[0][0, 0]) for i in range(40)].count(1) == 10
     config.captions.vectors = f"{tmp_path}/1,{tmp_path}/0"  # in the other order
     with pytest.raises(UserError, match="vectors of 10 images, the data 20"):
-        build.training_source(config, build.word_folders(config))
+        config_data.training_source(config, config_data.word_folders(config))
 
     config = tiny_config(**{"data.path": f"{shapes},{bare}"})
-    assert len(build.training_source(config)) == 24 and len(build.held_out_source(config)) == 2
+    assert len(config_data.training_source(config)) == 24 and len(config_data.held_out_source(config)) == 2
     with pytest.raises(UserError, match="bare holds no vocabulary; give --config.captions.vocabulary"):
-        build.tokenizer(config)
+        config_data.tokenizer(config)
     config.captions.vocabulary = scenes_vocabulary_path()
-    assert build.tokenizer(config).vocabulary_size > 100
+    assert config_data.tokenizer(config).vocabulary_size > 100
 
 
 def test_without_any_held_out_images_the_monitor_looks_at_training_images_and_says_so(folders, caplog):
     config = tiny_config(**{"data.path": f"{folders[2]},{folders[2]}"})
     with caplog.at_level("WARNING", logger="absl"):
-        assert len(build.held_out_source(config)) == 8
+        assert len(config_data.held_out_source(config)) == 8
     assert "the monitor looks at training images" in caplog.text
 
 
@@ -224,7 +225,7 @@ def test_vocabularies_that_differ_are_refused(folders, tmp_path):
     (other / "vocabulary.model").write_bytes(Path(scenes_vocabulary_path()).read_bytes() + b"\n")
     config = tiny_config(**{"data.path": f"{folders[0]},{other}"})
     with pytest.raises(UserError, match="other holds another vocabulary than .*shapes; give --config.captions.voc"):
-        build.tokenizer(config)
+        config_data.tokenizer(config)
 
 
 def test_an_evaluation_asks_for_one_of_them(folders):
@@ -232,4 +233,4 @@ def test_an_evaluation_asks_for_one_of_them(folders):
     with pytest.raises(
         UserError, match=f"labels belong to one dataset: choose with --data or evaluation.data one of {folders[0]}, "
     ):
-        build.source(config, "test")
+        config_data.source(config, "test")

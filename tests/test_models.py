@@ -7,34 +7,33 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners import base as conditioner
 from tc_jepa.models.conditioners import fusion
 from tc_jepa.models.conditioners.base import Words
 from tc_jepa.models.conditioners.cross_attention import CrossAttentionLayer
-from tc_jepa.state import initial_encoder_params
-from tc_jepa.step import forward
 from tests import tiny
 
 
 @pytest.fixture(scope="module")
-def nets():
-    return tiny.networks()
+def method():
+    return tiny.jepa()
 
 
 @pytest.fixture(scope="module")
-def params(nets):
-    return tiny.lively(tiny.state(nets).params)
+def params(method):
+    return tiny.lively(tiny.state(method).params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def predict(nets, params, batch, vectors=None):
+def predict(method, params, batch, vectors=None):
     """Predicted features and readings; `vectors` replaces the text encoder's."""
     images = layers.normalise_images(batch.images)
-    context = nets.encoder.apply({"params": params["encoder"]}, images, batch.context_indices, batch.context_valid)
+    context = method.encoder.apply({"params": params["encoder"]}, images, batch.context_indices, batch.context_valid)
     if vectors is None:
-        vectors = nets.text.apply({"params": params["text"]}, batch.caption_words, batch.word_valid)
-    return nets.predictor.apply(
+        vectors = method.text.apply({"params": params["text"]}, batch.caption_words, batch.word_valid)
+    return method.predictor.apply(
         {"params": params["predictor"]},
         context,
         batch.context_indices,
@@ -45,12 +44,12 @@ def predict(nets, params, batch, vectors=None):
     )
 
 
-def test_context_features_do_not_depend_on_any_hidden_pixel(nets, params):
+def test_context_features_do_not_depend_on_any_hidden_pixel(method, params):
     batch = tiny.batch(2)
     images = jnp.asarray(batch.images, jnp.float32) / 255
 
     def features(images):
-        x = nets.encoder.apply({"params": params["encoder"]}, images, batch.context_indices, batch.context_valid)
+        x = method.encoder.apply({"params": params["encoder"]}, images, batch.context_indices, batch.context_valid)
         return jnp.where(batch.context_valid[..., None], x, 0.0).std(axis=-1).sum()
 
     moved = layers.patchify(jnp.abs(jax.grad(lambda x: features(x) * 1e3)(images)), tiny.PATCH).sum(axis=-1)
@@ -60,75 +59,75 @@ def test_context_features_do_not_depend_on_any_hidden_pixel(nets, params):
             assert (moved[image, patch] > 0) == (patch in visible)
 
 
-def test_encoder_with_all_indices_equals_encoder_without(nets, params):
+def test_encoder_with_all_indices_equals_encoder_without(method, params):
     images = layers.normalise_images(tiny.batch(2).images)
     order = np.random.default_rng(0).permuted(np.tile(np.arange(16), (2, 1)), axis=1)
-    whole = nets.encoder.apply({"params": params["encoder"]}, images)
-    shuffled = nets.encoder.apply({"params": params["encoder"]}, images, order)
+    whole = method.encoder.apply({"params": params["encoder"]}, images)
+    shuffled = method.encoder.apply({"params": params["encoder"]}, images, order)
     np.testing.assert_allclose(shuffled, layers.gather_tokens(whole, order), atol=2e-5)
 
 
-def test_padded_tokens_change_no_prediction(nets, params):
+def test_padded_tokens_change_no_prediction(method, params):
     batch = tiny.batch(3)
     assert not batch.context_valid.all() and not batch.target_valid.all()
-    before, _ = predict(nets, params, batch)
+    before, _ = predict(method, params, batch)
     other = batch._replace(
         context_indices=np.where(batch.context_valid, batch.context_indices, 7),
         target_indices=np.where(batch.target_valid, batch.target_indices, 9),
     )
-    after, _ = predict(nets, params, other)
+    after, _ = predict(method, params, other)
     valid = batch.target_valid
     np.testing.assert_allclose(before[valid], after[valid], atol=1e-5)
 
 
-def test_target_blocks_do_not_see_each_other(nets, params):
+def test_target_blocks_do_not_see_each_other(method, params):
     batch = tiny.batch(2)
-    before, _ = predict(nets, params, batch)
+    before, _ = predict(method, params, batch)
     moved = batch.target_indices.copy()
     moved[:, 1] = (moved[:, 1] + 1) % 16
-    after, _ = predict(nets, params, batch._replace(target_indices=moved))
+    after, _ = predict(method, params, batch._replace(target_indices=moved))
     np.testing.assert_array_equal(before[:, 0], after[:, 0])
     assert np.abs(before[:, 1] - after[:, 1]).max() > 1e-3
 
 
-def test_padded_words_and_missing_captions_influence_nothing(nets, params):
+def test_padded_words_and_missing_captions_influence_nothing(method, params):
     batch = tiny.batch(4)
     real = batch.word_valid & batch.caption_valid[..., None]
     assert not batch.word_valid.all() and not batch.caption_valid.all()
     vectors = np.random.default_rng(0).normal(size=(*batch.caption_words.shape, 12)).astype(np.float32)
-    before, readings = predict(nets, params, batch, vectors)
-    after, _ = predict(nets, params, batch, np.where(real[..., None], vectors, 50.0))
+    before, readings = predict(method, params, batch, vectors)
+    after, _ = predict(method, params, batch, np.where(real[..., None], vectors, 50.0))
     np.testing.assert_allclose(before, after, atol=1e-5)
     for reading in readings:
         attention = np.asarray(reading.attention_BxMxLxCxS).sum(axis=(1, 2))
         assert not attention[~real].any() and attention[real].all()
 
 
-def test_every_real_word_influences_every_layer(nets, params):
+def test_every_real_word_influences_every_layer(method, params):
     batch = tiny.batch(3)
     real = batch.word_valid & batch.caption_valid[..., None]
     vectors = jnp.asarray(np.random.default_rng(0).normal(size=(*batch.caption_words.shape, 12)), jnp.float32)
     for layer in range(tiny.DEPTH):
         # Only this layer's keys and values see the perturbed words; the others see a copy without gradient.
         def attended(vectors, layer=layer):
-            _, readings = predict(nets, params, batch, vectors)
+            _, readings = predict(method, params, batch, vectors)
             return jnp.square(readings[layer].attention_BxMxLxCxS).sum()
 
         moved = jnp.abs(jax.grad(attended)(vectors)).sum(axis=-1)
         assert (np.asarray(moved)[real] > 0).all()
-    words = jnp.abs(jax.grad(lambda v: jnp.square(predict(nets, params, batch, v)[0]).std())(vectors)).sum(axis=-1)
+    words = jnp.abs(jax.grad(lambda v: jnp.square(predict(method, params, batch, v)[0]).std())(vectors)).sum(axis=-1)
     assert (np.asarray(words)[~real] == 0).all() and (np.asarray(words)[real] > 0).mean() > 0.9
 
 
-def test_captions_in_another_order_change_nothing(nets, params):
+def test_captions_in_another_order_change_nothing(method, params):
     batch = tiny.batch(3)
-    before, _ = predict(nets, params, batch)
+    before, _ = predict(method, params, batch)
     turned = batch._replace(
         caption_words=batch.caption_words[:, ::-1],
         word_valid=batch.word_valid[:, ::-1],
         caption_valid=batch.caption_valid[:, ::-1],
     )
-    after, _ = predict(nets, params, turned)
+    after, _ = predict(method, params, turned)
     # The last image has no caption: its null caption is the first one, with nothing to read either way.
     np.testing.assert_allclose(before, after, atol=1e-5)
 
@@ -142,7 +141,7 @@ def test_a_missing_caption_never_wins_the_max():
     np.testing.assert_array_equal(both[0, 0, 0], [5.0, 7.0])
 
 
-def test_null_caption_adds_nothing_but_passes_mlp_and_norm(nets, params):
+def test_null_caption_adds_nothing_but_passes_mlp_and_norm(method, params):
     batch = tiny.batch(2)
     assert not batch.caption_valid[1].any()
     words = Words(jnp.ones((2, 3, 5, 12)), batch.word_valid, batch.caption_valid)
@@ -159,7 +158,7 @@ def test_null_caption_adds_nothing_but_passes_mlp_and_norm(nets, params):
     np.testing.assert_allclose(fused[1], by_hand(layer, x)[1], atol=1e-5)
 
 
-def test_cosines_are_cosines_of_query_and_key(nets, params):
+def test_cosines_are_cosines_of_query_and_key(method, params):
     batch = tiny.batch(2)
     weights = params["predictor"]["conditioner"]["layers_1"]
     x = jax.random.normal(jax.random.key(0), (2, 2, 6, 16))
@@ -175,11 +174,11 @@ def test_cosines_are_cosines_of_query_and_key(nets, params):
 
 
 def test_without_conditioner_captions_do_not_matter():
-    nets = tiny.networks(conditioner.Conditioner())
-    params = tiny.lively(tiny.state(nets).params)
+    method = tiny.jepa(conditioner.Conditioner())
+    params = tiny.lively(tiny.state(method).params)
     batch = tiny.batch(3)
-    before, readings = predict(nets, params, batch)
-    after, _ = predict(nets, params, batch._replace(caption_words=np.full_like(batch.caption_words, 4)))
+    before, readings = predict(method, params, batch)
+    after, _ = predict(method, params, batch._replace(caption_words=np.full_like(batch.caption_words, 4)))
     np.testing.assert_array_equal(before, after)
     assert readings == []
 
@@ -193,19 +192,19 @@ def test_positions_are_the_official_ones():
 
 def test_initial_kernels_are_normal_with_the_official_deviation():
     encoder = vit.VisionTransformer(vit.SIZES["tiny"], 16)
-    params = jax.jit(lambda: initial_encoder_params(encoder, (32, 32, 3), 0))()
+    params = jax.jit(lambda: init_encoder(encoder, (32, 32, 3), jax.random.key(0)))()
     kernel = np.asarray(params["blocks_3"]["mlp"]["fc2"]["kernel"])
     assert kernel.std() == pytest.approx(0.02, rel=0.02) and np.abs(kernel).max() > 0.06
     assert not np.asarray(params["blocks_3"]["attn"]["qkv"]["bias"]).any()
 
 
 def test_bfloat16_products_stay_close_to_float32():
-    exact, rough = tiny.networks(), tiny.networks(dtype=jnp.bfloat16)
+    exact, rough = tiny.jepa(), tiny.jepa(dtype=jnp.bfloat16)
     state, batch = tiny.state(exact), tiny.batch(4)
 
-    def loss(nets):
+    def loss(method):
         def total(params):
-            terms, _ = forward(params, state.target_params, batch, nets, tiny.OBJECTIVE)
+            terms, _ = method.forward(params, state.extra, batch)
             return tiny.OBJECTIVE.total(terms, jnp.array(0))
 
         return jax.jit(jax.value_and_grad(total))(tiny.lively(state.params))

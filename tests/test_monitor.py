@@ -1,15 +1,13 @@
 """The monitor says what is there: dead cosines, uniform attention, captions that do or do not matter."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
 
+from tc_jepa.methods.diagnostics import reading_metrics
 from tc_jepa.models.conditioners.base import Reading
 from tc_jepa.monitoring import held_out as monitor
 from tc_jepa.monitoring.progress import cut_back
-from tc_jepa.step import forward
 from tests import tiny
 
 
@@ -22,7 +20,7 @@ def test_reading_metrics_count_valid_tokens_and_words_only():
     cosine = np.where(pairs, rng.uniform(-1, 1, pairs.shape), 1.0).astype(np.float32)
     uniform = np.where(pairs, 1 / np.maximum(words.sum(-1), 1)[:, None, None, :, None], 0.0).astype(np.float32)
     peaked = np.where(np.arange(pairs.shape[-1]) == 0, 1.0, 0.0) * pairs
-    metrics = monitor.reading_metrics([Reading(cosine, uniform), Reading(-cosine, peaked)], batch)
+    metrics = reading_metrics([Reading(cosine, uniform), Reading(-cosine, peaked)], tokens, words)
     share = (cosine[pairs] > 0).mean()
     assert float(metrics["layer_0/positive_cosines"]) == pytest.approx(share, rel=1e-4)
     assert float(metrics["layer_1/positive_cosines"]) == pytest.approx(1 - share, rel=1e-4)
@@ -32,14 +30,14 @@ def test_reading_metrics_count_valid_tokens_and_words_only():
 
 
 def test_look_tells_true_from_shuffled_and_absent_captions():
-    nets = tiny.networks()
-    state, batch = tiny.state(nets), tiny.batch(4)
+    method = tiny.jepa()
+    state, batch = tiny.state(method), tiny.batch(4)
     params = tiny.lively(state.params)
-    look = jax.jit(functools.partial(monitor.look, networks=nets, objective=tiny.OBJECTIVE))
-    looks = {name: look(params, state.target_params, {}, batch, *variant) for name, variant in monitor.VARIANTS.items()}
-    metrics = monitor.summarise([looks])
+    heldout = jax.jit(method.heldout)
+    found = {name: heldout(params, state.extra, batch, i) for i, name in enumerate(method.heldout_variants)}
+    metrics = method.heldout_summary(found)
 
-    loss = jax.jit(lambda b: forward(params, state.target_params, b, nets, tiny.OBJECTIVE)[0]["prediction"])
+    loss = jax.jit(lambda b: method.forward(params, state.extra, b)[0]["prediction"])
     turned = {
         name: np.roll(getattr(batch, name), 1, axis=0) for name in ("caption_words", "word_valid", "caption_valid")
     }

@@ -9,7 +9,6 @@ import pytest
 
 from tc_jepa.methods import losses as objective
 from tc_jepa.models.conditioners.base import Reading, Words
-from tc_jepa.step import forward
 from tests import tiny
 
 
@@ -77,10 +76,10 @@ def test_warmup_reaches_the_weights_linearly():
 
 
 def test_splitting_a_batch_changes_nothing():
-    nets = tiny.networks()
-    state, batch = tiny.state(nets), tiny.batch(6)
+    method = tiny.jepa()
+    state, batch = tiny.state(method), tiny.batch(6)
     params = tiny.lively(state.params)
-    loss = jax.jit(lambda b: forward(params, state.target_params, b, nets, tiny.OBJECTIVE)[0])
+    loss = jax.jit(lambda b: method.forward(params, state.extra, b)[0])
     whole = loss(batch)
     parts = [loss(jax.tree.map(lambda x: x[i : i + 2], batch)) for i in (0, 2, 4)]
     for name, value in whole.items():

@@ -8,15 +8,16 @@ import itertools
 import numpy as np
 import pytest
 
-from tc_jepa.batch import Batch
+from tc_jepa.batch import JepaBatch
 from tc_jepa.data import pipeline, transforms
 from tc_jepa.data.captions import tokenizer as captions
+from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.masking import Masks, OfficialMasks, RandomMasks
 from tests import tiny
 
 TOKENIZER = captions.CaptionTokenizer(captions.scenes_vocabulary_path(), 12)
-AUGMENT = pipeline.Augment(pipeline.Crop(tiny.IMAGE, (0.3, 1.0), (3 / 4, 4 / 3), False), TOKENIZER, 3)
+AUGMENT = CropAndCaptions(Crop(tiny.IMAGE, (0.3, 1.0), (3 / 4, 4 / 3), False), TOKENIZER, 3)
 SOURCE = SceneSource(0, "train", 20, 32)
 MASKS = {
     "fixed": tiny.MASKS,
@@ -28,14 +29,14 @@ MASKS = {
 
 
 def batches(start=0, count=4, workers=0, seed=0, kind="fixed", **process):
-    dataset = pipeline.batches(SOURCE, AUGMENT, MASKS[kind], batch_size=6, seed=seed, **process)
+    dataset = pipeline.batches(SOURCE, JepaInputs(AUGMENT, MASKS[kind]), batch_size=6, seed=seed, **process)
     with contextlib.closing(pipeline.iterate(dataset, start=start, workers=workers)) as iterator:
-        return [Batch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
+        return [JepaBatch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
 
 
 def assert_equal(one, other):
     for a, b in zip(one, other, strict=True):
-        for name, x, y in zip(Batch._fields, a, b, strict=True):
+        for name, x, y in zip(JepaBatch._fields, a, b, strict=True):
             np.testing.assert_array_equal(x, y, err_msg=name)
 
 
@@ -56,7 +57,7 @@ def test_a_resumed_stream_goes_on_where_it_stopped(kind):
 
 def test_shuffled_captions_are_a_neighbours_and_nothing_else_changes():
     for one, other in zip(eight(), batches(count=8, shuffle_captions=True), strict=True):
-        for name, x, y in zip(Batch._fields, one, other, strict=True):
+        for name, x, y in zip(JepaBatch._fields, one, other, strict=True):
             turned = name in ("caption_words", "word_valid", "caption_valid")
             np.testing.assert_array_equal(np.roll(x, 1, axis=0) if turned else x, y, err_msg=name)
         assert not np.array_equal(one.caption_words, other.caption_words)
@@ -66,13 +67,13 @@ def test_shuffled_captions_are_a_neighbours_and_nothing_else_changes():
 def test_processes_share_out_the_single_processs_batch(kind):
     parts = [batches(count=4, kind=kind, process_index=i, process_count=2) for i in range(2)]
     for whole, one, other in zip(eight(kind), *parts, strict=False):
-        for name, x, a, b in zip(Batch._fields, whole, one, other, strict=True):
+        for name, x, a, b in zip(JepaBatch._fields, whole, one, other, strict=True):
             np.testing.assert_array_equal(x[0::2], a, err_msg=name)
             np.testing.assert_array_equal(x[1::2], b, err_msg=name)
 
 
 def test_every_epoch_shows_every_image_once_but_cropped_anew():
-    dataset = pipeline.batches(SOURCE, AUGMENT, tiny.MASKS, batch_size=20, seed=0)
+    dataset = pipeline.batches(SOURCE, JepaInputs(AUGMENT, tiny.MASKS), batch_size=20, seed=0)
     first, second = dataset[0], dataset[1]
     originals = {str(SOURCE[i].captions) for i in range(20)}
     assert len(originals) == 20
@@ -114,14 +115,16 @@ def test_the_kind_of_masks_changes_neither_images_nor_captions():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_without_a_reader_there_are_no_captions_and_nothing_else_changes(workers):
-    dataset = pipeline.batches(SOURCE, dataclasses.replace(AUGMENT, reader=None), tiny.MASKS, batch_size=6, seed=0)
+    dataset = pipeline.batches(
+        SOURCE, JepaInputs(dataclasses.replace(AUGMENT, reader=None), tiny.MASKS), batch_size=6, seed=0
+    )
     with contextlib.closing(pipeline.iterate(dataset, start=0, workers=workers)) as iterator:
         for batch, read in zip(itertools.islice(iterator, 3), eight()[:3], strict=True):
             assert batch.caption_words.shape == batch.word_valid.shape == (6, 0, 0) and batch.caption_valid.shape == (
                 6,
                 0,
             )
-            for name in set(Batch._fields) - {"caption_words", "word_valid", "caption_valid"}:
+            for name in set(JepaBatch._fields) - {"caption_words", "word_valid", "caption_valid"}:
                 np.testing.assert_array_equal(getattr(batch, name), getattr(read, name), err_msg=name)
 
 
@@ -138,7 +141,7 @@ class Positions:
 def test_masks_are_drawn_at_the_position_in_the_global_stream():
     for process in range(2):
         dataset = pipeline.batches(
-            SOURCE, AUGMENT, Positions(), batch_size=6, seed=0, process_index=process, process_count=2
+            SOURCE, JepaInputs(AUGMENT, Positions()), batch_size=6, seed=0, process_index=process, process_count=2
         )
         with contextlib.closing(pipeline.iterate(dataset, start=5, workers=0)) as iterator:
             batch = next(iterator)

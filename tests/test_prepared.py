@@ -12,7 +12,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from configs import base
-from tc_jepa.config import build
+from tc_jepa.config import data as config_data
 from tc_jepa.config.validate import validate
 from tc_jepa.data import prepare
 from tc_jepa.data.prepared import data_identity, ENDS, Features, file_identity, PreparedSource
@@ -213,27 +213,27 @@ def test_tfds_folders_as_coco_captions_open_without_a_word(tmp_path):
 
 def test_the_split_to_test_on_is_test_or_val_or_the_one_that_is_named(tmp_path):
     config = base.get_config()
-    assert build.test_split(config) == "test"
+    assert config_data.test_split(config) == "test"
     lines = [dict(line) for line in PHOTO_LINES[:4]]
     for line, split in zip(lines, ("train", "val", "test", "test")):
         line["split"] = split
     for name, count in (("train", 1), ("val", 2), ("both", 4)):
         prepare.prepare_folder(str(PHOTOS), str(write_lines(tmp_path / "c", lines[:count])), str(tmp_path / name))
     config.data.path = str(tmp_path / "both")
-    assert build.test_split(config) == "test"
+    assert config_data.test_split(config) == "test"
     config.evaluation.test_split = "val"
-    assert build.test_split(config) == "val"
+    assert config_data.test_split(config) == "val"
     config.evaluation.test_split = "dev"
     with pytest.raises(UserError, match="evaluation.test_split=dev is none of .*both; it holds train, val, test"):
-        build.test_split(config)
+        config_data.test_split(config)
     config.evaluation.test_split = "train"
     with pytest.raises(UserError, match="train is what probes are fitted on"):
-        build.test_split(config)
+        config_data.test_split(config)
     config.data.path, config.evaluation.test_split = str(tmp_path / "val"), ""
-    assert build.test_split(config) == "val"
+    assert config_data.test_split(config) == "val"
     config.data.path = str(tmp_path / "train")
     with pytest.raises(UserError, match="holds only train; prepare it with a split test or val"):
-        build.test_split(config)
+        config_data.test_split(config)
 
 
 def test_the_configuration_names_features(others):
@@ -242,7 +242,7 @@ def test_the_configuration_names_features(others):
     config.data.caption_features, config.data.description_features = ("title",), ("answers.long",)
     config.data.label_features, config.data.mask_feature = ("objects.name",), "jpg"
     validate(config)
-    source = build.source(config, "train")
+    source = config_data.source(config, "train")
     assert source[0].captions == ("a cat", "It sleeps.", "No dog") and list(source.tasks) == ["objects.name"]
     assert list(source.segmentations) == ["jpg"]
     config.data.description_features = ("title",)

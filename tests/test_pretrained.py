@@ -10,13 +10,14 @@ import pytest
 
 from configs import base
 import tc_jepa
-from tc_jepa.config import build
+from tc_jepa.config import data as config_data
+from tc_jepa.config import models
+from tc_jepa.convert import folder, hf_ijepa
+from tc_jepa.convert.weights import abstract_params, EncoderWeights
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers, vit
 from tc_jepa.models.text.embedding import EmbeddingText
 from tc_jepa.pretrained import encoder as pretrained
-from tc_jepa.pretrained.convert import folder, hf_ijepa
-from tc_jepa.pretrained.convert.weights import abstract_params, EncoderWeights
 from tc_jepa.state import TrainState
 from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE, restore_trained
 from tests import tiny
@@ -51,13 +52,13 @@ def save_run(path, config, steps=(2, 5)):
     """A workdir whose steps hold random encoder, target, predictor and text parameters; returns them by step."""
     path.mkdir()
     (path / CONFIG_FILE).write_text(json.dumps(config.to_dict()))
-    vocabulary = build.tokenizer(config).vocabulary_size
+    vocabulary = config_data.tokenizer(config).vocabulary_size
     rng = np.random.default_rng(0)
 
     def draw(shapes):
         return jax.tree.map(lambda x: rng.normal(0, 0.5, x.shape).astype(np.float32), shapes)
 
-    encoder = abstract_params(build.encoder(config), 16)
+    encoder = abstract_params(models.encoder(config), 16)
     norm = {name: np.zeros(TEXT_WIDTH) for name in ("scale", "bias")}
     text = {"words": np.zeros((vocabulary, TEXT_WIDTH)), "positions": np.zeros((WORDS, TEXT_WIDTH)), "norm": norm}
     predictor = {"proj": {"kernel": np.zeros((2, 3))}}
@@ -105,10 +106,10 @@ def test_a_run_is_its_newest_target_encoder_or_that_of_a_step(run, encoder):
     assert (encoder.image_size, encoder.patch_size, encoder.width) == (16, 4, 16)
     features = encoder(batch)
     assert features.shape == (2, 16, 16) and features.dtype == np.float32
-    close(features, direct(states[5].target_params, batch))  # in float32, though the run's products are bfloat16
-    close(tc_jepa.load_encoder(path, step=2)(batch), direct(states[2].target_params, batch))
+    close(features, direct(states[5].extra, batch))  # in float32, though the run's products are bfloat16
+    close(tc_jepa.load_encoder(path, step=2)(batch), direct(states[2].extra, batch))
     assert np.abs(features - direct(states[5].params["encoder"], batch)).max() > 0.1
-    assert np.abs(features - direct(states[2].target_params, batch)).max() > 1e-3
+    assert np.abs(features - direct(states[2].extra, batch)).max() > 1e-3
 
 
 def test_a_run_whose_target_is_no_copy_is_its_encoder(tmp_path):
@@ -172,7 +173,7 @@ def test_positions_follow_images_of_any_size(run, encoder, size):
     assert features.shape == (1, rows * columns, 16)
     positions = layers.resized_positions(layers.sincos_positions((4, 4), 16), (4, 4), (rows, columns))
     given = vit.VisionTransformer(SIZE, 4, trained_grid=(rows, columns), stored_positions=True)
-    params = run[1][5].target_params | {"positions": positions}
+    params = run[1][5].extra | {"positions": positions}
     close(features, jax.jit(given.apply)({"params": params}, layers.normalise_images(batch)), atol=1e-4)
 
 
@@ -268,7 +269,7 @@ def test_a_run_reads_words_as_it_learned_them(run):
     assert vectors.shape == (3, WORDS, TEXT_WIDTH) and vectors.dtype == np.float32
     ids, valid = text.tokens(captions)
     assert valid.sum(axis=1).tolist()[1:] == [WORDS, 0] and not vectors[2].any()
-    module = EmbeddingText(build.tokenizer(settings()).vocabulary_size, TEXT_WIDTH, WORDS)
+    module = EmbeddingText(config_data.tokenizer(settings()).vocabulary_size, TEXT_WIDTH, WORDS)
     close(vectors, jax.jit(module.apply)({"params": states[5].params["text"]}, ids[:, None], valid[:, None])[:, 0])
     close(text(ids, valid), vectors)
     close(text(captions[1]), vectors[1])

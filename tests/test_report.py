@@ -13,10 +13,10 @@ import pytest
 
 from configs import base, quickstart
 from launch import reporting
-from tc_jepa.config import build
-from tc_jepa.data import pipeline
+from tc_jepa.config import models
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.errors import UserError
+from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.masking.masks import pack
 from tc_jepa.report import charts, looks, page, pictures, verdict
 
@@ -172,17 +172,10 @@ def test_the_last_evaluated_step_is_read_and_named(tmp_path):
 def test_inputs_are_rows_of_the_first_batch_even_where_captions_are_shuffled(shuffled):
     config = quickstart.get_config()
     config.captions.shuffled = shuffled
-    captions = build.caption_reader(config)
-    whole = pipeline.batches(
-        build.training_source(config),
-        build.augment(config, captions),
-        build.masks(config),
-        batch_size=16,
-        seed=config.train.seed,
-        shuffle_captions=shuffled,
-    )[0]
-    for row, shown in enumerate(looks.inputs(config, captions), start=1):
-        expected = [captions.decode(ids) for ids in whole.caption_words[row][whole.caption_valid[row]]]
+    experiment = build_experiment(config)
+    whole = experiment.batches(16)[0]
+    for row, shown in enumerate(looks.inputs(experiment), start=1):
+        expected = [experiment.reader.decode(ids) for ids in whole.caption_words[row][whole.caption_valid[row]]]
         assert shown.captions == expected
 
 
@@ -246,9 +239,9 @@ def test_a_word_of_several_pieces_has_the_mean_of_their_maps():
         looks.word_map(reader, tokenizer, np.zeros((8, 8, 3), np.uint8), caption, "dog")
 
 
-def test_the_error_without_words_is_measured_without_words():
+def test_the_error_without_words_is_measured_without_words(monkeypatch):
     config = quickstart.get_config()
-    patches = int(np.prod(build.grid(config)))
+    patches = int(np.prod(models.grid(config)))
 
     class Reader:
         def cosines(self, images, ids, valid):
@@ -257,8 +250,9 @@ def test_the_error_without_words_is_measured_without_words():
         def errors(self, images, ids, valid, masks, draws):
             return np.full((len(images), patches), 2.0 if valid.any() else 3.0)
 
-    run = SimpleNamespace(config=config, captions=build.caption_reader(config), reader=Reader)
-    seen = looks.word_looks(run, build.held_out_source(config))
+    experiment = build_experiment(config)
+    monkeypatch.setattr(looks, "word_reader", lambda run: Reader())
+    seen = looks.word_looks(SimpleNamespace(config=config, experiment=experiment), experiment.held_out)
     assert [look.note for look in seen] == ["error 2.00 with words, 3.00 without"] * looks.READ
     assert all((look.with_words != look.without_words).any() for look in seen)
 

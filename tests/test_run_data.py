@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from launch.common import check_workdir
 from tc_jepa import train
-from tc_jepa.config import build
+from tc_jepa.config import data as config_data
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.prepared import data_identity
 from tc_jepa.errors import UserError
@@ -37,7 +37,7 @@ def begun(workdir: Path, config, *, saved: bool = True) -> Path:
     """What a run of this configuration leaves in its workdir, without the training."""
     (workdir / "checkpoints" / "3").mkdir(parents=True) if saved else workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
-    record_data(workdir, build.run_data(config, []), resumed=False)
+    record_data(workdir, config_data.run_data(config, []), resumed=False)
     return workdir
 
 

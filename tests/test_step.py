@@ -1,5 +1,6 @@
 """The step as a pure function: what it moves, by how much, and the same on any mesh."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,54 +12,51 @@ from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
 from tc_jepa.models.conditioners.base import Conditioner
-from tc_jepa.step import forward, target_features
 from tests import tiny
 
 
 def test_step_moves_the_target_by_its_momentum_and_only_so():
-    nets = tiny.networks()
-    state, batch = tiny.state(nets), tiny.batch(4)
-    state = state.replace(step=jnp.array(10), target_params=tiny.lively(state.target_params))
-    after, metrics = tiny.step_function(nets)(state, batch)
+    method = tiny.jepa()
+    state, batch = tiny.state(method), tiny.batch(4)
+    state = state.replace(step=jnp.array(10), extra=tiny.lively(state.extra))
+    after, metrics = tiny.step_function(method)(state, batch)
     momentum = 0.9 + 10 / 100 * 0.1
     assert float(metrics["momentum"]) == pytest.approx(momentum)
     assert float(metrics["context_dropped"]) == pytest.approx(batch.context_dropped.mean())
-    expected = jax.tree.map(
-        lambda t, p: momentum * t + (1 - momentum) * p, state.target_params, after.params["encoder"]
-    )
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.target_params, expected)
+    expected = jax.tree.map(lambda t, p: momentum * t + (1 - momentum) * p, state.extra, after.params["encoder"])
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), after.extra, expected)
     assert int(after.step) == 11
     moved = jax.tree.map(lambda a, b: bool(jnp.any(a != b)), state.params, after.params)
     assert all(jax.tree.leaves({name: moved[name] for name in ("predictor", "text")}))
 
 
 def test_no_gradient_reaches_the_target_encoder():
-    nets = tiny.networks()
-    state, batch = tiny.state(nets), tiny.batch(2)
+    method = tiny.jepa()
+    state, batch = tiny.state(method), tiny.batch(2)
 
-    def loss(target_params):
-        return forward(state.params, target_params, batch, nets, tiny.OBJECTIVE)[0]["prediction"]
+    def loss(extra):
+        return method.forward(state.params, extra, batch)[0]["prediction"]
 
-    gradient = jax.jit(jax.grad(loss))(state.target_params)
+    gradient = jax.jit(jax.grad(loss))(state.extra)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
 
 def test_targets_are_the_target_encoders_normalised_features_at_their_places():
-    nets = tiny.networks()
-    params, batch = tiny.lively(tiny.state(nets).target_params), tiny.batch(2)
+    method = tiny.jepa()
+    params, batch = tiny.lively(tiny.state(method).extra), tiny.batch(2)
     images = layers.normalise_images(batch.images)
-    targets = target_features(params, images, batch.target_indices, nets)
-    whole = np.asarray(nets.encoder.apply({"params": params}, images))
+    targets = method.target_features(params, images, batch.target_indices)
+    whole = np.asarray(method.encoder.apply({"params": params}, images))
     chosen = whole[1, batch.target_indices[1, 0, 2]]
     np.testing.assert_allclose(targets[1, 0, 2], (chosen - chosen.mean()) / chosen.std(), atol=1e-4)
 
 
 @pytest.mark.parametrize(
-    "nets", [tiny.networks(), tiny.networks(Conditioner())._replace(text=None)], ids=["words", "none"]
+    "method", [tiny.jepa(), dataclasses.replace(tiny.jepa(Conditioner()), text=None)], ids=["words", "none"]
 )
-def test_loss_falls_on_a_fixed_batch(nets):
-    state, batch = tiny.state(nets), tiny.batch(8)
-    step = tiny.step_function(nets)
+def test_loss_falls_on_a_fixed_batch(method):
+    state, batch = tiny.state(method), tiny.batch(8)
+    step = tiny.step_function(method)
     losses = []
     for _ in range(30):
         state, metrics = step(state, batch)
@@ -72,11 +70,11 @@ def run_on(data: int, fsdp: int, steps: int = 10):
     mesh = jax.make_mesh(
         (data, fsdp), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[: data * fsdp]
     )
-    nets = tiny.networks(constrain=sharding.constrain_to(mesh))
-    state, batch = tiny.state(nets), sharding.put_batch(mesh, tiny.batch(8))
+    method = tiny.jepa(constrain=sharding.constrain_to(mesh))
+    state, batch = tiny.state(method), sharding.put_batch(mesh, tiny.batch(8))
     layout = sharding.parameter_sharding(mesh, state, min_size=64)
     step = jax.jit(
-        tiny.step(nets),
+        tiny.step(method),
         in_shardings=(layout, sharding.batch_sharding(mesh)),
         out_shardings=(layout, sharding.replicated(mesh)),
     )

@@ -9,43 +9,43 @@ import numpy as np
 import pytest
 
 from tc_jepa.methods import targets
+from tc_jepa.methods.jepa import join_targets
+from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit
-from tc_jepa.state import initial_encoder_params
-from tc_jepa.step import join_targets, target_features
 from tests import tiny
 
 
 def initial(encoder, seed=0):
-    return jax.jit(lambda: initial_encoder_params(encoder, (tiny.IMAGE, tiny.IMAGE, 3), seed))()
+    return jax.jit(lambda: init_encoder(encoder, (tiny.IMAGE, tiny.IMAGE, 3), jax.random.key(seed)))()
 
 
 def test_a_teacher_of_another_size_is_predicted_and_never_changes():
     teacher = vit.VisionTransformer(vit.Size(width=48, depth=1, heads=2, hidden=64), tiny.PATCH)
     params = tiny.lively(initial(teacher, 5))
-    nets = tiny.networks(output_width=48)._replace(target=targets.FrozenEncoder(teacher, normalise=True))
-    state, batch = tiny.state(nets, teacher=params), tiny.batch(4)
-    after, metrics = tiny.step_function(nets)(state, batch)
-    jax.tree.map(np.testing.assert_array_equal, after.target_params, params)
+    method = dataclasses.replace(tiny.jepa(output_width=48), target=targets.FrozenTarget(teacher, normalise=True))
+    state, batch = tiny.state(method, teacher=params), tiny.batch(4)
+    after, metrics = tiny.step_function(method)(state, batch)
+    jax.tree.map(np.testing.assert_array_equal, after.extra, params)
     assert float(metrics["gradient_norm"]) > 0
     images = layers.normalise_images(batch.images)
-    found = target_features(state.target_params, images, batch.target_indices, nets)
+    found = method.target_features(state.extra, images, batch.target_indices)
     whole = np.asarray(teacher.apply({"params": params}, images))[2, batch.target_indices[2, 1, 0]]
     np.testing.assert_allclose(found[2, 1, 0], (whole - whole.mean()) / whole.std(), atol=1e-3)
-    assert nets.target.judged(after.target_params, after.params["encoder"]) is after.params["encoder"]
+    assert method.target.evaluation_params(after.extra, after.params["encoder"]) is after.params["encoder"]
 
 
 def test_pixels_are_predicted_as_patches_without_their_mean_and_contrast():
     width = 3 * tiny.PATCH**2
-    nets = tiny.networks(output_width=width)._replace(target=targets.Pixels(tiny.PATCH))
-    state, batch = tiny.state(nets), tiny.batch(4)
-    assert state.target_params == {}
+    method = dataclasses.replace(tiny.jepa(output_width=width), target=targets.Pixels(tiny.PATCH))
+    state, batch = tiny.state(method), tiny.batch(4)
+    assert state.extra == {}
     images = np.asarray(layers.normalise_images(batch.images))
-    found = target_features({}, images, batch.target_indices, nets)
+    found = method.target_features({}, images, batch.target_indices)
     row, column = np.divmod(int(batch.target_indices[3, 0, 1]), tiny.GRID[1])
     p = tiny.PATCH
     patch = images[3, row * p : (row + 1) * p, column * p : (column + 1) * p].reshape(-1)
     np.testing.assert_allclose(found[3, 0, 1], (patch - patch.mean()) / patch.std(), atol=1e-4)
-    step, losses = tiny.step_function(nets), []
+    step, losses = tiny.step_function(method), []
     for _ in range(20):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss/prediction"]))
@@ -53,23 +53,23 @@ def test_pixels_are_predicted_as_patches_without_their_mean_and_contrast():
 
 
 def test_without_normalisation_the_targets_are_the_features_themselves():
-    nets = tiny.networks()
-    bare = nets._replace(target=targets.EmaEncoder(nets.encoder, normalise=False))
-    params, batch = tiny.lively(tiny.state(nets).target_params), tiny.batch(2)
+    method = tiny.jepa()
+    bare = dataclasses.replace(method, target=targets.EmaEncoder(method.encoder, normalise=False))
+    params, batch = tiny.lively(tiny.state(method).extra), tiny.batch(2)
     images = layers.normalise_images(batch.images)
-    whole = np.asarray(nets.encoder.apply({"params": params}, images))
-    found = target_features(params, images, batch.target_indices, bare)
+    whole = np.asarray(method.encoder.apply({"params": params}, images))
+    found = bare.target_features(params, images, batch.target_indices)
     np.testing.assert_allclose(found[0, 1, 0], whole[0, batch.target_indices[0, 1, 0]], atol=1e-5)
 
 
 def test_noise_in_places_is_the_context_projection_of_a_normal_draw():
     sigma = 0.25
-    quiet, noisy = tiny.networks(), tiny.networks(position_noise=sigma)
+    quiet, noisy = tiny.jepa(), tiny.jepa(position_noise=sigma)
     state, batch = tiny.state(quiet), tiny.batch(4)
     params = tiny.lively(state.params)
 
-    def loss(nets, params, *key):
-        return float(tiny.loss_function(nets)(params, state.target_params, batch, *key)["prediction"])
+    def loss(method, params, *key):
+        return float(tiny.loss_function(method)(params, state.extra, batch, *key)["prediction"])
 
     one, other = jax.random.key(0), jax.random.key(1)
     assert loss(noisy, params) == loss(quiet, params)  # monitoring gives no key
@@ -85,14 +85,14 @@ def test_noise_in_places_is_the_context_projection_of_a_normal_draw():
 
 
 def test_joint_targets_see_each_other_and_weigh_the_same():
-    nets = tiny.networks()
-    state, batch = tiny.state(nets), tiny.batch(3)
+    method = tiny.jepa()
+    state, batch = tiny.state(method), tiny.batch(3)
     params = tiny.lively(state.params)
     joined = join_targets(batch)
     assert joined.target_indices.shape == (3, 1, batch.target_indices[0].size)
-    joint = tiny.loss_function(nets._replace(joint_targets=True))(params, state.target_params, batch)
-    by_hand = tiny.loss_function(nets)(params, state.target_params, joined)
-    apart = tiny.loss_function(nets)(params, state.target_params, batch)
+    joint = tiny.loss_function(dataclasses.replace(method, joint_targets=True))(params, state.extra, batch)
+    by_hand = tiny.loss_function(method)(params, state.extra, joined)
+    apart = tiny.loss_function(method)(params, state.extra, batch)
     assert float(joint["prediction"]) == float(by_hand["prediction"]) != float(apart["prediction"])
 
 
@@ -113,7 +113,7 @@ def test_positions_on_another_grid_are_bicubic(new):
 
 
 def test_an_encoder_reads_images_of_other_sizes_through_the_grid_it_was_trained_on():
-    trained = dataclasses.replace(tiny.networks().encoder, trained_grid=tiny.GRID)
+    trained = dataclasses.replace(tiny.jepa().encoder, trained_grid=tiny.GRID)
     params = tiny.lively(initial(trained))
     images = np.random.default_rng(0).normal(size=(2, 24, 20, 3)).astype(np.float32)
     found = trained.apply({"params": params}, images)
@@ -130,7 +130,7 @@ def test_an_encoder_reads_images_of_other_sizes_through_the_grid_it_was_trained_
 def test_depth_rescaled_kernels_shrink_with_depth_where_they_write_to_the_residual_stream():
     linear = layers.Linear(depth_rescaled=True)
     encoder = vit.VisionTransformer(vit.Size(width=128, depth=4, heads=4, hidden=256), 4, linear)
-    params = jax.jit(lambda: initial_encoder_params(encoder, (16, 16, 3), 0))()
+    params = jax.jit(lambda: init_encoder(encoder, (16, 16, 3), jax.random.key(0)))()
     for i in range(4):
         block = params[f"blocks_{i}"]
         for kernel in (block["attn"]["proj"]["kernel"], block["mlp"]["fc2"]["kernel"]):

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from tc_jepa.convert import t5 as convert
 from tc_jepa.errors import UserError
 from tc_jepa.models.text import t5
-from tc_jepa.pretrained.convert import t5 as convert
 
 FIXTURES = Path(__file__).parent / "fixtures"
 VERSIONS = ("t5_v1_0", "t5_v1_1")

@@ -19,7 +19,6 @@ from tc_jepa.models import vit
 from tc_jepa.monitoring import progress as metrics
 from tc_jepa.monitoring import tasks as online
 from tc_jepa.storage.checkpoint import Checkpoints, fingerprints, restore_encoder, saved_steps
-from tc_jepa.train import train
 from tests import tiny
 
 
@@ -75,7 +74,7 @@ def final_state(workdir: Path) -> dict[str, np.ndarray]:
 def straight(tmp_path_factory):
     """A run of six steps that never stopped."""
     workdir = tmp_path_factory.mktemp("straight")
-    train(tiny_config(), workdir)
+    tiny.train(tiny_config(), workdir)
     return workdir
 
 
@@ -97,10 +96,10 @@ def test_three_steps_and_three_resumed_equal_six(straight, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
         with pytest.raises(SystemExit) as stopped:
-            train(config, tmp_path)
+            tiny.train(config, tmp_path)
         assert stopped.value.code == 128 + signal.SIGTERM
     assert saved_steps(tmp_path) == [3]
-    train(config, tmp_path)
+    tiny.train(config, tmp_path)
     assert lines(tmp_path) == lines(straight)
     expected, found = final_state(straight), final_state(tmp_path)
     assert expected.keys() == found.keys()
@@ -113,16 +112,16 @@ def test_metrics_beyond_the_restored_step_are_cut(straight, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
         with pytest.raises(SystemExit):
-            train(tiny_config(), tmp_path)
+            tiny.train(tiny_config(), tmp_path)
     with (tmp_path / metrics.METRICS_FILE).open("a") as file:
         file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
-    train(tiny_config(), tmp_path)
+    tiny.train(tiny_config(), tmp_path)
     assert lines(tmp_path) == lines(straight)
 
 
 def test_judging_on_the_way_changes_nothing_but_the_log(straight, tmp_path):
     """Also where the run is stopped and resumed: the tasks read data of their own."""
-    train(tiny_config(**{"train.eval_tasks": "knn,rank", "train.eval_examples": 30}), tmp_path)
+    tiny.train(tiny_config(**{"train.eval_tasks": "knn,rank", "train.eval_examples": 30}), tmp_path)
     rows, before = lines(tmp_path), lines(straight)
     judged = [{name for name in row if name.startswith("eval/")} for row in rows]
     assert [bool(names) for names in judged] == [row["step"] % 3 == 0 for row in rows]
@@ -153,7 +152,7 @@ def test_every_line_names_what_the_run_did(straight):
 
 def test_a_finished_run_is_left_alone(straight):
     before = (straight / metrics.METRICS_FILE).read_text()
-    train(tiny_config(), straight)
+    tiny.train(tiny_config(), straight)
     assert (straight / metrics.METRICS_FILE).read_text() == before
 
 
@@ -187,13 +186,13 @@ def test_a_damaged_checkpoint_is_refused_not_restarted(straight, tmp_path):
     with pytest.raises(UserError, match="step 9; it has 3, 6"):
         restore_encoder(tmp_path, 9, abstract, ema=True)
     with pytest.raises(UserError, match="delete that directory"):
-        train(tiny_config(**{"train.steps": 8}), tmp_path)
+        tiny.train(tiny_config(**{"train.steps": 8}), tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
     config = tiny_config(**{"optimizer.start_learning_rate": 1e30, "optimizer.peak_learning_rate": 1e30})
     with pytest.raises(UserError, match=r"at step \d"):
-        train(config, tmp_path)
+        tiny.train(config, tmp_path)
     assert 6 not in saved_steps(tmp_path)
 
 
@@ -201,13 +200,13 @@ def test_a_teacher_made_from_pixels_teaches_a_student_of_another_size(tmp_path, 
     monkeypatch.setitem(vit.SIZES, "midge", vit.Size(width=16, depth=2, heads=2, hidden=32))
     teacher, student = tmp_path / "teacher", tmp_path / "student"
     pixels = {"target_encoder.kind": "pixels", "objective.prediction": "mse", "model.conditioner": "none"}
-    train(tiny_config(**pixels), teacher)
+    tiny.train(tiny_config(**pixels), teacher)
     taught = {"target_encoder.kind": "frozen", "target_encoder.teacher": str(teacher), "model.encoder": "midge"}
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
         with pytest.raises(SystemExit):
-            train(tiny_config(**taught), student)
-    train(tiny_config(**taught), student)
+            tiny.train(tiny_config(**taught), student)
+    tiny.train(tiny_config(**taught), student)
 
     before, after = final_state(teacher), final_state(student)
     kernel = "['patch_embed']['kernel']"
@@ -221,12 +220,12 @@ def test_a_teacher_made_from_pixels_teaches_a_student_of_another_size(tmp_path, 
     np.testing.assert_array_equal(found["patch_embed"]["kernel"], trained)
     with pytest.raises(UserError, match="not the student's 2 x 2 grid; give model.patch_size=8"):
         coarse = {"model.patch_size": 16, "masking.context_tokens": 2, "masking.min_context": 1}
-        train(tiny_config(**taught, **coarse), tmp_path / "coarse")
+        tiny.train(tiny_config(**taught, **coarse), tmp_path / "coarse")
 
 
 def test_a_frozen_t5_is_read_and_neither_trained_nor_saved(tmp_path):
     words = {"model.text": "t5", "model.text_weights": str(tiny.t5_folder(tmp_path / "t5"))}
-    train(tiny_config(**words), tmp_path / "run")
+    tiny.train(tiny_config(**words), tmp_path / "run")
     assert not any("text" in name for name in final_state(tmp_path / "run"))
     rows = lines(tmp_path / "run")
     assert rows[-1]["heldout/prediction"] != rows[-1]["heldout/prediction_shuffled"]
@@ -235,7 +234,7 @@ def test_a_frozen_t5_is_read_and_neither_trained_nor_saved(tmp_path):
 def test_data_without_captions_trains_on_null_captions_and_says_so_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(captions, "sample_captions", lambda *_: ())
     with caplog.at_level("WARNING", logger="absl"):
-        train(tiny_config(), tmp_path)
+        tiny.train(tiny_config(), tmp_path)
     assert sum("null captions" in record.getMessage() for record in caplog.records) == 1
     last = lines(tmp_path)[-1]
     assert last["captions"] == last["loss/sparsity"] == 0.0 and np.isfinite(last["loss"])

@@ -17,14 +17,13 @@ import pytest
 from safetensors.numpy import load_file
 
 import tc_jepa
+from tc_jepa.convert import hf_ijepa, ijepa, t5
+from tc_jepa.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.prepare import prepare_folder
 from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.models import layers, vit
 from tc_jepa.pretrained import encoder as pretrained
-from tc_jepa.pretrained.convert import hf_ijepa, ijepa, t5
-from tc_jepa.pretrained.convert.weights import EncoderWeights, square_encoder
-from tc_jepa.train import train
 from tests import tiny
 from tests.preparing import PHOTO_LINES, PHOTOS
 from tests.test_train import lines, tiny_config
@@ -104,7 +103,7 @@ def test_the_whole_road(checkpoint, tmp_path, monkeypatch):
 
     settings = {"model.encoder": "golden", "model.predictor.width": 24, "model.predictor.depth": 2, "image.size": 64}
     config = tiny_config(**settings, **{"data.path": data, "train.init_from": str(tmp_path / "ours")})
-    train(config, tmp_path / "run")
+    tiny.train(config, tmp_path / "run")
     metrics = lines(tmp_path / "run")
     assert metrics[-1]["step"] == config.train.steps and np.isfinite(metrics[-1]["loss"])
     assert metrics[-1]["captions"] > 0

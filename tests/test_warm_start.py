@@ -9,17 +9,13 @@ import jax
 import numpy as np
 import pytest
 
-from tc_jepa.config import build
-from tc_jepa.data import pipeline
+from tc_jepa.convert import folder
+from tc_jepa.convert.weights import EncoderWeights
 from tc_jepa.errors import UserError
-from tc_jepa.optimizer import adamw
+from tc_jepa.experiment.experiment import build_experiment
+from tc_jepa.experiment.warm_start import warm_start
 from tc_jepa.pretrained import encoder as pretrained
-from tc_jepa.pretrained.convert import folder
-from tc_jepa.pretrained.convert.weights import EncoderWeights
-from tc_jepa.pretrained.warm_start import warm_start
-from tc_jepa.state import initial_state
 from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE, restore_trained
-from tc_jepa.train import train
 from tests import tiny
 from tests.test_train import lines, mite, tiny_config  # noqa: F401 - mite is a fixture
 
@@ -34,11 +30,11 @@ def begin(mite):  # noqa: F811
 def run(begin, tmp_path_factory):
     """The workdir of a run whose parameters are unlike those of any beginning."""
     workdir, config, state = tmp_path_factory.mktemp("runs") / "first", tiny_config(), begin()
-    params, target = tiny.lively(state.params), tiny.lively(state.target_params, seed=2)
+    params, target = tiny.lively(state.params), tiny.lively(state.extra, seed=2)
     workdir.mkdir()
     (workdir / CONFIG_FILE).write_text(json.dumps(config.to_dict()))
     checkpoints = Checkpoints(workdir, 1)
-    checkpoints.save(state.replace(step=state.step + 6, params=params, target_params=target), config.to_dict())
+    checkpoints.save(state.replace(step=state.step + 6, params=params, extra=target), config.to_dict())
     checkpoints.close()
     return workdir
 
@@ -55,13 +51,8 @@ def converted(run, tmp_path_factory):
 
 def beginning(config):
     """The state before the first step, as a function of its given parameters, and the tokenizer of the run."""
-    source, tokenizer = build.training_source(config), build.tokenizer(config)
-    text_encoder, frozen = build.text_encoder(config, tokenizer)
-    optimizer = adamw(build.schedules(config), 0.9, 0.999, 1e-8)
-    example = pipeline.example(source, build.augment(config, tokenizer), build.masks(config))
-    networks = build.networks(config, text_encoder)
-    begin = functools.partial(initial_state, networks, example, optimizer, config.train.seed, frozen, None)
-    return begin, tokenizer
+    experiment = build_experiment(config)
+    return functools.partial(experiment.initial_state, experiment.frozen), experiment.reader
 
 
 def taken(config):
@@ -78,7 +69,7 @@ def test_a_run_begins_where_another_ended(begin, run, converted):
     given, fresh = taken(config), begin()
     state = begin(given.params)
     judged = pretrained.open_encoder(run).params
-    assert same(state.params["encoder"], judged) and same(state.target_params, judged)
+    assert same(state.params["encoder"], judged) and same(state.extra, judged)
     for network in ("predictor", "text"):
         assert same(state.params[network], restore_trained(run, None, network))
     assert state.step == 0
@@ -88,7 +79,7 @@ def test_a_run_begins_where_another_ended(begin, run, converted):
     config.train.init_from = str(converted)
     given = taken(config)
     state, conditioner = begin(given.params), fresh.params["predictor"]["conditioner"]
-    assert same(state.params["encoder"], judged) and same(state.target_params, judged)
+    assert same(state.params["encoder"], judged) and same(state.extra, judged)
     assert same(state.params["predictor"], restore_trained(run, None, "predictor") | {"conditioner": conditioner})
     assert same(state.params["text"], fresh.params["text"])
     for network in ("conditioner", "text"):
@@ -126,7 +117,7 @@ def test_the_loop_begins_warm_and_resumes_without_the_origin(run, tmp_path, caps
     shutil.copytree(run, origin)
     still = {f"optimizer.{name}_learning_rate": 0.0 for name in ("start", "peak", "final")}
     config = tiny_config(**still, **{"train.init_from": str(origin), "train.steps": 2, "train.checkpoint_every": 1})
-    train(config, workdir)
+    tiny.train(config, workdir)
     assert "encoder: taken" in capsys.readouterr().out
     for step in (1, 2):
         assert same(pretrained.open_encoder(workdir, step).params, pretrained.open_encoder(run).params)
@@ -134,7 +125,7 @@ def test_the_loop_begins_warm_and_resumes_without_the_origin(run, tmp_path, caps
     shutil.rmtree(workdir / "checkpoints" / "2")
     shutil.rmtree(origin)
     before = lines(workdir)
-    train(config, workdir)
+    tiny.train(config, workdir)
     assert lines(workdir) == before and "taken" not in capsys.readouterr().out
 
 
@@ -152,7 +143,7 @@ def test_the_loop_begins_warm_and_resumes_without_the_origin(run, tmp_path, caps
 def test_an_encoder_that_does_not_fit_is_refused(run, changes, said, tmp_path):
     config = tiny_config(**{"train.init_from": str(run)} | changes)
     with pytest.raises(UserError, match=said) as refused:
-        train(config, tmp_path / "run")
+        tiny.train(config, tmp_path / "run")
     assert "\n" not in str(refused.value) and not (tmp_path / "run").exists()
 
 

@@ -21,9 +21,11 @@ import pytest
 import safetensors
 
 from tc_jepa import write_words
-from tc_jepa.batch import Batch
-from tc_jepa.config import build
+from tc_jepa.batch import JepaBatch
+from tc_jepa.config import data as config_data
+from tc_jepa.config import jepa
 from tc_jepa.config.validate import validate
+from tc_jepa.convert import t5
 from tc_jepa.data import pipeline, prepare
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.prepared import PreparedSource
@@ -33,11 +35,8 @@ from tc_jepa.errors import UserError
 from tc_jepa.models.text.embedding import StoredWords
 from tc_jepa.models.text.t5 import T5Encoder
 from tc_jepa.pretrained.caption_encoder import T5Captions
-from tc_jepa.pretrained.convert import t5
 from tc_jepa.state import initial_state
-from tc_jepa.step import forward
 from tc_jepa.storage.run_data import check_data, DATA_FILE, recorded, VECTORS, WORDS_FILE
-from tc_jepa.train import train
 from tests import tiny
 from tests.test_train import mite, tiny_config  # noqa: F401 - mite is a fixture
 
@@ -103,12 +102,12 @@ def config_of(data: str, vectors, **changes):
     return tiny_config(**settings | changes)
 
 
-def rows(config, count: int = 3, workers: int = 0) -> list[Batch]:
-    words = build.word_folders(config)
-    source, augment = build.training_source(config, words), build.augment(config, build.caption_reader(config, words))
-    dataset = pipeline.batches(source, augment, build.masks(config), batch_size=8, seed=0)
+def rows(config, count: int = 3, workers: int = 0) -> list[JepaBatch]:
+    words = config_data.word_folders(config)
+    inputs = jepa.inputs(config, jepa.caption_reader(config, words))
+    dataset = pipeline.batches(config_data.training_source(config, words), inputs, batch_size=8, seed=0)
     with contextlib.closing(pipeline.iterate(dataset, start=0, workers=workers)) as iterator:
-        return [Batch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
+        return [JepaBatch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
 
 
 # The same run
@@ -125,7 +124,7 @@ def along(data, text, **changes):
 def test_stored_batches_are_those_of_the_text_encoder(data, text, stored, dtype, candidates):
     few = {"captions.candidates": candidates}
     online, cached = rows(along(data, text, **few))[1], rows(config_of(data, stored / dtype, **few))[1]
-    for name in set(Batch._fields) - {"caption_words"}:
+    for name in set(JepaBatch._fields) - {"caption_words"}:
         np.testing.assert_array_equal(getattr(online, name), getattr(cached, name), err_msg=name)
     assert cached.caption_words.dtype == DTYPES[dtype].numpy and cached.caption_words.shape == (8, 3, WORDS, 8)
     assert cached.caption_valid.sum(axis=1).max() == (candidates or 3)
@@ -141,7 +140,7 @@ def test_stored_batches_are_those_of_the_text_encoder(data, text, stored, dtype,
     assert np.isclose(given, vectors, rtol=half, atol=5e-6).mean() > 0.99
 
 
-def t5_vectors(text: str, batch: Batch) -> np.ndarray:
+def t5_vectors(text: str, batch: JepaBatch) -> np.ndarray:
     size, params = t5.load(text)
     return np.asarray(jax.jit(T5Encoder(size).apply)({"params": params}, batch.caption_words, batch.word_valid))
 
@@ -150,23 +149,22 @@ def t5_vectors(text: str, batch: Batch) -> np.ndarray:
 def test_stored_words_give_the_loss_and_gradients_of_the_text_encoder(data, text, stored):
     results = {}
     for name, config in (("online", along(data, text)), ("cached", config_of(data, stored / "float32"))):
-        batch, words = rows(config, count=1)[0], build.word_folders(config)
-        text_encoder, frozen = build.text_encoder(config, build.caption_reader(config, words))
-        nets, objective = build.networks(config, text_encoder), build.objective(config)
+        batch, words = rows(config, count=1)[0], config_data.word_folders(config)
+        method, _, _, _, frozen = jepa.build(config, words)
         if not results:
             example = jax.tree.map(lambda x: x[0], batch)
-            state = jax.jit(lambda frozen: initial_state(nets, example, tiny.OPTIMIZER, 0, frozen))(frozen)
+            state = jax.jit(lambda frozen: initial_state(method, example, tiny.OPTIMIZER, 0, frozen))(frozen)
             assert state.params.keys() == {"encoder", "predictor"}
 
         @jax.jit
         def compute(trained, target, frozen, batch):
             def loss(trained):
-                terms, _ = forward({**frozen, **trained}, target, batch, nets, objective)
-                return objective.total(terms, 0), terms
+                terms, _ = method.forward({**frozen, **trained}, target, batch)
+                return method.objective.total(terms, 0), terms
 
             return jax.value_and_grad(loss, has_aux=True)(trained)
 
-        results[name] = compute(tiny.lively(state.params), state.target_params, frozen, batch)
+        results[name] = compute(tiny.lively(state.params), state.extra, frozen, batch)
     (one, one_gradients), (other, other_gradients) = results["online"], results["cached"]
     assert one[1]["sparsity"] > 0
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), one, other)
@@ -178,7 +176,7 @@ def test_workers_carry_bfloat16_to_the_last_bit(data, stored):
     config = config_of(data, stored / "bfloat16")
     for one, other in zip(rows(config), rows(config, workers=2), strict=True):
         assert other.caption_words.dtype == ml_dtypes.bfloat16
-        for name, a, b in zip(Batch._fields, one, other, strict=True):
+        for name, a, b in zip(JepaBatch._fields, one, other, strict=True):
             np.testing.assert_array_equal(a.view(np.uint8), b.view(np.uint8), err_msg=name)
 
 
@@ -197,10 +195,10 @@ def test_an_encoder_of_ones_own_trains(data, tmp_path):
     vectors, workdir = tmp_path / "hashed", tmp_path / "run"
     write_words(data, str(vectors), random_projection, HASHED)
     config = config_of(data, vectors, **{"train.steps": 1})
-    train(config, workdir)
+    tiny.train(config, workdir)
     last = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["captions"] > 0 and last["heldout/prediction"] != last["heldout/prediction_shuffled"]
-    train(config, workdir)  # the same vectors are no reason to refuse
+    tiny.train(config, workdir)  # the same vectors are no reason to refuse
     assert json.loads((workdir / DATA_FILE).read_text())[VECTORS] == [WordsFolder(str(vectors)).identity]
 
 
@@ -208,8 +206,8 @@ def test_vectors_of_ones_own_encoder_are_read_and_told_from_others(data, tmp_pat
     vectors, workdir = tmp_path / "hashed", tmp_path / "run"
     assert write_words(data, str(vectors), random_projection, HASHED) == {"train": 9, "val": 3}
     config = config_of(data, vectors, **{"train.steps": 1})
-    words = build.word_folders(config)
-    source, texts = build.training_source(config, words), PreparedSource(data, "train")
+    words = config_data.word_folders(config)
+    source, texts = config_data.training_source(config, words), PreparedSource(data, "train")
     for index in range(9):
         captions = texts.captions(index)
         assert [len(found) for found in source[index].captions] == [len(text.split()[:WORDS]) for text in captions]
@@ -219,13 +217,13 @@ def test_vectors_of_ones_own_encoder_are_read_and_told_from_others(data, tmp_pat
 
     (workdir / "checkpoints" / "1").mkdir(parents=True)
     (workdir / WORDS_FILE).write_text(json.dumps([folder.identity for folder in words]))  # as older versions wrote it
-    check_data(workdir, build.run_data(config, words))
+    check_data(workdir, config_data.run_data(config, words))
     assert recorded(workdir).keys() == {VECTORS}
     shutil.rmtree(vectors)
     write_words(data, str(vectors), lambda texts: [-x for x in random_projection(texts)], HASHED)
     before = sorted(workdir.rglob("*"))
     with pytest.raises(UserError, match=r"run was trained on other data: captions\.vectors=.*hashed was"):
-        train(config, workdir)
+        tiny.train(config, workdir)
     assert sorted(workdir.rglob("*")) == before
 
 
@@ -421,7 +419,7 @@ def test_an_unusable_folder_is_refused_in_one_line(data, stored, tmp_path, case)
     edit(folder)
     with pytest.raises(UserError, match=said) as refusal:
         config = config_of(data, folder)
-        build.training_source(config, build.word_folders(config))
+        config_data.training_source(config, config_data.word_folders(config))
     assert "\n" not in str(refusal.value) and str(folder) in str(refusal.value)
 
 
@@ -445,7 +443,7 @@ def test_what_the_run_asks_for_is_compared_with_the_stamp(data, text, stored, tm
     vocabulary.write_bytes(b"pieces")
     write_words(data, str(tmp_path / "hashed"), random_projection, HASHED)
     good = {"model.text_weights": text, "captions.vocabulary": scenes_vocabulary_path()}
-    assert len(build.word_folders(config_of(data, stored / "float16", **good))) == 1
+    assert len(config_data.word_folders(config_of(data, stored / "float16", **good))) == 1
     cases = {
         "words 10, captions.words has 12": {"captions.words": 12},
         "weights [0-9a-f]{12}, model.text_weights has [0-9a-f]{12}; encode": {"model.text_weights": other},
@@ -454,10 +452,10 @@ def test_what_the_run_asks_for_is_compared_with_the_stamp(data, text, stored, tm
     }
     for said, changes in cases.items():
         with pytest.raises(UserError, match=said):
-            build.word_folders(config_of(data, stored / "float16", **changes))
+            config_data.word_folders(config_of(data, stored / "float16", **changes))
     mixed = config_of(f"{data},{data}", f"{stored}/float16,{stored}/bfloat16")
     with pytest.raises(UserError, match="bfloat16 was encoded with dtype bfloat16, .*float16 has float16"):
-        build.word_folders(mixed)
+        config_data.word_folders(mixed)
 
 
 @pytest.mark.parametrize(

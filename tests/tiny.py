@@ -10,25 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from tc_jepa.batch import Batch
+from tc_jepa import train as train_loop
+from tc_jepa.batch import JepaBatch
+from tc_jepa.convert import t5
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
+from tc_jepa.distributed.sharding import make_mesh
+from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.masking import BlockMasks
+from tc_jepa.methods.jepa import Jepa
 from tc_jepa.methods.losses import Objective
-from tc_jepa.methods.targets import EmaEncoder
+from tc_jepa.methods.method import Method
+from tc_jepa.methods.targets import EmaEncoder, Momentum
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners import base as conditioner
 from tc_jepa.models.conditioners.cross_attention import WordCrossAttention
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.models.text import embedding as text
 from tc_jepa.optimizer import adamw, Schedules
-from tc_jepa.pretrained.convert import t5
-from tc_jepa.state import initial_state, Networks, TrainState
-from tc_jepa.step import forward, train_step
+from tc_jepa.state import initial_state, TrainState
+from tc_jepa.step import train_step
 
 IMAGE, PATCH, GRID, DEPTH, VOCABULARY, WORDS = 16, 4, (4, 4), 2, 20, 5
 MASKS = BlockMasks(GRID, 2, (0.1, 0.2), (0.75, 1.5), (0.85, 1.0), (1.0, 1.0), context_tokens=12, min_context=4)
 OBJECTIVE = Objective("l2_norm", 0.1, 0.5, warmup_steps=0, regulariser="rectified_cosine", temperature=0.1)
-SCHEDULES = Schedules(100, 5, 1e-3, 5e-3, 1e-6, 0.04, 0.4, 0.9, 1.0)
+SCHEDULES = Schedules(100, 5, 1e-3, 5e-3, 1e-6, 0.04, 0.4)
 OPTIMIZER = adamw(SCHEDULES, 0.9, 0.999, 1e-8)
 SMALL_RUN = {  # keys of a configuration with which a run is of seconds
     "train.batch_size": 8,
@@ -47,31 +52,31 @@ SMALL_RUN = {  # keys of a configuration with which a run is of seconds
 }
 
 
-def networks(
-    reader: conditioner.Conditioner | None = None, dtype=jnp.float32, constrain=lambda x: x, **changes
-) -> Networks:
+def jepa(reader: conditioner.Conditioner | None = None, dtype=jnp.float32, constrain=lambda x: x, **changes) -> Jepa:
     """`reader` None: words at every layer. `changes` are fields of the Predictor."""
     linear = layers.Linear(dtype)
     size = vit.Size(width=32, depth=2, heads=4, hidden=64)
     encoder = vit.VisionTransformer(size, PATCH, linear, constrain=constrain)
     reader = WordCrossAttention(range(DEPTH), linear) if reader is None else reader
     predictor = {"grid": GRID, "width": 16, "depth": DEPTH, "heads": 4, "output_width": 32, "conditioner": reader}
-    return Networks(
+    return Jepa(
         encoder,
         Predictor(**(predictor | {"linear": linear, "constrain": constrain} | changes)),
         text.EmbeddingText(VOCABULARY, 12, WORDS),
         EmaEncoder(encoder, normalise=True),
+        OBJECTIVE,
+        Momentum(0.9, 1.0, 100),
     )
 
 
-def batch(size: int, seed: int = 0) -> Batch:
+def batch(size: int, seed: int = 0) -> JepaBatch:
     """Random images, captions of 2 to 5 words, and an image without any caption (the last one)."""
     rng = np.random.default_rng(seed)
     masks = [MASKS.draw_at(seed, i) for i in range(size)]
     lengths = rng.integers(2, WORDS + 1, (size, 3))
     caption_valid = np.arange(3) < rng.integers(1, 4, (size, 1))
     caption_valid[-1] = False
-    return Batch(
+    return JepaBatch(
         rng.integers(0, 256, (size, IMAGE, IMAGE, 3), dtype=np.uint8),
         rng.integers(3, VOCABULARY, (size, 3, WORDS), dtype=np.int32),
         np.arange(WORDS) < lengths[..., None],
@@ -80,26 +85,31 @@ def batch(size: int, seed: int = 0) -> Batch:
     )
 
 
-def state(nets: Networks, seed: int = 0, teacher=None) -> TrainState:
+def state(method: Method, seed: int = 0, teacher=None) -> TrainState:
     example = jax.tree.map(lambda x: x[0], batch(1))
-    return jax.jit(lambda: initial_state(nets, example, OPTIMIZER, seed, {}, teacher))()
+    return jax.jit(lambda: initial_state(method, example, OPTIMIZER, seed, {}, given_extra=teacher))()
 
 
-def step(nets: Networks):
+def step(method: Method):
     """train_step as a function of state and batch."""
-    settings = {"objective": OBJECTIVE, "optimizer": OPTIMIZER, "schedules": SCHEDULES, "seed": 0}
-    return functools.partial(train_step, frozen={}, networks=nets, **settings)
+    settings = {"optimizer": OPTIMIZER, "schedules": SCHEDULES, "seed": 0}
+    return functools.partial(train_step, frozen={}, method=method, **settings)
 
 
 @functools.cache
-def step_function(nets: Networks):
-    return jax.jit(step(nets))
+def step_function(method: Method):
+    return jax.jit(step(method))
 
 
 @functools.cache
-def loss_function(nets: Networks):
-    """The loss terms, compiled, as a function of params, target_params, batch and optionally StoP's key."""
-    return jax.jit(lambda *arguments: forward(*arguments[:3], nets, OBJECTIVE, *arguments[3:])[0])
+def loss_function(method: Jepa):
+    """The loss terms, compiled, as a function of params, extra, batch and optionally StoP's key."""
+    return jax.jit(lambda *arguments: method.forward(*arguments)[0])
+
+
+def train(config, workdir: Path) -> None:
+    """Trains by a configuration, on all devices."""
+    train_loop.train(build_experiment(config, make_mesh(config.mesh.data, config.mesh.fsdp)), workdir)
 
 
 def t5_folder(folder: Path, seed: int = 0) -> Path:

@@ -6,7 +6,7 @@ import math
 from absl import logging
 import ml_collections
 
-from tc_jepa.config import build
+from tc_jepa.config import data, jepa, models
 from tc_jepa.data.mixtures import whole_weights
 from tc_jepa.data.prepared import Features
 from tc_jepa.data.scenes.source import LEVELS, STANDARD
@@ -24,17 +24,17 @@ CROSS_ATTENTION_KEYS = ("fuse_first", "heads", "scaled", "pre_norm", "mlp_ratio"
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises UserError, one line that names the keys, where the configuration cannot be run."""
     _one_of("model.encoder", config.model.encoder, vit.SIZES)
-    _one_of("model.conditioner", config.model.conditioner, build.CONDITIONERS)
-    _one_of("model.text", config.model.text, build.TEXT_ENCODERS)
-    _one_of("model.dtype", config.model.dtype, build.DTYPES)
-    _one_of("masking.kind", config.masking.kind, build.MASKS)
+    _one_of("model.conditioner", config.model.conditioner, models.CONDITIONERS)
+    _one_of("model.text", config.model.text, models.TEXT_ENCODERS)
+    _one_of("model.dtype", config.model.dtype, models.DTYPES)
+    _one_of("masking.kind", config.masking.kind, jepa.MASKS)
     _one_of("data.scenes_level", config.data.scenes_level, LEVELS)
-    _one_of("model.text_dtype", config.model.text_dtype, build.DTYPES)
-    _one_of("model.init", config.model.init, build.INITS)
-    _one_of("conditioner.fusion", config.conditioner.fusion, build.FUSIONS)
+    _one_of("model.text_dtype", config.model.text_dtype, models.DTYPES)
+    _one_of("model.init", config.model.init, models.INITS)
+    _one_of("conditioner.fusion", config.conditioner.fusion, models.FUSIONS)
     _one_of("objective.prediction", config.objective.prediction, PREDICTION_FORMS)
     _one_of("objective.regulariser", config.objective.regulariser, REGULARISER_FORMS)
-    _one_of("target_encoder.kind", config.target_encoder.kind, build.TARGETS)
+    _one_of("target_encoder.kind", config.target_encoder.kind, jepa.TARGETS)
 
     for name in config.train.eval_tasks.split(",") if config.train.eval_tasks else ():
         _one_of("train.eval_tasks", name, ONLINE_TASKS)
@@ -96,7 +96,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _check_conditioner(config)
     _check_target(config)
     _check_data(config)
-    build.masks(config)  # refuses impossible masks by itself
+    jepa.masks(config)  # refuses impossible masks by itself
     if config.captions.shuffled and config.model.conditioner == "none":
         raise UserError("captions.shuffled would have no effect with model.conditioner=none; leave it out")
     if config.captions.shuffled and config.train.batch_size < 2:
@@ -106,7 +106,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_features(config: ml_collections.ConfigDict) -> None:
-    chosen = build.features(config)
+    chosen = data.features(config)
     if not config.data.path and chosen != Features():
         raise UserError(
             "data.image_feature and the like name features of data.path, which is not given; leave them out"
@@ -129,10 +129,10 @@ def _check_conditioner(config: ml_collections.ConfigDict) -> None:
     kind = config.model.conditioner
     idle = []
     if kind not in ("word_cross_attention", "caption_cross_attention"):
-        form = build.cross_attention_form(config)
+        form = models.cross_attention_form(config)
         idle = [f"conditioner.{name}" for name in CROSS_ATTENTION_KEYS if getattr(form, name) != getattr(USUAL, name)]
         idle += ["conditioner.layers"] * bool(chosen.layers)
-    if kind in ("none", "sequence") and build.FUSIONS[chosen.fusion] is not USUAL.fusion:
+    if kind in ("none", "sequence") and models.FUSIONS[chosen.fusion] is not USUAL.fusion:
         idle.append("conditioner.fusion")
     if idle:
         raise UserError(f"{', '.join(idle)} would have no effect with model.conditioner={kind}; leave it out")
@@ -159,7 +159,7 @@ def _check_target(config: ml_collections.ConfigDict) -> None:
 
 
 def _check_data(config: ml_collections.ConfigDict) -> None:
-    paths, weights, vectors = build.data_paths(config), config.data.weights, config.captions.vectors
+    paths, weights, vectors = data.data_paths(config), config.data.weights, config.captions.vectors
     if paths and config.data.scenes_level != STANDARD:
         raise UserError(
             f"data.scenes_level={config.data.scenes_level} would have no effect beside data.path; leave it out"

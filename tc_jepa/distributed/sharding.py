@@ -52,6 +52,11 @@ def put_parameters(mesh: Mesh, tree: Any) -> Any:
     return jax.device_put(tree, parameter_sharding(mesh, tree))
 
 
+def placed(abstract: Any, layout: Any) -> Any:
+    """Shapes and dtypes with the shardings to restore them in."""
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))

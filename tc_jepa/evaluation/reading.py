@@ -10,27 +10,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tc_jepa.batch import Batch
+from tc_jepa.batch import JepaBatch
 from tc_jepa.masking import MaskSampler
 from tc_jepa.masking.masks import pack
+from tc_jepa.methods.jepa import Jepa
 from tc_jepa.methods.losses import prediction_error
 from tc_jepa.models.layers import Params
-from tc_jepa.state import Networks
-from tc_jepa.step import predict
 
 
 class FrozenReader:
-    """A run's encoders, predictor and text encoder.
+    """A JEPA with fixed parameters: `params` are those of encoder, predictor and text, `extra` those of the target.
 
-    `params` holds those of encoder, predictor and text, `target_params` the target's.
+    `grid` is (rows, columns) of patches.
     """
 
-    def __init__(self, networks: Networks, params: Params, target_params: Params, *, grid: tuple[int, int], form: str):
-        """`grid` is (rows, columns) of patches, `form` one of objective.PREDICTION_FORMS."""
-        self.grid = grid
-        self._params, self._target_params = params, target_params
-        self._cosines = jax.jit(functools.partial(_cosines, networks))
-        self._errors = jax.jit(functools.partial(_errors, networks, form))
+    def __init__(self, method: Jepa, params: Params, extra: Params):
+        self.grid = method.predictor.grid
+        self._params, self._extra = params, extra
+        self._cosines = jax.jit(functools.partial(_cosines, method))
+        self._errors = jax.jit(functools.partial(_errors, method))
 
     def cosines(self, images: np.ndarray, caption_words: np.ndarray, word_valid: np.ndarray) -> np.ndarray:
         """How near each patch's query is to each word's key, mean over the predictor's layers: float32 [B, N, C, S].
@@ -39,7 +37,7 @@ class FrozenReader:
         a valid word take no part. 0 where a word is not valid. ValueError for a predictor that does not read words.
         """
         batch = _all_visible(images, caption_words, word_valid, self.grid[0] * self.grid[1])
-        return np.asarray(self._cosines(self._params, self._target_params, batch))
+        return np.asarray(self._cosines(self._params, self._extra, batch))
 
     def errors(
         self,
@@ -60,27 +58,25 @@ class FrozenReader:
         for draw in range(draws):
             drawn = [masks.draw_at(seed, draw * B + i) for i in range(B)]
             batch = _batch(images, caption_words, word_valid, drawn)
-            error_BxMxT = np.asarray(self._errors(self._params, self._target_params, batch)).reshape(
-                batch.target_valid.shape
-            )
+            error_BxMxT = np.asarray(self._errors(self._params, self._extra, batch)).reshape(batch.target_valid.shape)
             np.add.at(total, (rows, batch.target_indices), np.where(batch.target_valid, error_BxMxT, 0.0))
             np.add.at(count, (rows, batch.target_indices), batch.target_valid)
         return np.divide(total, count, out=np.full((B, N), np.nan), where=count > 0).astype(np.float32)
 
 
-def _batch(images: np.ndarray, caption_words: np.ndarray, word_valid: np.ndarray, masks: Sequence) -> Batch:
+def _batch(images: np.ndarray, caption_words: np.ndarray, word_valid: np.ndarray, masks: Sequence) -> JepaBatch:
     rows = (np.stack(column) for column in zip(*masks, strict=True))
-    return Batch(images, caption_words, word_valid, word_valid.any(axis=-1), *rows)
+    return JepaBatch(images, caption_words, word_valid, word_valid.any(axis=-1), *rows)
 
 
-def _all_visible(images: np.ndarray, caption_words: np.ndarray, word_valid: np.ndarray, patches: int) -> Batch:
+def _all_visible(images: np.ndarray, caption_words: np.ndarray, word_valid: np.ndarray, patches: int) -> JepaBatch:
     """Every patch is context; the only target is padding."""
     masks = pack(np.arange(patches), [np.zeros(0, np.int32)], patches, 1, dropped=0)
     return _batch(images, caption_words, word_valid, [masks] * len(images))
 
 
-def _cosines(networks: Networks, params: Params, target_params: Params, batch: Batch) -> jax.Array:
-    guess = predict(params, target_params, batch, networks)
+def _cosines(method: Jepa, params: Params, extra: Params, batch: JepaBatch) -> jax.Array:
+    guess = method.predict(params, extra, batch)
     if not guess.readings:
         raise ValueError("this predictor has no attention to words, so that there are no cosines")
     N = batch.context_indices.shape[1]
@@ -88,6 +84,6 @@ def _cosines(networks: Networks, params: Params, target_params: Params, batch: B
     return jnp.where(guess.words.valid_BxCxS[:, None], cosine_BxNxCxS, 0.0)
 
 
-def _errors(networks: Networks, form: str, params: Params, target_params: Params, batch: Batch) -> jax.Array:
-    guess = predict(params, target_params, batch, networks)
-    return prediction_error(guess.predicted, guess.targets, form)
+def _errors(method: Jepa, params: Params, extra: Params, batch: JepaBatch) -> jax.Array:
+    guess = method.predict(params, extra, batch)
+    return prediction_error(guess.predicted, guess.targets, method.objective.prediction)

@@ -1,8 +1,4 @@
-"""What the predictor has to predict. Three kinds, one signature.
-
-`begin` makes the target's parameters at the start of a run, `features` the values to predict at every patch, `follow`
-the parameters after a step, and `judged` names the encoder that the run is for: the one to monitor and to evaluate.
-"""
+"""What a JEPA's predictor has to predict: three kinds with one contract."""
 
 import dataclasses
 from typing import Protocol
@@ -15,22 +11,39 @@ from tc_jepa.models.layers import Params
 from tc_jepa.models.vit import VisionTransformer
 
 NORM_EPSILON = 1e-5  # torch's default, which the official code uses here (ijepa src/train.py:301)
-PIXEL_EPSILON = 1e-6  # of a patch's variance
+PIXEL_EPSILON = 1e-6  # added to a patch's variance
+
+
+@dataclasses.dataclass(frozen=True)
+class Momentum:
+    """EMA momentum as a function of finished steps: linear from `start` to `end` over `steps` (ijepa train.py:228)."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: jax.Array) -> jax.Array:
+        return self.start + step / self.steps * (self.end - self.start)
 
 
 class Target(Protocol):
+    """The features to predict, and the parameters behind them."""
+
     @property
     def width(self) -> int:
         """Channels of what is predicted."""
 
-    def begin(self, encoder_params: Params) -> Params: ...
+    def init(self, encoder_params: Params) -> Params:
+        """The target's parameters at the start of a run."""
 
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
-        """float32 [B, N, width], from normalised images."""
+        """What is predicted at each patch, float32 [B, N, width], from normalised images."""
 
-    def follow(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params: ...
+    def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
+        """The target's parameters after a step."""
 
-    def judged(self, params: Params, encoder_params: Params) -> Params: ...
+    def evaluation_params(self, params: Params, encoder_params: Params) -> Params:
+        """The parameters of the encoder that is monitored and evaluated."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,39 +57,40 @@ class _EncoderFeatures:
     def width(self) -> int:
         return self.encoder.size.width
 
-    def begin(self, encoder_params: Params) -> Params:
-        return jax.tree.map(jnp.copy, encoder_params)  # an aliased buffer could not be donated twice
-
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
         features = self.encoder.apply({"params": params}, images_BxHxWx3)
         return jax.nn.standardize(features, axis=-1, epsilon=NORM_EPSILON) if self.normalise else features
 
 
 class EmaEncoder(_EncoderFeatures):
-    """JEPA's target: a slow copy of the encoder, theta_bar <- m theta_bar + (1 - m) theta, and what the run is for."""
+    """An exponential moving average of the encoder, theta_bar <- m theta_bar + (1 - m) theta: JEPA's target."""
 
-    def follow(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
-        return jax.tree.map(
-            lambda target, online: momentum * target + (1.0 - momentum) * online, params, encoder_params
-        )
+    def init(self, encoder_params: Params) -> Params:
+        return jax.tree.map(jnp.copy, encoder_params)  # an aliased buffer could not be donated twice
 
-    def judged(self, params: Params, encoder_params: Params) -> Params:
+    def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
+        return jax.tree.map(lambda average, new: momentum * average + (1.0 - momentum) * new, params, encoder_params)
+
+    def evaluation_params(self, params: Params, encoder_params: Params) -> Params:
         return params
 
 
-class FrozenEncoder(_EncoderFeatures):
-    """A teacher that never changes ("Rethinking JEPA"): `begin` takes its parameters; it may differ in size."""
+class FrozenTarget(_EncoderFeatures):
+    """A teacher that never changes (SALT, "Rethinking JEPA"). It may differ from the encoder in size."""
 
-    def follow(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
+    def init(self, encoder_params: Params) -> Params:
+        raise ValueError("a frozen target takes its parameters from a teacher: pass them to Jepa.init as given_extra")
+
+    def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
         return params
 
-    def judged(self, params: Params, encoder_params: Params) -> Params:
+    def evaluation_params(self, params: Params, encoder_params: Params) -> Params:
         return encoder_params
 
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """The hidden patches themselves, each with its own mean and deviation taken out (He et al. 2021): no parameters."""
+    """The hidden patches, each with its own mean and deviation removed (MAE, He et al. 2021). Has no parameters."""
 
     patch_size: int
 
@@ -84,14 +98,14 @@ class Pixels:
     def width(self) -> int:
         return 3 * self.patch_size**2
 
-    def begin(self, encoder_params: Params) -> Params:
+    def init(self, encoder_params: Params) -> Params:
         return {}
 
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
         return jax.nn.standardize(layers.patchify(images_BxHxWx3, self.patch_size), axis=-1, epsilon=PIXEL_EPSILON)
 
-    def follow(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
+    def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
         return params
 
-    def judged(self, params: Params, encoder_params: Params) -> Params:
+    def evaluation_params(self, params: Params, encoder_params: Params) -> Params:
         return encoder_params

@@ -1,94 +1,99 @@
-"""Is the run learning, and from the words? A look at held-out images that changes nothing of the training.
+"""Looks at held-out images on the way, which change nothing of the training.
 
-A JEPA's loss judges nothing: it may rise while features improve and fall as they collapse. So the monitor measures
-the judged encoder's features, what the regularisers still touch, and what the captions are worth to the prediction.
+A self-supervised loss is no measure of the features: it may rise while they improve and fall as they collapse. So the
+monitor measures the spread of the evaluation encoder's features, and what the method reports of itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator
+import functools
 
+from absl import logging
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from tc_jepa.batch import Batch
+from tc_jepa.data import pipeline
+from tc_jepa.distributed import sharding
 from tc_jepa.evaluation.tasks.rank import feature_std, rankme
-from tc_jepa.methods.losses import masked_mean, normalised_entropy, Objective
+from tc_jepa.experiment.experiment import Experiment
+from tc_jepa.methods.method import Batch
 from tc_jepa.models import layers
-from tc_jepa.models.conditioners.base import Reading
 from tc_jepa.models.layers import Params
-from tc_jepa.state import Networks
-from tc_jepa.step import forward, join_targets, token_validity
+from tc_jepa.models.vit import VisionTransformer
+from tc_jepa.state import TrainState
 
-VARIANTS = {"true": (0, True), "shuffled": (1, True), "absent": (0, False)}  # (shift of the captions, whether kept)
+SEED = 0  # the same held-out images and draws in every run
 
 
-def look(
-    params: Params,
-    target_params: Params,
-    frozen: Params,
-    batch: Batch,
-    shift: jax.Array,
-    keep: jax.Array,
-    *,
-    networks: Networks,
-    objective: Objective,
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """One held-out batch -> (scalar metrics, pooled features [B, D] of the judged encoder).
+def held_out_monitor(
+    experiment: Experiment, layout: TrainState, frozen: Params
+) -> Callable[[TrainState], dict[str, float]]:
+    """Returns a function from the train state to metrics of held-out images.
 
-    Image i gets the captions of image i - shift, or none where not `keep`. Both are traced, so that true, shuffled and
-    absent captions share one compiled program.
+    Args:
+      experiment: with a mesh.
+      layout: the shardings of the train state.
+      frozen: the experiment's frozen parameters, on the devices.
     """
-    batch = batch._replace(
-        caption_words=jnp.roll(batch.caption_words, shift, axis=0),
-        word_valid=jnp.roll(batch.word_valid, shift, axis=0),
-        caption_valid=jnp.roll(batch.caption_valid, shift, axis=0) & keep,
+    mesh, method = experiment.mesh, experiment.method
+    images = sharding.batch_sharding(mesh)
+    everywhere = sharding.replicated(mesh)
+    heldout = jax.jit(
+        lambda params, extra, frozen, batch, variant: method.heldout({**frozen, **params}, extra, batch, variant),
+        in_shardings=(layout.params, layout.extra, None, images, None),
+        out_shardings=everywhere,
     )
-    terms, readings = forward({**frozen, **params}, target_params, batch, networks, objective)
-    judged = networks.target.judged(target_params, params["encoder"])
-    images = layers.normalise_images(batch.images)
-    pooled_BxD = networks.encoder.apply({"params": judged}, images).mean(axis=1)
-    reading = reading_metrics(readings, join_targets(batch) if networks.joint_targets else batch)
-    return {"heldout/prediction": terms["prediction"]} | reading, pooled_BxD
+    encoder_layout = method.evaluation_encoder(layout.params, layout.extra)
+    pooled = jax.jit(
+        functools.partial(pooled_features, method.encoder),
+        in_shardings=(encoder_layout, images),
+        out_shardings=everywhere,
+    )
+    batches = _batches(experiment)
+
+    def look(state: TrainState) -> dict[str, float]:
+        numbers = {name: [] for name in method.heldout_variants}
+        features = []
+        for batch in batches():
+            batch = sharding.put_batch(mesh, batch)
+            # One by one: on CPUs of several processes, programs in flight at once can wait for each other for ever.
+            for index, name in enumerate(method.heldout_variants):
+                numbers[name].append(jax.device_get(heldout(state.params, state.extra, frozen, batch, index)))
+            encoder = method.evaluation_encoder(state.params, state.extra)
+            features.append(jax.device_get(pooled(encoder, batch.images)))
+        means = {
+            name: {key: float(np.mean([one[key] for one in found])) for key in found[0]}
+            for name, found in numbers.items()
+        }
+        return method.heldout_summary(means) | spread(np.concatenate(features))
+
+    return look
 
 
-def summarise(looks: Sequence[Mapping[str, tuple[Mapping[str, jax.Array], jax.Array]]]) -> dict[str, float]:
-    """Each batch's look at every variant -> metrics with true captions, the worth of text, the spread of features."""
-    looks = jax.device_get(looks)
-    true = [batch["true"] for batch in looks]
-    metrics = {name: float(np.mean([values[name] for values, _ in true])) for name in true[0][0]}
-    for variant in ("shuffled", "absent"):
-        worse = float(np.mean([batch[variant][0]["heldout/prediction"] for batch in looks]))
-        metrics[f"heldout/prediction_{variant}"] = worse
-        metrics[f"text_worth/{variant}"] = worse / metrics["heldout/prediction"] - 1.0
-    features = np.concatenate([pooled for _, pooled in true])
-    return metrics | {"rank/rankme": rankme(features), "rank/feature_std": feature_std(features)}
+def pooled_features(encoder: VisionTransformer, params: Params, images: jax.Array) -> jax.Array:
+    """The mean over patches of an encoder's features: uint8 [B, H, W, 3] -> float32 [B, D]."""
+    return encoder.apply({"params": params}, layers.normalise_images(images)).mean(axis=1)
 
 
-def reading_metrics(readings: Sequence[Reading], batch: Batch) -> dict[str, jax.Array]:
-    """For each predictor layer, over valid tokens and words: share of positive cosines, mean rectified cosine,
-    and attention entropy as a fraction of its maximum, the log of the caption's valid words (captions of one word
-    have none and are left out)."""
-    tokens = token_validity(batch)
-    words = batch.word_valid & batch.caption_valid[..., None]
-    pair_valid = tokens[..., None, None] & words[:, None, None]
-    counts = words.sum(axis=-1)
-    row_valid = tokens[..., None] & (counts > 1)[:, None, None]
-    everything = tuple(range(5))
-    metrics = {}
-    for i, reading in enumerate(readings):
-        cosine, attention = reading.cosine_BxMxLxCxS, reading.attention_BxMxLxCxS
-        entropy = normalised_entropy(attention, words[:, None, None])
-        metrics[f"layer_{i}/positive_cosines"] = masked_mean((cosine > 0).astype(jnp.float32), pair_valid, everything)
-        metrics[f"layer_{i}/rectified_cosine"] = masked_mean(jnp.maximum(cosine, 0.0), pair_valid, everything)
-        metrics[f"layer_{i}/attention_entropy"] = masked_mean(entropy, row_valid, everything[:-1])
-    return metrics
+def spread(features: np.ndarray) -> dict[str, float]:
+    """How many directions features [images, D] use, and how far images differ, by name."""
+    return {"rank/rankme": rankme(features), "rank/feature_std": feature_std(features)}
 
 
 def held_out_size(width: int, batch_size: int, available: int, devices: int) -> tuple[int, int]:
-    """(images a batch, batches) for the monitor: at least 2 x width images for a meaningful rank, if there are as many.
+    """Returns (images a batch, batches): at least 2 x width images for a meaningful rank, if there are as many.
 
     No image is counted twice unless there are fewer than devices, whose number a batch must be divisible by.
     """
     batch = max(min(batch_size, available) // devices * devices, devices)
     wanted = -(-2 * width // batch)
     return batch, max(1, min(wanted, available // batch))
+
+
+def _batches(experiment: Experiment) -> Callable[[], Iterator[Batch]]:
+    """A function that reads the batches anew at each look: they may be too large to keep."""
+    width, available = experiment.method.encoder.size.width, len(experiment.held_out)
+    batch_size, count = held_out_size(width, experiment.config.train.batch_size, available, experiment.mesh.size)
+    if batch_size * count < 2 * width:
+        logging.warning("only %d held-out images: RankMe of %d channels wants %d", available, width, 2 * width)
+    dataset = experiment.heldout_batches(batch_size, SEED)
+    return lambda: pipeline.iterate(dataset, start=0, stop=count, workers=0)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import ml_collections
 
-from tc_jepa.config import build
+from tc_jepa.config import data, models
 from tc_jepa.data.sources import TRAIN
 from tc_jepa.distributed import sharding
 from tc_jepa.distributed.processes import to_each
@@ -21,14 +21,14 @@ def judge(config: ml_collections.ConfigDict) -> Callable[[Params], dict[str, flo
     """A function from the parameters of the encoder that a run is for to "eval/knn/TASK" and so on, by
     config.train.eval_tasks; without any, one that says nothing.
 
-    On the data of evaluation.data, or the run's own (build.on_data). UserError at once where it lacks labels. Of
+    On the data of evaluation.data, or the run's own (data.on_data). UserError at once where it lacks labels. Of
     several processes each judges by itself, on its own devices, and finds the same.
     """
     tasks = [name for name in config.train.eval_tasks.split(",") if name]
     if not tasks:
         return lambda params: {}
-    judged_on = build.on_data(config, config.evaluation.data)
-    train, test = (build.source(judged_on, split) for split in (TRAIN, build.test_split(judged_on)))
+    judged_on = data.on_data(config, config.evaluation.data)
+    train, test = (data.source(judged_on, split) for split in (TRAIN, data.test_split(judged_on)))
     check_data(train, test, [name for name in tasks if name in PROBES], segmentation=False)
     settings = {
         "image_size": config.image.size,
@@ -42,7 +42,7 @@ def judge(config: ml_collections.ConfigDict) -> Callable[[Params], dict[str, flo
         nonlocal frozen
         params = to_each(params)
         # Compiled once: only the parameters change.
-        frozen = frozen.of(params) if frozen else frozen_vit(build.encoder(config), params, **settings)
+        frozen = frozen.of(params) if frozen else frozen_vit(models.encoder(config), params, **settings)
         scores = evaluate(frozen, {}, train, test, tasks, **sizes).scores
         return {f"{PREFIX}{name}": value for name, value in scores.items() if not name.endswith(ASIDE)}
 

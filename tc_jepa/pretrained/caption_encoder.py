@@ -1,21 +1,16 @@
 """Captions through a frozen T5, outside of training: for tc_jepa.data.word_vectors.write."""
 
 from collections.abc import Sequence
-import dataclasses
-import hashlib
-import json
-from pathlib import Path
 
-from flax import traverse_util
 import jax
 import numpy as np
 
+from tc_jepa.convert import t5
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer
 from tc_jepa.data.word_vectors.folder import WordsStamp
 from tc_jepa.distributed import sharding
-from tc_jepa.models.layers import Params
-from tc_jepa.models.text.t5 import T5Config, T5Encoder
-from tc_jepa.pretrained.convert import t5
+from tc_jepa.models.text.t5 import T5Encoder
+from tc_jepa.storage import hashing
 
 WIDEN = 8  # words; rows are padded to a multiple of it, so that few programs are compiled
 
@@ -36,7 +31,10 @@ class T5Captions:
         mesh = sharding.local_mesh()
         sharding.check_batch(mesh, batch_size, "--batch_size")
         self.width, self._batch_size = config.width, batch_size
-        self._identity = {"weights": fingerprint(config, params), "vocabulary": file_sha256(vocabulary)}
+        self._identity = {
+            "weights": hashing.parameters_sha256(config, params),
+            "vocabulary": hashing.file_sha256(vocabulary),
+        }
         whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         self._params = jax.device_put(params, whole)
         encoder = T5Encoder(config)
@@ -63,16 +61,3 @@ class T5Captions:
         for rows, array in zip(batches, computed):
             vectors |= {row: one[: lengths[row]] for row, one in zip(rows.tolist(), np.asarray(array))}
         return [vectors[row] for row in range(len(captions))]
-
-
-def fingerprint(config: T5Config, params: Params) -> str:
-    """sha256 of a T5 encoder, the same for every way that its weights can be stored."""
-    state = hashlib.sha256(json.dumps(dataclasses.asdict(config), sort_keys=True).encode())
-    for path, array in sorted(traverse_util.flatten_dict(params).items()):
-        state.update(f"{'/'.join(path)} {array.shape}".encode())
-        state.update(np.ascontiguousarray(array, np.float32))
-    return state.hexdigest()
-
-
-def file_sha256(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()

@@ -10,15 +10,22 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from tc_jepa.config import build
+from tc_jepa.config import methods, models
+from tc_jepa.convert import folder, hf_ijepa
+from tc_jepa.convert.tensors import read_json
+from tc_jepa.convert.weights import abstract_params, EncoderWeights
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
 from tc_jepa.models.vit import VisionTransformer
-from tc_jepa.pretrained.convert import folder, hf_ijepa
-from tc_jepa.pretrained.convert.tensors import read_json
-from tc_jepa.pretrained.convert.weights import abstract_params, EncoderWeights
-from tc_jepa.storage.checkpoint import CONFIG_FILE, read_config, restore_encoder, restore_trained, saved_steps
+from tc_jepa.storage.checkpoint import (
+    CONFIG_FILE,
+    on_one_device,
+    read_config,
+    restore_encoder,
+    restore_trained,
+    saved_steps,
+)
 
 ROUNDING = 1e-3  # by which resized images in 0-1 may leave that range
 
@@ -59,45 +66,40 @@ def open_encoder(path: str | os.PathLike, step: int | None = None, *, predictor:
 def _open_run(workdir: Path, step: int | None, predictor: bool) -> EncoderWeights:
     config = read_config(workdir)
     try:
-        encoder = build.encoder(config).clone(trained_grid=build.grid(config))
-        image_size, ema = config.image.size, config.target_encoder.kind == "ema"
+        encoder = models.encoder(config).clone(trained_grid=models.grid(config))
+        image_size, averaged = config.image.size, methods.chosen(config).averages_encoder(config)
     except (AttributeError, KeyError) as error:
         raise UserError(f"{workdir} was trained by another version, whose {CONFIG_FILE} lacks {error}") from error
-    params, step = restored_encoder(workdir, step, encoder, image_size, ema=ema)
+    params, step = restored_encoder(workdir, step, encoder, image_size, averaged=averaged)
     found = restore_trained(workdir, step, "predictor") if predictor else None
     return EncoderWeights(encoder, params, image_size, found)
 
 
 def restored_encoder(
-    workdir: Path, step: int | None, encoder: VisionTransformer, image_size: int, *, ema: bool
+    workdir: Path, step: int | None, encoder: VisionTransformer, image_size: int, *, averaged: bool
 ) -> tuple[Params, int]:
     """checkpoint.restore_encoder for a known encoder, as host arrays."""
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract_params(encoder, image_size)
-    )
-    params, step = restore_encoder(workdir, step, shapes, ema=ema)
+    shapes = on_one_device(abstract_params(encoder, image_size))
+    params, step = restore_encoder(workdir, step, shapes, averaged=averaged)
     return jax.device_get(params), step
 
 
 def teacher(
-    config: ml_collections.ConfigDict, constrain: Callable[[jax.Array], jax.Array] = build.unconstrained
-) -> tuple[VisionTransformer, Params] | tuple[None, None]:
-    """The encoder that target_encoder.teacher names, and its newest parameters; without one, nothing.
+    config: ml_collections.ConfigDict, path: str, constrain: Callable[[jax.Array], jax.Array] = models.unconstrained
+) -> tuple[VisionTransformer, Params]:
+    """Returns a teacher for the run of a configuration: the encoder at `path` and its newest parameters, on the host.
 
     It computes in the student's dtype. Its patches must lie on the student's grid, all else may differ.
     """
-    if config.target_encoder.kind != "frozen":
-        return None, None
-    path, size = config.target_encoder.teacher, config.image.size
+    size = config.image.size
     theirs = open_encoder(path)
     patch = theirs.encoder.patch_size
-    if size % patch or size // patch != build.grid(config)[0]:
+    if size % patch or size // patch != models.grid(config)[0]:
         raise UserError(
             f"target_encoder.teacher={path} has patches of {patch} px, which at image.size={size} are not the "
-            f"student's {build.grid(config)[0]} x {build.grid(config)[1]} grid; give model.patch_size={patch}"
+            f"student's {models.grid(config)[0]} x {models.grid(config)[1]} grid; give model.patch_size={patch}"
         )
-    return theirs.encoder.clone(linear=build.linear(config), constrain=constrain), theirs.params
+    return theirs.encoder.clone(linear=models.linear(config), constrain=constrain), theirs.params
 
 
 def load_encoder(path: str | os.PathLike, step: int | None = None) -> "PretrainedEncoder":

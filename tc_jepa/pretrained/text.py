@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tc_jepa.config import build
+from tc_jepa.config import data as config_data
+from tc_jepa.config import methods
+from tc_jepa.convert import t5
+from tc_jepa.convert.tensors import read_json
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer
 from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 from tc_jepa.models.text.embedding import EmbeddingText
 from tc_jepa.models.text.t5 import T5Encoder
-from tc_jepa.pretrained.convert import t5
-from tc_jepa.pretrained.convert.tensors import read_json
 from tc_jepa.storage.checkpoint import CONFIG_FILE, read_config, restore_trained
 
 T5_WORDS = 32  # that strings are padded or cut to for a T5 that belongs to no run
@@ -45,7 +46,7 @@ def load_text_encoder(
     config = read_config(path)
     try:
         kind, words, weights = config.model.text, config.captions.words, config.model.text_weights
-        reads_captions = build.reads_captions(config)
+        reads_captions = methods.chosen(config).reads_captions(config)
     except AttributeError as error:
         raise UserError(f"{path / CONFIG_FILE} is neither a T5's nor a run's of this version ({error})") from error
     if not reads_captions:
@@ -71,7 +72,7 @@ def _t5(folder: Path, words: int, dtype: jnp.dtype) -> "PretrainedTextEncoder":
 
 
 def _own_vocabulary(config, size: int) -> CaptionTokenizer:
-    tokenizer = build.tokenizer(config)
+    tokenizer = config_data.tokenizer(config)
     if tokenizer.vocabulary_size != size:
         raise UserError(
             f"the run learned {size} word vectors, its vocabulary now has {tokenizer.vocabulary_size} pieces: it is "

@@ -4,26 +4,24 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import ml_collections
 import numpy as np
 
-from tc_jepa.batch import Batch
-from tc_jepa.config import build
-from tc_jepa.data import pipeline
+from tc_jepa.batch import JepaBatch
+from tc_jepa.config import jepa
 from tc_jepa.data.captions.tokenizer import CaptionReader, CaptionTokenizer
 from tc_jepa.data.sources import Captioned
 from tc_jepa.data.transforms import resize_and_centre_crop
-from tc_jepa.data.word_vectors.folder import WordsFolder
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import frozen_vit, FrozenEncoder
 from tc_jepa.evaluation.features import FeatureStore, Part
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.tasks.grounding import word_pieces
+from tc_jepa.experiment.experiment import Experiment
+from tc_jepa.experiment.run import TrainedRun
 from tc_jepa.masking.masks import Masks, MaskSampler
-from tc_jepa.pretrained.run import TrainedRun
+from tc_jepa.methods.method import init_encoder
 from tc_jepa.report import pictures
-from tc_jepa.state import initial_encoder_params
 
 INPUTS = 6  # images whose masks and captions are drawn
 SHOWN = 6  # held-out images in colours of their features
@@ -52,26 +50,16 @@ class WordLook(NamedTuple):
     note: str
 
 
-def inputs(
-    config: ml_collections.ConfigDict, captions: CaptionReader | None, words: Sequence[WordsFolder] = ()
-) -> list[Input]:
+def inputs(experiment: Experiment) -> list[Input]:
     """Images of the run's first batch: crop, masks and captions exactly as they were trained on."""
-    source, masks = build.training_source(config, words), build.masks(config)
-    dataset = pipeline.batches(
-        source,
-        build.augment(config, captions),
-        masks,
-        batch_size=INPUTS + 1,
-        seed=config.train.seed,
-        shuffle_captions=config.captions.shuffled,
-    )
-    batch: Batch = dataset[0]
+    batch: JepaBatch = experiment.batches(INPUTS + 1)[0]
     # Where captions are shuffled, image 0 has those of the batch's last image, which is another in a smaller batch.
     rows = range(1, INPUTS + 1)
-    return [_input(Batch(*(x[row] for x in batch)), build.grid(config), captions) for row in rows]
+    grid, reader = experiment.method.predictor.grid, experiment.reader
+    return [_input(JepaBatch(*(x[row] for x in batch)), grid, reader) for row in rows]
 
 
-def _input(row: Batch, grid: tuple[int, int], captions: CaptionReader | None) -> Input:
+def _input(row: JepaBatch, grid: tuple[int, int], captions: CaptionReader | None) -> Input:
     masks = Masks(*(getattr(row, name) for name in Masks._fields))
     picture = pictures.drawn_masks(row.images, masks, grid)
     sizes = ", ".join(map(str, row.target_valid.sum(axis=-1)))
@@ -86,12 +74,12 @@ def _input(row: Batch, grid: tuple[int, int], captions: CaptionReader | None) ->
 
 def encoders(run: TrainedRun) -> dict[str, FrozenEncoder]:
     """The judged encoder, and the same at initialisation."""
-    module, size = run.networks.encoder, run.config.image.size
-    initial = jax.jit(lambda: initial_encoder_params(module, (size, size, 3), run.config.train.seed))()
+    module, size = run.experiment.method.encoder, run.config.image.size
+    initial = jax.jit(lambda: init_encoder(module, (size, size, 3), jax.random.key(run.config.train.seed)))()
     mesh = sharding.local_mesh()
     return {
         name: frozen_vit(module, params, image_size=size, batch_size=BATCH, mesh=mesh)
-        for name, params in (("trained", run.judged()), ("at initialisation", initial))
+        for name, params in (("trained", run.evaluation_encoder()), ("at initialisation", initial))
     }
 
 
@@ -117,9 +105,14 @@ def pca(found: dict[str, FrozenEncoder], images: np.ndarray, grid: tuple[int, in
     ]
 
 
+def word_reader(run: TrainedRun) -> FrozenReader:
+    """What the run's predictor reads of words."""
+    return FrozenReader(run.experiment.method, run.params, run.extra)
+
+
 def word_looks(run: TrainedRun, source: Captioned) -> list[WordLook]:
     """For the first held-out images with captions. The word is the one whose map varies most over the image."""
-    config, tokenizer, grid = run.config, run.captions, build.grid(run.config)
+    config, tokenizer, grid = run.config, run.experiment.reader, run.experiment.method.predictor.grid
     chosen = [i for i in range(min(len(source), 64)) if source[i].captions][:READ]
     if not chosen:
         return []
@@ -129,7 +122,7 @@ def word_looks(run: TrainedRun, source: Captioned) -> list[WordLook]:
     ids, valid = map(
         np.stack, zip(*(tokenizer.encode([*some, *[tokenizer.blank] * (count - len(some))]) for some in texts))
     )
-    reader, masks = run.reader(), build.masks(config)
+    reader, masks = word_reader(run), jepa.masks(config)
     cosines = reader.cosines(images, ids, valid)
     told, untold = errors_with_and_without(reader, images, ids, valid, masks)
     looks = []

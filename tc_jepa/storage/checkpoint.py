@@ -1,8 +1,8 @@
 """Checkpoints of a run: everything that a bit-exact resume or a later evaluation needs, in one directory a step.
 
-Items: `state` (step, trained parameters, optimizer), `target` (the target encoder's parameters, readable alone),
-`config` (resolved) and `fingerprints`. Orbax restores flipped bytes without a word, so each array's fingerprint is
-stored and compared. The position in the data needs no item: it is the step.
+Items: `state` (step, trained parameters, optimizer), `target` (the method's extra state, such as the average of the
+encoder; readable alone), `config` (resolved) and `fingerprints`. Orbax restores flipped bytes without an error, so each
+array's fingerprint is stored and compared. The position in the data needs no item: it is the step.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,8 @@ import ml_collections
 import orbax.checkpoint as ocp
 
 from tc_jepa.errors import UserError
-from tc_jepa.state import Params, TrainState
+from tc_jepa.models.layers import Params
+from tc_jepa.state import TrainState
 
 CONFIG_FILE = "config.json"
 # Orbax globs the unescaped path for the files to merge into a checkpoint (merge_ocdbt_per_process_files): with [ it
@@ -60,24 +61,38 @@ class Checkpoints:
                 f"{', '.join(sorted(trained))}: another version wrote it; start anew in another --workdir"
             )
         items = {"target": {}} | _restore(self._manager, step, _items(abstract_state))
-        return TrainState(target_params=items["target"], **items["state"])
+        return TrainState(extra=items["target"], **items["state"])
 
     def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
 
 
-def restore_encoder(workdir: Path, step: int | None, abstract_params: Params, *, ema: bool) -> tuple[Params, int]:
-    """The parameters of the encoder that a run is for, at a step (None: the newest), and that step.
+def restore_encoder(workdir: Path, step: int | None, abstract_params: Params, *, averaged: bool) -> tuple[Params, int]:
+    """Returns the parameters of a run's evaluation encoder at a step (None: the newest), and that step.
 
-    `ema`: the target encoder, else the trained encoder itself (for runs whose target is no copy of it). Reads nothing
-    else.
+    `averaged`: the run's extra state is an average of the encoder, which is evaluated; else the trained encoder is.
+    Reads nothing else.
     """
-    if not ema:
+    if not averaged:
         return _restore_trained(workdir, step, "encoder", abstract_params)
     step = chosen_step(workdir, step)
     with _reading(workdir) as manager:
         return _restore(manager, step, {"target": abstract_params})["target"], step
+
+
+def restore_extra(workdir: Path, step: int, abstract: Params) -> Params:
+    """Returns the extra state of a run's method at a step, as host arrays of the given shapes; {} where it has none."""
+    if not abstract:
+        return {}
+    with _reading(workdir) as manager:
+        return jax.device_get(_restore(manager, step, {"target": on_one_device(abstract)})["target"])
+
+
+def on_one_device(abstract: Any) -> Any:
+    """Shapes and dtypes, to be restored on the first device of this process."""
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
 
 
 def restore_trained(workdir: Path, step: int | None, network: str) -> Params:
@@ -90,9 +105,7 @@ def restore_trained(workdir: Path, step: int | None, network: str) -> Params:
     stored = _stored_params(directory)
     if network not in stored:
         raise UserError(f"{directory} holds no {network}, only {', '.join(stored)}; give another run")
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), stored[network])
-    return jax.device_get(_restore_trained(workdir, step, network, abstract)[0])
+    return jax.device_get(_restore_trained(workdir, step, network, on_one_device(stored[network]))[0])
 
 
 def _stored_params(directory: Path) -> Mapping[str, Any]:
@@ -167,9 +180,9 @@ def _bit_sum(x: jax.Array) -> jax.Array:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """What is stored apart. A target without parameters, pixels, has no item: Orbax refuses empty ones."""
+    """What is stored apart. An empty extra state has no item: Orbax refuses empty ones."""
     items = {"state": {"step": state.step, "params": state.params, "opt_state": state.opt_state}}
-    return items | ({"target": state.target_params} if state.target_params else {})
+    return items | ({"target": state.extra} if state.extra else {})
 
 
 def _restore(

@@ -4,7 +4,7 @@ A conditioner sees the predictor's input once (`begin`) and then wraps every one
 change tokens, append some, or call a block its own way, and the predictor need not know which.
 """
 
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from flax import struct
 import flax.linen as nn
@@ -65,6 +65,8 @@ class Block(Protocol):
 
 class Conditioner(nn.Module):
     """No words at all: I-JEPA. `words` may be None. The other conditioners override what they need."""
+
+    attends_to_words: ClassVar[bool] = False  # whether `layer` returns a Reading
 
     def begin(self, tokens: Tokens, words: Words | None) -> Tokens:
         """The predictor's input, before its first layer."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 import dataclasses
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -35,6 +36,8 @@ class CrossAttentionForm:
 class WordCrossAttention(Conditioner):
     """TC-JEPA's fine-grained conditioner (paper Sec. 3.2, Eq. 2), after the blocks of the layers in `at`."""
 
+    attends_to_words: ClassVar[bool] = True
+
     at: Collection[int]
     linear: layers.Linear
     form: CrossAttentionForm = CrossAttentionForm()
@@ -55,6 +58,8 @@ class CaptionCrossAttention(WordCrossAttention):
 
     Softmax over one word is 1, so that queries and keys are idle and each token gets W_V of the mean.
     """
+
+    attends_to_words: ClassVar[bool] = False
 
     def layer(self, index: int, block: Block, tokens: Tokens, words: Words) -> tuple[Tokens, Reading | None]:
         tokens, _ = super().layer(index, block, tokens, words.averaged())

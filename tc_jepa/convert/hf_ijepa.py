@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from tc_jepa.convert import ijepa, tensors
+from tc_jepa.convert.folder import check_sizes, positive_integers
+from tc_jepa.convert.weights import EncoderWeights
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
 from tc_jepa.models.vit import Size
-from tc_jepa.pretrained.convert import ijepa, tensors
-from tc_jepa.pretrained.convert.folder import check_sizes, positive_integers
-from tc_jepa.pretrained.convert.weights import EncoderWeights
 
 MODEL_TYPE = "ijepa"
 PREPROCESSOR = "preprocessor_config.json"

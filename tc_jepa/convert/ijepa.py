@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 import numpy as np
 
+from tc_jepa.convert import tensors as checks
+from tc_jepa.convert import torch_files
+from tc_jepa.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers, vit
 from tc_jepa.models.layers import Params
-from tc_jepa.pretrained.convert import tensors as checks
-from tc_jepa.pretrained.convert import torch_files
-from tc_jepa.pretrained.convert.weights import EncoderWeights, square_encoder
 
 WRAPPER = "module."
 NETWORKS = ("target_encoder", "encoder")

@@ -10,12 +10,12 @@ from typing import NamedTuple
 from flax import traverse_util
 import ml_collections
 
-from tc_jepa.config import build
+from tc_jepa.config import data
+from tc_jepa.convert.weights import EncoderWeights
 from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 from tc_jepa.pretrained import encoder as pretrained
-from tc_jepa.pretrained.convert.weights import EncoderWeights
 from tc_jepa.storage.checkpoint import read_config, restore_trained
 
 CONDITIONER = "conditioner"  # a predictor's parameters that I-JEPA's has not
@@ -91,7 +91,7 @@ def _why_unread(config: ml_collections.ConfigDict, ours: Params, theirs: Params,
     learned = {one.model.text == LEARNED for one in (origin, config)}
     if len(learned) > 1:
         return f"it read words of model.text={origin.model.text}"
-    if config.model.text == LEARNED and build.tokenizer(origin).model != reader.model:
+    if config.model.text == LEARNED and data.tokenizer(origin).model != reader.model:
         return "it read another vocabulary"
     return misfit(ours[CONDITIONER], theirs[CONDITIONER])
 

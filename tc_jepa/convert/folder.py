@@ -16,11 +16,11 @@ from pathlib import Path
 from flax import traverse_util
 import numpy as np
 
+from tc_jepa.convert import tensors
+from tc_jepa.convert.weights import abstract_params, EncoderWeights, square_encoder
 from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 from tc_jepa.models.vit import Size
-from tc_jepa.pretrained.convert import tensors
-from tc_jepa.pretrained.convert.weights import abstract_params, EncoderWeights, square_encoder
 
 FORMAT, VERSION = "tc_jepa_encoder", 1
 ENCODER, PREDICTOR = "encoder.safetensors", "predictor.safetensors"

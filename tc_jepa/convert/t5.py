@@ -14,10 +14,8 @@ from typing import NamedTuple
 from flax import traverse_util
 import numpy as np
 
-from tc_jepa.errors import UserError
-from tc_jepa.models.text.t5 import T5Config
-from tc_jepa.pretrained.convert import torch_files
-from tc_jepa.pretrained.convert.tensors import (
+from tc_jepa.convert import torch_files
+from tc_jepa.convert.tensors import (
     CONFIG,
     files,
     FLOATS,
@@ -29,6 +27,8 @@ from tc_jepa.pretrained.convert.tensors import (
     WEIGHTS,
     write,
 )
+from tc_jepa.errors import UserError
+from tc_jepa.models.text.t5 import T5Config
 
 VOCABULARY = "spiece.model"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"

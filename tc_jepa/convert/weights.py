@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax
 
+from tc_jepa.methods.method import init_encoder
 from tc_jepa.models.layers import Params
 from tc_jepa.models.vit import Size, VisionTransformer
-from tc_jepa.state import initial_encoder_params
 
 
 class EncoderWeights(NamedTuple):
@@ -29,4 +29,4 @@ def square_encoder(size: Size, patch_size: int, image_size: int, stored_position
 
 def abstract_params(encoder: VisionTransformer, image_size: int) -> Params:
     """Shapes and dtypes of the encoder's parameters."""
-    return jax.eval_shape(lambda: initial_encoder_params(encoder, (image_size, image_size, 3), seed=0))
+    return jax.eval_shape(lambda: init_encoder(encoder, (image_size, image_size, 3), jax.random.key(0)))

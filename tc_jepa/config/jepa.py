@@ -1,0 +1,118 @@
+"""From a configuration to a JEPA: method.name=jepa."""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import ml_collections
+
+from tc_jepa.config import data, models
+from tc_jepa.config.parts import MethodParts
+from tc_jepa.data.captions.tokenizer import CaptionReader
+from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
+from tc_jepa.data.word_vectors.folder import WordsFolder
+from tc_jepa.masking import BlockMasks, MaskSampler, OfficialMasks, RandomMasks
+from tc_jepa.methods.jepa import Jepa
+from tc_jepa.methods.losses import Objective
+from tc_jepa.methods.targets import EmaEncoder, FrozenTarget, Momentum, Pixels, Target
+from tc_jepa.models.vit import VisionTransformer
+
+Config = ml_collections.ConfigDict
+
+TARGETS = ("ema", "frozen", "pixels")
+
+
+def build(
+    config: Config,
+    words: Sequence[WordsFolder] = (),
+    constrain: models.Constrain = models.unconstrained,
+    teacher: VisionTransformer | None = None,
+) -> MethodParts:
+    """Returns the method and its inputs. `teacher` is the encoder of a frozen target."""
+    reader = caption_reader(config, words)
+    text, frozen = models.text_encoder(config, reader)
+    encoder = models.encoder(config, constrain)
+    predicted = target(config, encoder, teacher)
+    method = Jepa(
+        encoder=encoder,
+        predictor=models.predictor(config, predicted.width, constrain),
+        text=text,
+        target=predicted,
+        objective=Objective(**config.objective),
+        momentum=momentum(config),
+        joint_targets=config.model.joint_targets,
+    )
+    heldout_inputs = inputs(config, reader)
+    shuffled = dataclasses.replace(heldout_inputs, shuffle_captions=config.captions.shuffled)
+    return MethodParts(method, shuffled, heldout_inputs, reader, frozen)
+
+
+def reads_captions(config: Config) -> bool:
+    return config.model.conditioner != "none"
+
+
+def caption_reader(config: Config, words: Sequence[WordsFolder] = ()) -> CaptionReader | None:
+    """Of stored word vectors where there are any, else of texts; None where the predictor reads no captions."""
+    return data.caption_reader(config, words) if reads_captions(config) else None
+
+
+def averages_encoder(config: Config) -> bool:
+    """Whether the evaluation encoder is the extra state, a moving average, and not the trained encoder itself."""
+    return config.target_encoder.kind == "ema"
+
+
+def teacher_path(config: Config) -> str:
+    """The encoder whose features are predicted; empty for none."""
+    return config.target_encoder.teacher if config.target_encoder.kind == "frozen" else ""
+
+
+def target(config: Config, encoder: VisionTransformer, teacher: VisionTransformer | None) -> Target:
+    if config.target_encoder.kind == "ema":
+        return EmaEncoder(encoder, config.target_encoder.normalise)
+    if config.target_encoder.kind == "frozen":
+        return FrozenTarget(teacher, config.target_encoder.normalise)
+    return Pixels(config.model.patch_size)
+
+
+def momentum(config: Config) -> Momentum:
+    chosen = config.target_encoder
+    return Momentum(chosen.start_momentum, chosen.final_momentum, config.train.steps)
+
+
+def inputs(config: Config, reader: CaptionReader | None) -> JepaInputs:
+    image, captions = config.image, config.captions
+    crop = Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
+    return JepaInputs(CropAndCaptions(crop, reader, captions.per_image, captions.candidates), masks(config))
+
+
+def masks(config: Config) -> MaskSampler:
+    """Returns the mask sampler. UserError where the settings cannot be met."""
+    return MASKS[config.masking.kind](config)
+
+
+def _random_masks(config: Config) -> RandomMasks:
+    masking = config.masking
+    return RandomMasks(
+        models.grid(config), masking.target_blocks, tuple(masking.ratio), masking.context_tokens, masking.min_context
+    )
+
+
+def _block_settings(config: Config) -> dict[str, Any]:
+    masking = config.masking
+    return {
+        "grid": models.grid(config),
+        "target_blocks": masking.target_blocks,
+        "target_scale": tuple(masking.target_scale),
+        "target_aspect": tuple(masking.target_aspect),
+        "context_scale": tuple(masking.context_scale),
+        "context_aspect": tuple(masking.context_aspect),
+        "context_tokens": masking.context_tokens,
+        "min_context": masking.min_context,
+    }
+
+
+MASKS = {
+    "fixed": lambda config: BlockMasks(**_block_settings(config)),
+    "official": lambda config: OfficialMasks(**_block_settings(config), group_size=config.masking.group_size),
+    "random": _random_masks,
+}

@@ -1,0 +1,26 @@
+"""The table of pretraining methods: the values of method.name.
+
+Each is a module of this package with build(config, words, constrain, teacher) -> MethodParts, and with what is asked
+before anything is built: reads_captions(config), averages_encoder(config), teacher_path(config).
+"""
+
+from types import ModuleType
+
+import ml_collections
+
+from tc_jepa.config import data, jepa
+from tc_jepa.data.word_vectors.folder import WordsFolder
+
+METHODS: dict[str, ModuleType] = {
+    "jepa": jepa,
+}
+
+
+def word_folders(config: ml_collections.ConfigDict) -> list[WordsFolder]:
+    """Returns the folders of stored word vectors that a run reads; none for a method that reads no captions."""
+    return data.word_folders(config) if chosen(config).reads_captions(config) else []
+
+
+def chosen(config: ml_collections.ConfigDict) -> ModuleType:
+    """Returns the module of a configuration's method."""
+    return METHODS[config.method.name if "method" in config else "jepa"]  # runs older than the key are JEPAs

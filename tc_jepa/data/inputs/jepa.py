@@ -1,0 +1,89 @@
+"""Inputs of a JEPA: one crop with its masks and captions."""
+
+import dataclasses
+
+import grain
+import numpy as np
+
+from tc_jepa.batch import JepaBatch
+from tc_jepa.data import transforms
+from tc_jepa.data.captions import tokenizer
+from tc_jepa.data.sources import Example
+from tc_jepa.masking import MaskSampler
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """Side in pixels, area fraction, width / height, and whether half the images are mirrored."""
+
+    size: int
+    scale: tuple[float, float]
+    aspect: tuple[float, float]
+    flip: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class CropAndCaptions(grain.transforms.RandomMap):
+    """An example -> the image and caption fields of a JepaBatch row. Draws in a fixed order: crop, flip, captions.
+
+    `captions` of the example's first `candidates` captions are sampled (0: of all), and read by `reader`. Without a
+    reader the row has no captions, C = S = 0, and the crop is the same.
+    """
+
+    crop: Crop
+    reader: tokenizer.CaptionReader | None
+    captions: int
+    candidates: int = 0
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        crop = self.crop
+        image = transforms.random_resized_crop(example.image, crop.size, crop.scale, crop.aspect, rng)
+        if crop.flip and rng.random() < 0.5:
+            image = image[:, ::-1]
+        candidates = example.captions[: self.candidates or None]
+        words = tokenizer.caption_arrays(candidates, self.captions, self.reader, rng)
+        return {"images": np.ascontiguousarray(image), **words}
+
+
+@dataclasses.dataclass(frozen=True)
+class AddMasks(grain.transforms.MapWithIndex):
+    """A row without masks -> a JepaBatch row. The index must be the position in the global stream."""
+
+    masks: MaskSampler
+    seed: int
+
+    def map_with_index(self, index: int, row: dict[str, np.ndarray]) -> JepaBatch:
+        return JepaBatch(**row, **self.masks.draw_at(self.seed, index)._asdict())
+
+
+@dataclasses.dataclass(frozen=True)
+class JepaInputs:
+    """A pipeline.Inputs whose rows are those of a JepaBatch.
+
+    `shuffle_captions` is a control: each image gets the captions of its neighbour in the process's part of the batch,
+    which say nothing about it.
+    """
+
+    crop: CropAndCaptions
+    masks: MaskSampler
+    shuffle_captions: bool = False
+
+    def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
+        return examples.random_map(self.crop, seed=seeds[0]).map_with_index(AddMasks(self.masks, seeds[1]))
+
+    def batched(self, batches: grain.MapDataset) -> grain.MapDataset:
+        return batches.map(roll_captions) if self.shuffle_captions else batches
+
+    def warning(self, batch: JepaBatch) -> str:
+        if self.crop.reader is None or batch.caption_valid.any():
+            return ""
+        return "no image of the first batch has a caption: model.conditioner reads null captions"
+
+    def example(self, example: Example) -> JepaBatch:
+        return AddMasks(self.masks, 0).map_with_index(0, self.crop.random_map(example, np.random.default_rng(0)))
+
+
+def roll_captions(batch: JepaBatch) -> JepaBatch:
+    """Image i with the captions of image i - 1."""
+    names = ("caption_words", "word_valid", "caption_valid")
+    return batch._replace(**{name: np.roll(getattr(batch, name), 1, axis=0) for name in names})

@@ -1,0 +1,31 @@
+"""Diagnostics of what a predictor reads of captions."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from tc_jepa.methods.losses import masked_mean, normalised_entropy
+from tc_jepa.models.conditioners.base import Reading
+
+
+def reading_metrics(
+    readings: Sequence[Reading], token_valid_BxMxL: jax.Array, word_valid_BxCxS: jax.Array
+) -> dict[str, jax.Array]:
+    """For each predictor layer with attention to words, means over valid tokens and words, by name.
+
+    layer_i/positive_cosines: share of positive cosines of query and key, the only ones that the paper's regularisers
+    act on. layer_i/rectified_cosine: mean of max(cosine, 0). layer_i/attention_entropy: entropy of the attention over a
+    caption's words as a fraction of its maximum, the log of their number; captions of one word are left out.
+    """
+    pair_valid = token_valid_BxMxL[..., None, None] & word_valid_BxCxS[:, None, None]
+    row_valid = token_valid_BxMxL[..., None] & (word_valid_BxCxS.sum(axis=-1) > 1)[:, None, None]
+    everything = tuple(range(5))
+    metrics = {}
+    for i, reading in enumerate(readings):
+        cosine, attention = reading.cosine_BxMxLxCxS, reading.attention_BxMxLxCxS
+        entropy = normalised_entropy(attention, word_valid_BxCxS[:, None, None])
+        metrics[f"layer_{i}/positive_cosines"] = masked_mean((cosine > 0).astype(jnp.float32), pair_valid, everything)
+        metrics[f"layer_{i}/rectified_cosine"] = masked_mean(jnp.maximum(cosine, 0.0), pair_valid, everything)
+        metrics[f"layer_{i}/attention_entropy"] = masked_mean(entropy, row_valid, everything[:-1])
+    return metrics
