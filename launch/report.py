@@ -1,11 +1,11 @@
-"""One page on a run: did it learn, and from the words?
+"""Writes one page on a run: did it learn, and is anything wrong?
 
   python -m launch.report --workdir=runs/quickstart [--compare=runs/other ...]
 
-Writes WORKDIR/report/index.html, which needs nothing else: losses and schedules, the worth of the words, collapse,
-regularisers, inputs with masks and captions, features in colours, maps of words and of prediction errors, scores,
-configuration. Warnings stand on top, in words. launch.train writes it, too, when a run ends; after launch.evaluate,
-this command adds the scores. Runs that --compare names are drawn into the charts and the table of scores.
+Writes WORKDIR/report/index.html, one file that loads nothing else: warnings on top, then losses and schedules, the
+effect of captions, collapse, regularisers, inputs with masks and captions, features in colours, maps of words and of
+prediction errors, scores, configuration. launch.train writes it too when a run ends; after launch.evaluate, this
+command adds the scores. The runs of --compare are drawn in the charts and in the table of scores.
 """
 
 from collections.abc import Sequence
@@ -27,12 +27,12 @@ def main(argv: Sequence[str]) -> None:
     if WORKDIR.value is None:
         raise UserError("give --workdir=DIR, the workdir of a training run")
     logging.set_verbosity(logging.WARNING)
-    # Imported here, so that --help and a mistyped flag answer at once.
+    # Imported late, so that --help and a mistyped flag are answered at once.
     from launch.reporting import write_report
 
     path, verdict = write_report(Path(WORKDIR.value), [Path(other) for other in COMPARE.value])
-    print(f"Did it learn?   {verdict.learned}")
-    print(f"From the words? {verdict.words}")
+    for question, answer in verdict.answers.items():
+        print(f"{question} {answer.text}")
     for warning in verdict.warnings:
         print(f"warning: {warning}")
     print(f"written to {path}")

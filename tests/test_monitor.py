@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from tc_jepa.methods.diagnostics import reading_metrics
+from tc_jepa.methods.attention_metrics import reading_metrics
 from tc_jepa.models.conditioners.base import Reading
 from tc_jepa.monitoring import held_out as monitor
 from tc_jepa.monitoring.progress import cut_back

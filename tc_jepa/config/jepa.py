@@ -12,8 +12,10 @@ from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
 from tc_jepa.data.word_vectors.folder import WordsFolder
 from tc_jepa.masking import BlockMasks, MaskSampler, OfficialMasks, RandomMasks
+from tc_jepa.methods import jepa_reporting
 from tc_jepa.methods.jepa import Jepa
 from tc_jepa.methods.losses import Objective
+from tc_jepa.methods.reporting import Diagnostics
 from tc_jepa.methods.targets import EmaEncoder, FrozenTarget, Momentum, Pixels, Target
 from tc_jepa.models.vit import VisionTransformer
 
@@ -64,6 +66,12 @@ def averages_encoder(config: Config) -> bool:
 def teacher_path(config: Config) -> str:
     """The encoder whose features are predicted; empty for none."""
     return config.target_encoder.teacher if config.target_encoder.kind == "frozen" else ""
+
+
+def diagnostics(config: Config) -> Diagnostics:
+    """What the method offers to the report."""
+    rectified = config.objective.regulariser == "rectified_cosine" and config.objective.sparsity > 0
+    return jepa_reporting.diagnostics(reads_captions=reads_captions(config), rectified=rectified)
 
 
 def target(config: Config, encoder: VisionTransformer, teacher: VisionTransformer | None) -> Target:

@@ -1,7 +1,7 @@
 """The table of pretraining methods: the values of method.name.
 
 Each is a module of this package with build(config, words, constrain, teacher) -> MethodParts, and with what is asked
-before anything is built: reads_captions(config), averages_encoder(config), teacher_path(config).
+before anything is built: reads_captions(config), averages_encoder(config), teacher_path(config), diagnostics(config).
 """
 
 from types import ModuleType

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from tc_jepa.batch import JepaBatch
-from tc_jepa.methods import diagnostics
+from tc_jepa.methods.attention_metrics import reading_metrics
 from tc_jepa.methods.losses import loss_terms, Objective
 from tc_jepa.methods.method import init_encoder, initialise, Metrics
 from tc_jepa.methods.targets import Momentum, Target
@@ -159,7 +159,7 @@ class Jepa:
         terms, readings = self.forward(params, extra, batch)
         batch = join_targets(batch) if self.joint_targets else batch
         words = batch.word_valid & batch.caption_valid[..., None]
-        reading = diagnostics.reading_metrics(readings, token_validity(batch), words)
+        reading = reading_metrics(readings, token_validity(batch), words)
         return {"heldout/prediction": terms["prediction"]} | reading
 
     def heldout_summary(self, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a run writes down as it goes: metrics.jsonl, one flat JSON object a line, and the same for TensorBoard."""
+"""The log of a run: metrics.jsonl, one flat JSON object per line, TensorBoard with the same numbers, a progress bar."""
 
 from collections.abc import Callable, Mapping
 import json
@@ -13,16 +13,18 @@ import tensorboardX
 import tqdm
 
 from tc_jepa.distributed.processes import is_first
+from tc_jepa.errors import UserError
 from tc_jepa.storage.files import replace_text
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class Progress:
-    """A run's metrics.jsonl, TensorBoard and progress bar, as a context manager; of several processes' the first's.
+    """Writes a run's metrics.jsonl, TensorBoard and progress bar; a context manager.
 
-    Metrics of a step are fetched when the next one has been dispatched, so that the host never stalls the device.
-    Opening at a step cuts off what an earlier run wrote beyond it: no step stands there twice.
+    Metrics of a step are fetched after the next one has been dispatched, so that the host never stalls the device.
+    Opening removes what an earlier process logged after step `start`, so that no step is logged twice. With several
+    processes, only the first one writes.
     """
 
     def __init__(self, workdir: Path, start: int, steps: int, log_every: int, batch_size: int):
@@ -33,7 +35,7 @@ class Progress:
         self._file = path.open("a")
         board = str(workdir / "tensorboard")
         self._board = tensorboardX.SummaryWriter(board, purge_step=start + 1, write_to_disk=writes)
-        # A bar that is no terminal's is a log file: it gets a line now and then, not a flicker.
+        # Without a terminal the bar goes to a log file, where each refresh is a line.
         every = 0.5 if sys.stderr.isatty() else 20
         self._bar = tqdm.tqdm(
             total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True, disable=not writes
@@ -51,14 +53,14 @@ class Progress:
         self._board.close()
 
     def dispatched(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes a step's metrics, still being computed, and reports the step before."""
+        """Keeps a step's metrics, which may still be computed, and reports the step before."""
         self.flush()
         self._pending = step, metrics
 
     def flush(self, more: Callable[[], Mapping[str, float]] | None = None) -> None:
-        """Reports the pending step, with what `more` returns in the same line.
+        """Reports the pending step; what `more` returns is logged in the same line.
 
-        Raises FloatingPointError where the loss or the gradient is not finite.
+        FloatingPointError where the loss or the gradient norm is not finite.
         """
         if self._pending is None:
             return
@@ -75,7 +77,7 @@ class Progress:
             self.write(step, values | {"images_per_second": rate} | (more() if more else {}))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one line and starts the clock of images_per_second anew."""
+        """Logs one line and restarts the clock of images_per_second."""
         self._file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
         self._file.flush()
         for name, value in metrics.items():
@@ -83,10 +85,30 @@ class Progress:
         self._clock = step, time.perf_counter()
 
 
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """Returns the rows of a metrics.jsonl. A last line without its end, left by a kill, is skipped.
+
+    UserError, with the number of the line, for one that is not a JSON object with a "step".
+    """
+    return [row for _, row in _whole_lines(path)]
+
+
 def cut_back(path: Path, step: int) -> None:
-    """Keeps the whole lines up to `step`. A last line without its end, left by a kill, goes too."""
-    if not path.exists():
-        return
-    lines = path.read_text().splitlines(keepends=True)
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-    replace_text(path, "".join(kept))
+    """Removes the lines after `step`, and a last line without its end. UserError as in read_metrics."""
+    if path.exists():
+        kept = [line for line, row in _whole_lines(path) if row["step"] <= step]
+        replace_text(path, "".join(f"{line.decode()}\n" for line in kept))
+
+
+def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, float]]]:
+    """The lines that end in a newline, without it, each with what it holds."""
+    found = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:  # bytes that are not UTF-8, too
+            row = None
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise UserError(f"{path}, line {number} is damaged: not a JSON object with a step; delete that line")
+        found.append((line, row))
+    return found
