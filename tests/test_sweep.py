@@ -12,20 +12,35 @@ import time
 
 import pytest
 
+from configs import quickstart
 from launch import sweep
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import read_results
-from tc_jepa.report import sweeps
+from tc_jepa.sweeps import jobs, table
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs" / "sweeps").glob("[!_]*.py"))
+SWEEPS = {
+    f"{path.stem}:{name}": (path, one)
+    for path in FILES
+    for name, one in importlib.import_module(f"configs.sweeps.{path.stem}").SWEEPS.items()
+}
+# What each of them leaves to the user.
+LEFT = {
+    "scenes": [],
+    "screened": [],
+    "seeds": [],
+    "photos": ["data.path=DATA"],
+    "photos_stored": ["data.path=DATA", "captions.vectors=DATA/words/MINE"],
+    "imagenet": ["data.path=DATA", "model.text_weights=T5"],
+    "yfcc15m": ["data.path=DATA", "model.text_weights=T5"],
+}
 # Nano networks and two steps: what a sweep does, without what it is for.
 TINY = """
 from configs.sweeps import Sweep
-def get_sweep():
-    short = {"train.steps": 2, "train.batch_size": 8, "evaluation.train_examples": 300, "evaluation.test_examples": 200}
-    variants = {"none": {"model.conditioner": "none"}, "words": {"conditioner.layers": (0,)}}
-    return Sweep("configs/quickstart.py", short, variants, seeds=(0, 3))
+short = {"train.steps": 2, "train.batch_size": 8, "evaluation.train_examples": 300, "evaluation.test_examples": 200}
+variants = {"none": {"model.conditioner": "none"}, "words": {"conditioner.layers": (0,)}}
+SWEEPS = {"tiny": Sweep("configs/quickstart.py", short, variants, seeds=(0, 3))}
 """
 
 
@@ -36,132 +51,162 @@ def file(tmp_path):
     return path
 
 
+def plan(text, workdir: Path, *assignments: str) -> list[jobs.Job]:
+    return sweep.plan(sweep.load(str(text))[1], workdir, assignments)
+
+
+def cells(markdown: str) -> dict[str, list[str]]:
+    """The rows of the tables by their first cell; of two tables the last."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown.splitlines() if "|" in line]
+    return {row[0]: row[1:] for row in rows}
+
+
 def launch(path: Path, workdir: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "launch.sweep", f"--sweep={path}", f"--workdir={workdir}", *arguments]
     environment = os.environ | {"XLA_FLAGS": ""}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
 
 
-def finish(job: sweeps.Job, score: float) -> None:
-    """Results as launch.evaluate leaves them, in brief."""
-    job.results.parent.mkdir(parents=True)
+def job(variant: str, seed: int, workdir: Path) -> jobs.Job:
+    config = quickstart.get_config()
+    config.train.steps = 2
+    return jobs.Job(variant, seed, workdir, config, [])
+
+
+def finish(one: jobs.Job, score: float) -> None:
+    """Results as launch.evaluate writes them, in brief."""
+    one.results.parent.mkdir(parents=True)
     scores = {"linear_fast/shape": score, "linear_fast/shape_low": 0.0, "linear_fast/shape_high": 1.0}
     others = {"init/linear_fast/shape": 0.1, "init/linear_fast/shape_low": 0.0, "rank/rankme": 12.0}
-    job.results.write_text(json.dumps({"about": {}, "scores": scores | others}))
+    one.results.write_text(json.dumps({"about": {}, "scores": scores | others | {"chance/shape": 0.05}}))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_job_of_every_sweep_can_start(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", SWEEPS)
+def test_every_job_of_every_sweep_can_start(text, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    place = path.stem.rpartition("_")[2]
-    settings = {
-        "scenes": [],
-        "photos": ["data.path=DATA"],
-        "stored": ["data.path=DATA", "captions.vectors=DATA/words/MINE"],
-    }
-    planned = sweep.plan(path, tmp_path, settings.get(place, ["data.path=DATA", "model.text_weights=T5"]))
-    module = importlib.import_module(f"configs.sweeps.{path.stem}")
-    assert len(planned) == len(module.VARIANTS) * len(module.get_sweep().seeds)
-    assert f"{len(planned)} runs" in module.__doc__
-    assert f"--sweep={path.relative_to(ROOT)}" in module.__doc__
-    assert len({str(item.config) for item in planned}) == len(planned)  # no two jobs are the same run
-    assert len({item.job.workdir for item in planned}) == len(planned)
+    path, one = SWEEPS[text]
+    planned = plan(f"{path}:{text.partition(':')[2]}", tmp_path, *LEFT[text.partition(":")[2]])
+    assert len(planned) == len(one.variants) * len(one.seeds)
+    assert (
+        f"{text.partition(':')[2]}: {len(planned)} runs"
+        in importlib.import_module(f"configs.sweeps.{path.stem}").__doc__
+    )
+    assert len({str(job.config) for job in planned}) == len(planned)  # no two jobs are the same run
+    assert len({job.workdir for job in planned}) == len(planned)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_sweep_and_its_scenes_version_have_the_same_variants():
-    names = {path.stem for path in FILES}
-    for name in names:
-        assert name.endswith(("_scenes", "_photos", "_stored")) or f"{name}_scenes" in names
-        if name.removesuffix("_scenes") in names - {name}:
-            one, other = (importlib.import_module(f"configs.sweeps.{n}") for n in (name, name.removesuffix("_scenes")))
-            assert one.get_sweep().variants == other.get_sweep().variants
+def test_the_paper_s_ablations_have_the_same_variants_on_scenes():
+    for path in FILES:
+        if path.stem not in ("choices", "evidence"):
+            full, scenes = importlib.import_module(f"configs.sweeps.{path.stem}").SWEEPS.values()
+            assert full.variants == scenes.variants and scenes.config == "configs/quickstart.py"
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "arguments", "said"),
+    ("before", "after", "arguments", "named"),
     [
-        ("conditioner.layers", "conditioner.layer", [], "did you mean conditioner.layers?"),
-        ("(0,)", "(7,)", [], "variant words, seed 0: conditioner.layers=(7,) must be"),
-        ("(0,)", "'first'", [], "variant words, seed 0: conditioner.layers='first' is of the wrong type"),
-        ('"train.steps": 2', '"train.seed": 2', [], "the sweep itself varies train.seed"),
-        ("quickstart.py", "quick.py", [], "configs/quick.py: there is no such file"),
-        ("", "", ["--set=train.stpes=3"], "train.stpes is no key of configs/base.py; did you mean train.steps?"),
-        ("", "", ["--set=train.steps"], "give KEY=VALUE"),
-        ("", "", ["--set=train.steps=many"], "'many' is no number"),
-        ("", "", ["--set=model.conditioner=none"], "the sweep itself varies model.conditioner"),
+        ("conditioner.layers", "conditioner.layer", [], ["conditioner.layers"]),
+        ("(0,)", "(7,)", [], ["variant words, seed 0", "conditioner.layers=(7,)"]),
+        ("(0,)", "'first'", [], ["variant words, seed 0", "conditioner.layers='first'"]),
+        ('"train.steps": 2', '"train.seed": 2', [], ["train.seed"]),
+        ("quickstart.py", "quick.py", [], ["configs/quick.py"]),
+        ("SWEEPS", "SWEEP", [], ["tiny.py", "SWEEPS"]),
+        ("(0, 3)", "(0, 3), baseline='nothing'", [], ["'nothing'", "none, words"]),
+        ("", "", ["train.stpes=3"], ["train.stpes", "train.steps"]),
+        ("", "", ["train.steps"], ["--set=train.steps"]),
+        ("", "", ["train.steps=many"], ["--set=train.steps=many"]),
+        ("", "", ["model.conditioner=none"], ["variant none", "model.conditioner"]),
     ],
 )
 def test_a_mistake_in_any_variant_is_found_before_a_job_starts(
-    file, tmp_path, before, after, arguments, said, monkeypatch
+    file, tmp_path, before, after, arguments, named, monkeypatch
 ):
     monkeypatch.chdir(ROOT)
     file.write_text(TINY.replace(before, after))
     with pytest.raises(UserError) as refused:
-        sweep.plan(file, tmp_path / "runs", [argument.removeprefix("--set=") for argument in arguments])
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+        plan(file, tmp_path / "runs", *arguments)
+    assert all(name in str(refused.value) for name in named) and "\n" not in str(refused.value)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_is_chosen_by_name_and_the_first_without(file):
+    file.write_text(TINY + 'SWEEPS["other"] = SWEEPS["tiny"]._replace(seeds=(7,))')
+    assert sweep.load(str(file))[0] == "tiny:tiny" and sweep.load(f"{file}:other")[1].seeds == (7,)
+    with pytest.raises(UserError, match="'third'.*tiny, other"):
+        sweep.load(f"{file}:third")
 
 
 def test_a_finished_job_with_other_settings_is_refused_not_counted(file, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    planned = sweep.plan(file, tmp_path / "runs", [])
-    finish(planned[0].job, 0.5)
-    (planned[0].job.workdir / "config.json").write_text(json.dumps(planned[0].config.to_dict()))
-    sweep.plan(file, tmp_path / "runs", [])
+    first = plan(file, tmp_path / "runs")[0]
+    finish(first, 0.5)
+    (first.workdir / "config.json").write_text(json.dumps(first.config.to_dict()))
+    plan(file, tmp_path / "runs")
     with pytest.raises(UserError, match="variant none, seed 0: .*captions.per_image"):
-        sweep.plan(file, tmp_path / "runs", ["captions.per_image=5"])
+        plan(file, tmp_path / "runs", "captions.per_image=5")
 
 
-def test_the_table_has_mean_spread_and_what_is_missing(tmp_path):
-    jobs = [sweeps.Job(name, seed, tmp_path / name / str(seed), 2) for name in ("a", "b", "c") for seed in (0, 1)]
-    for job, score in zip(jobs, (0.4, 0.6, 0.3)):
-        finish(job, score)
-    (jobs[0].workdir / "metrics.jsonl").write_text(
-        '{"step": 1, "text_worth/shuffled": 0.1}\n{"step": 2, "text_worth/shuffled": 0.25}\n{"step": 3, "loss": 1.0}\n'
+def test_the_table_has_mean_spread_chance_and_what_is_missing(tmp_path):
+    planned = [job(name, seed, tmp_path / name / str(seed)) for name in ("a", "b", "c") for seed in (0, 1)]
+    for one, score in zip(planned, (0.4, 0.6, 0.3)):
+        finish(one, score)
+    held_out = '"rank/rankme": 5.0, "layer_0/positive_cosines": 0.5, "layer_1/positive_cosines": 0.25'
+    (planned[0].workdir / "metrics.jsonl").write_text(
+        f'{{"step": 1, "text_worth/shuffled": 0.1, {held_out}}}\n'
+        f'{{"step": 2, "text_worth/shuffled": 0.25, {held_out}}}\n{{"step": 3, "loss": 1.0}}\n'
     )
-    report = sweeps.write_table(tmp_path, "abc", jobs)
-    assert "| variant | linear_fast/shape | rank/rankme | text_worth/shuffled |" in report
-    assert "| a | 50.0 ± 14.1 (2) | 12.0 ± 0.0 (2) | 25.0 (1) |" in report
-    assert "| b | 30.0 (1) | 12.0 (1) | missing |" in report
+    report = table.write_table(tmp_path, "abc", planned)
+    rows = cells(report)
+    assert rows["variant"] == ["linear_fast/shape", "rank/rankme", "text_worth/shuffled", "lowest positive_cosines"]
+    assert rows["a"] == ["50.0 ± 14.1 (2)", "12.0 ± 0.0 (2)", "25.0 (1)", "25.0 (1)"]
+    assert rows["b"] == ["30.0 (1)", "12.0 (1)", "missing", "missing"]
+    assert rows["chance"] == ["5.0 ± 0.0 (2)", "-", "-", "-"]
+    assert rows["initialisation"] == ["10.0 ± 0.0 (2)", "-", "-", "-"]
+    assert "c" not in rows  # it has nothing to show and is listed below
     assert "Gain over" not in report
-    assert "| c |" not in report  # it has nothing to show, and stands in the list below
-    assert report.endswith("above (3):\n\n* b, seed 1\n* c, seed 0\n* c, seed 1\n")
+    assert report.endswith("(3):\n\n* b, seed 1\n* c, seed 0\n* c, seed 1\n")
     assert (tmp_path / "sweep.md").read_text() == report
     with (tmp_path / "sweep.csv").open() as lines:
         rows = list(csv.DictReader(lines))
     assert {"variant": "a", "seed": "1", "metric": "linear_fast/shape", "value": "0.6"} in rows
-    assert len(rows) == 3 * 6 + 1  # every number of results.json, not only the table's
+    assert len(rows) == 3 * 7 + 2  # every number of results.json, not only the table's
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_a_sweep_without_results_lists_its_jobs(tmp_path):
+    report = table.write_table(tmp_path, "abc", [job("a", 0, tmp_path / "a")], baseline="a")
+    assert report.endswith("(1):\n\n* a, seed 0\n") and "|" not in report
+    assert not (tmp_path / "sweep.png").exists()
+
+
 def test_gains_are_paired_by_seed_and_only_clear_ones_are_bold(tmp_path):
-    jobs = [sweeps.Job(name, seed, tmp_path / name / str(seed), 2) for name in ("a", "b", "c") for seed in (0, 1, 2)]
-    for job, score in zip(jobs, (0.1, 0.5, 0.9, 0.14, 0.55, 0.94, 0.5, 0.1, 0.6)):
-        finish(job, score)
-    report = sweeps.write_table(tmp_path, "abc", jobs, baseline="a")
-    gains = report.partition("Gain over a")[2]
+    planned = [job(name, seed, tmp_path / name / str(seed)) for name in ("a", "b", "c") for seed in (0, 1, 2)]
+    for one, score in zip(planned, (0.1, 0.5, 0.9, 0.14, 0.55, 0.94, 0.5, 0.1, 0.6)):
+        finish(one, score)
+    report, _, gains = table.write_table(tmp_path, "abc", planned, baseline="a").partition("Gain over a")
     # Differences of 4, 5 and 4 points: mean 4.33, deviation 0.577, and t(0.975, 2) = 4.303.
-    assert "| b | **+4.3** [2.9, 5.8] (3) |" in gains
-    assert "| c | -10.0 [" in gains and "| a |" not in gains
-    assert "| initialisation | 10.0 ± 0.0 (3) | - |" in report
+    rows = cells(gains)
+    assert rows["b"] == ["**+4.3** [2.9, 5.8] (3)", "+0.0 [0.0, 0.0] (3)"]
+    assert rows["c"][0].startswith("-10.0 [") and "a" not in rows
+    assert cells(report)["initialisation"] == ["10.0 ± 0.0 (3)", "-"]
 
 
 def test_finished_jobs_are_skipped_and_only_one_writes_no_table(file, tmp_path):
     workdir = tmp_path / "runs"
     for name in ("none", "words"):
         for seed in (0, 3):
-            finish(sweeps.Job(name, seed, workdir / name / f"seed_{seed}", 2), 0.5)
+            finish(job(name, seed, workdir / name / f"seed_{seed}"), 0.5)
     listed = launch(file, workdir, "--list")
     assert listed.stdout.splitlines()[2] == "2: words, seed 0 (finished)"
     done = launch(file, workdir, "--only=2")
     assert (done.returncode, done.stdout) == (0, "job 2 (words, seed 0) is finished\n"), done.stderr
     assert not (workdir / "sweep.md").exists()
     beyond = launch(file, workdir, "--only=4")
-    assert beyond.returncode == 2 and "numbered 0 to 3" in beyond.stderr
+    assert beyond.returncode == 2 and "--only=4" in beyond.stderr
     done = launch(file, workdir)
-    assert done.stdout.count("is finished") == 4 and "| words | 50.0 ± 0.0 (2) |" in done.stdout
+    assert done.stdout.count("is finished") == 4 and cells(done.stdout)["words"] == ["50.0 ± 0.0 (2)", "12.0 ± 0.0 (2)"]
     assert "launch.train" not in done.stdout
 
 
@@ -170,7 +215,7 @@ def test_a_failing_job_stops_with_its_name_command_and_log(tmp_path):
     with pytest.raises(
         UserError, match=r"job 1 \(a, seed 0\) failed with status 3: python -c .*; its output is in .*job.log"
     ):
-        sweep.run_logged("job 1 (a, seed 0)", tmp_path, command)
+        jobs.run_command("job 1 (a, seed 0)", tmp_path, command)
     assert (tmp_path / "job.log").read_text().endswith("\nbroken\n")
 
 
@@ -182,8 +227,8 @@ def test_a_signal_is_passed_on_once_and_ends_the_sweep(tmp_path):
     )
     parent = "\n".join(
         [
-            "from pathlib import Path; import sys; from launch.sweep import run_logged",
-            f"run_logged('job', Path({str(tmp_path)!r}), [sys.executable, '-c', {child!r}])",
+            "from pathlib import Path; import sys; from tc_jepa.sweeps.jobs import run_command",
+            f"run_command('job', Path({str(tmp_path)!r}), [sys.executable, '-c', {child!r}])",
         ]
     )
     process = subprocess.Popen(
@@ -208,12 +253,12 @@ def test_two_variants_are_trained_evaluated_and_tabled(file, tmp_path):
     assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in workdir.rglob("job.log"))
     config = json.loads((workdir / "words" / "seed_3" / "config.json").read_text())
     assert (config["conditioner"]["layers"], config["train"]["seed"]) == ([0], 3)
-    table = (workdir / "sweep.md").read_text()
-    assert "missing" not in table.lower() and "knn/count" in table and "text_worth/shuffled" in table
+    text = (workdir / "sweep.md").read_text()
+    assert "missing" not in text.lower() and "knn/count" in text and "text_worth/shuffled" in text
     results = [read_results(workdir / name / "seed_3/eval/2/results.json")["scores"] for name in ("none", "words")]
     assert ["grounding/shape" in found for found in results] == [False, True]
     pages = [(workdir / name / "seed_3/report/index.html").read_text() for name in ("none", "words")]
-    assert ["error with words" in text for text in pages] == [False, True]
+    assert ["error with captions" in text for text in pages] == [False, True]
     assert all("What the model sees" in text and "Features in colours" in text for text in pages)
     # Two steps at the start of the warm-up leave the words where they began.
     assert results[1]["grounding/shape"] == pytest.approx(results[1]["init/grounding/shape"], abs=0.05)

@@ -1,4 +1,12 @@
-"""Sweeps: one configuration, its variants, and seeds. A sweep is a file beside this one with `get_sweep()`."""
+"""Sweeps: one configuration, its variants, and seeds.
+
+A file beside this one defines SWEEPS, its sweeps by name: `--sweep=FILE:NAME`, or the first without a NAME. The paper's
+ablations are there at the paper's size, with one seed, and on the quickstart's scenes, for two CPU cores:
+
+  python -m launch.sweep --sweep=configs/sweeps/fusion.py --set=data.path=DATA --set=model.text_weights=T5 \\
+    --workdir=runs/fusion
+  python -m launch.sweep --sweep=configs/sweeps/fusion.py:scenes --workdir=runs/fusion_scenes
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -7,22 +15,19 @@ Settings = Mapping[str, Any]  # key of configs/base.py -> value
 
 
 class Sweep(NamedTuple):
-    """`settings` hold for all variants; a variant's own come after them. Each variant runs once with every seed.
-
-    `baseline` is the variant whose scores are taken off the others', seed by seed, in a table of their own.
-    """
+    """Each variant runs once with every seed."""
 
     config: str  # path of the configuration file, from the repository's root
-    settings: Settings
-    variants: Mapping[str, Settings]  # by name, which is also the folder's
+    settings: Settings  # of all variants
+    variants: Mapping[str, Settings]  # by name, which is also the folder's; they come after `settings`
     seeds: tuple[int, ...]
-    baseline: str | None = None
+    baseline: str | None = None  # the variant that the gains of the others are measured against, seed by seed
 
 
 def on_scenes(variants: Mapping[str, Settings], settings: Settings | None = None) -> Sweep:
-    """The same variants on the quickstart's scenes, a quarter as long, with three seeds: for two CPU cores.
+    """Returns variants on the quickstart's scenes, a quarter as long, with three seeds: for two CPU cores.
 
-    So few steps order what differs much. Read differences beside the spread over seeds.
+    So few steps show large differences only. Compare differences with the spread over seeds.
     """
     short = {
         "train.steps": 600,

@@ -1,12 +1,11 @@
-"""Fig. 10: both regularisers' weights, (0.1, 0.5), times a joint factor. 5 runs of ViT-L/16 on YFCC15M.
+"""Fig. 10: the weights of both regularisers, (0.1, 0.5), times a joint factor.
 
-  python -m launch.sweep --sweep=configs/sweeps/loss_coefficients.py --set=data.path=DATA \\
-    --set=model.text_weights=T5 --workdir=runs/loss_coefficients
+yfcc15m: 5 runs of ViT-L/16 on YFCC15M. scenes: 15 runs for two CPU cores.
 
 The paper: results are robust to factors from 0.5 to 2.5. The figure is the paper's, the steps between are ours.
 """
 
-from configs.sweeps import Sweep
+from configs.sweeps import on_scenes, Sweep
 
 SPARSITY, CONSISTENCY = 0.1, 0.5
 VARIANTS = {
@@ -17,6 +16,7 @@ VARIANTS = {
     for factor in (0.5, 1.0, 1.5, 2.0, 2.5)
 }
 
-
-def get_sweep() -> Sweep:
-    return Sweep("configs/tc_jepa_yfcc15m_l16.py", {}, VARIANTS, seeds=(0,))
+SWEEPS = {
+    "yfcc15m": Sweep("configs/tc_jepa_yfcc15m_l16.py", {}, VARIANTS, seeds=(0,)),
+    "scenes": on_scenes(VARIANTS),
+}
