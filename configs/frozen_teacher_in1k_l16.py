@@ -7,10 +7,10 @@ Second stage of "Rethinking JEPA" (arXiv 2509.24317, there for video), which fin
 teachers. Global batch 2,048, 300 epochs, our choice. The student is what launch.evaluate judges.
 """
 
-from configs import recipes
+from configs import paper
 
 
 def get_config():
-    config = recipes.ijepa("large", 16, images=recipes.IMAGENET_1K, epochs=300, warmup_epochs=15)
+    config = paper.ijepa(paper.Recipe("large", 16, paper.IMAGENET_1K, epochs=300, warmup_epochs=15))
     config.target_encoder.kind = "frozen"
     return config

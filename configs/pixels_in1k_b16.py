@@ -7,11 +7,12 @@ deviation taken out (first stage of "Rethinking JEPA", arXiv 2509.24317, there f
 epochs, our choice.
 """
 
-from configs import recipes
+from configs import paper
 
 
 def get_config():
-    config = recipes.ijepa("base", 16, images=recipes.IMAGENET_1K, epochs=300, warmup_epochs=15, predictor_depth=6)
+    recipe = paper.Recipe("base", 16, paper.IMAGENET_1K, epochs=300, warmup_epochs=15, predictor_depth=6)
+    config = paper.ijepa(recipe)
     config.target_encoder.kind = "pixels"
     config.objective.prediction = "mse"
     return config

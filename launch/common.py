@@ -1,14 +1,15 @@
-"""What the commands share: one way to start, and one way to fail."""
+"""What the commands share: how they start, how they fail, and how they read the configuration of a run."""
 
 from collections.abc import Callable, Sequence
-import difflib
 from pathlib import Path
 import re
 import sys
 
 from absl import app, flags
+from ml_collections import config_flags
 
 from configs import base
+from configs.keys import flatten
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import local_path
 
@@ -19,7 +20,7 @@ EVALUATION_TASKS = ("knn", "linear", "linear_fast", "attentive", "lowshot", "ran
 
 
 def run(main: Callable[[Sequence[str]], None], leave: Callable[[int], None] = sys.exit) -> None:
-    """Parses the flags and calls `main`; a UserError becomes one line on stderr and exit status 2, through `leave`."""
+    """Parses the flags and calls `main`. A UserError becomes one line on stderr and exit status 2, through `leave`."""
     try:
         app.run(main, flags_parser=_parse)
     except UserError as error:
@@ -54,43 +55,42 @@ def define_path(name: str, default: str | None, description: str) -> flags.FlagH
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    """Flags as absl reads them, with one line for what goes wrong. Words that are no flag are refused, not ignored."""
+    """Parses flags as absl does, and checks the keys of --config. UserError for anything that absl cannot read, and
+    for arguments that are not flags."""
     argv = list(argv)
     for place, argument in enumerate(argv):
         flag, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and flag == CONFIG_FLAG:
-            path = local_path(value if equals else "".join(argv[place + 1 : place + 2]), f"--{CONFIG_FLAG}")
+            given = local_path(value if equals else "".join(argv[place + 1 : place + 2]), f"--{CONFIG_FLAG}")
+            path, _, _ = given.partition(":")  # FILE:STRING gives STRING to its get_config
             if not Path(path).is_file():
                 raise UserError(
-                    f"--config={path}: there is no such file; give a path such as --config=configs/quickstart.py"
+                    f"--config={path}: there is no such file; give a path such as --config=configs/quickstart.py",
+                    about="config",
                 )
-            argv[place : place + 2 - bool(equals)] = [f"--{CONFIG_FLAG}={path}"]
+            argv[place : place + 2 - bool(equals)] = [f"--{CONFIG_FLAG}={given}"]
         if argument.startswith("-") and flag.startswith(f"{CONFIG_FLAG}."):
             name = flag.removeprefix(f"{CONFIG_FLAG}.")
             if not any(key.name.startswith(f"{name}.") for key in base.KEYS):  # a group is left to ml_collections
-                check_key(name, f"--{CONFIG_FLAG}.")
+                base.KEYS.named(name, f"--{CONFIG_FLAG}.")
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:  # a config file that sets a key which configs/base.py does not declare
         reason, _, _ = str(error.args[0]).partition(". Other fields present")
         guess = re.search(r'Did you mean "(.+?)"', str(error.args[0]))
-        mend = f"; did you mean {guess[1]!r}?" if guess else ""
-        raise UserError(f"--config: {' '.join(reason.split())}; keys are declared in configs/base.py{mend}") from error
+        hint = f"; did you mean {guess[1]!r}?" if guess else ""
+        raise UserError(
+            f"--config: {' '.join(reason.split())}; keys are declared in configs/base.py{hint}", about="config"
+        ) from error
     except flags.Error as error:
         raise UserError(f"{' '.join(str(error).split())}; see --help") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     if CONFIG_FLAG in flags.FLAGS and flags.FLAGS[CONFIG_FLAG].value is not None:
-        base.expand_paths(flags.FLAGS[CONFIG_FLAG].value)
+        flag = flags.FLAGS[CONFIG_FLAG]
+        base.expand_paths(flag.value)
+        base.KEYS.check(flag.value, config_flags.get_override_values(flag))
     return rest
-
-
-def check_key(name: str, prefix: str = "") -> None:
-    """Refuses a name that is no configuration key, with the nearest that is; both are shown behind `prefix`."""
-    names = [key.name for key in base.KEYS]
-    if name not in names:
-        nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise UserError(f"{prefix}{name} is no key of configs/base.py; did you mean {prefix}{nearest}?")
 
 
 def check_workdir(workdir: Path, config) -> None:
@@ -104,33 +104,44 @@ def check_workdir(workdir: Path, config) -> None:
 
     check_directory(workdir)
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; give a directory")
+        raise UserError(f"--workdir={workdir} is a file; give a directory", about="workdir")
     if not (workdir / CONFIG_FILE).exists():
         if saved_steps(workdir):
             raise UserError(
-                f"{workdir} holds checkpoints but no {CONFIG_FILE}; restore that file or give another --workdir"
+                f"{workdir} holds checkpoints but no {CONFIG_FILE}; restore that file or give another --workdir",
+                about="workdir",
             )
         return
-    before = read_config(workdir)
-    differing, checked = base.experiment_differences(before, config), recorded(workdir)
+    stored = read_config(workdir)
+    differing, checked = base.KEYS.differences(stored, config), recorded(workdir)
     names = [name for name in differing if name not in checked]
     if names:
-        was, now = base.flatten(before), base.flatten(config)
+        was, now = flatten(stored), flatten(config)
         changes = ", ".join(
             f"{name} (there {was.get(name, 'absent')}, here {now.get(name, 'absent')})" for name in names
         )
-        raise UserError(f"{workdir} belongs to another experiment: {changes}; give another --workdir or the same keys")
+        longer = ""
+        if {"train.steps", "train.batch_size"} & set(names):
+            longer = (
+                f"; to train on from its weights, give a new --workdir and --config.train.init_from={workdir}, with "
+                "train.steps and schedules for the steps to come"
+            )
+        raise UserError(
+            f"{workdir} belongs to another experiment: {changes}; give another --workdir or the same keys{longer}",
+            about=names[0],
+        )
     if differing:
         check_data(workdir, data.run_data(config, methods.word_folders(config)))
 
 
 def run_config(workdir: Path):
-    """The configuration that a run was trained with, with the runtime keys that have come since."""
+    """The configuration that a run was trained with, completed with the keys that were declared since."""
     from tc_jepa.storage.checkpoint import read_config
 
     config = read_config(workdir)
-    base.add_runtime_keys(config)
-    absent = sorted(base.flatten(base.get_config()).keys() - base.flatten(config).keys())
+    absent = base.KEYS.complete(config)
     if absent:
-        raise UserError(f"{workdir} was trained by another version (no {', '.join(absent)}); open it with that")
+        raise UserError(
+            f"{workdir} was trained by another version (no {', '.join(absent)}); open it with that", about=absent[0]
+        )
     return config

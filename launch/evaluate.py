@@ -53,7 +53,6 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--output={OUTPUT.value} is a file; give a directory")
     # Imported here, so that --help and a mistyped flag answer at once.
     from tc_jepa.config import data as config_data
-    from tc_jepa.config.validate import check_evaluation
     from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
     from tc_jepa.data.prepared import data_identity
     from tc_jepa.distributed.processes import is_first
@@ -73,7 +72,6 @@ def main(argv: Sequence[str]) -> None:
     config = folder_config(weights) if step is None else common.run_config(path)
     config = config_data.on_data(config, DATA.value or config.evaluation.data)
     set_keys(config)
-    check_evaluation(config)
     trained_size = config.image.size
     config.image.size = side_of(weights, config.image.size, config.evaluation.image_size)
     train, test, test_split = open_data(config)

@@ -5,6 +5,7 @@ from pathlib import Path
 import shlex
 
 from configs import base
+from configs.keys import flatten
 from launch import common
 from tc_jepa.report import write
 from tc_jepa.report.verdict import Verdict
@@ -14,13 +15,14 @@ def write_report(workdir: Path, others: Sequence[Path] = ()) -> tuple[Path, Verd
     """Writes the report of a run into its workdir, with `others` drawn beside it; see tc_jepa.report.write."""
     configs = {path: common.run_config(path) for path in (workdir, *others)}
     config = configs[workdir]
-    return write.write_report(configs, base.flatten(config), commands(workdir, config, others))
+    return write.write_report(configs, flatten(config), commands(workdir, config, others))
 
 
 def commands(workdir: Path, config, others: Sequence[Path]) -> list[str]:
     """Returns the shell commands that train the run from the defaults, evaluate it, and write this page."""
-    defaults, chosen = base.flatten(base.get_config()), base.flatten(config)
-    changed = [f"--config.{name}={chosen[name]}" for name in defaults if chosen[name] != defaults[name]]
+    defaults, chosen = flatten(base.get_config()), flatten(config)
+    names = [name for name in defaults if chosen[name] != defaults[name] and base.KEYS.is_used(name, chosen)]
+    changed = [f"--config.{name}={chosen[name]}" for name in names]
     train = ["python", "-m", "launch.train", "--config=configs/base.py", *changed, f"--workdir={workdir}"]
     evaluate = ["python", "-m", "launch.evaluate", f"--encoder={workdir}"]
     report = ["python", "-m", "launch.report", f"--workdir={workdir}", *(f"--compare={path}" for path in others)]

@@ -19,6 +19,7 @@ import sys
 from absl import flags
 
 from configs import base
+from configs.keys import flatten
 from launch import common, setting
 from tc_jepa.errors import UserError
 
@@ -81,16 +82,20 @@ def plan(sweep, workdir: Path, assignments: Sequence[str]):
     shared = dict(setting.assignment(text) for text in assignments)
     jobs = []
     for variant, seed, settings in settings_of_jobs(sweep.settings, sweep.variants, sweep.seeds, shared):
-        config = _load("the sweep's configuration", Path(sweep.config), "get_config")()
-        before, own = base.flatten(config), workdir / variant / f"seed_{seed}"
+        file, _, name = sweep.config.partition(":")  # FILE or FILE:NAME, as in --config
+        config = _load("the sweep's configuration", Path(file), "get_config")(*([name] if name else []))
+        before, own = flatten(config), workdir / variant / f"seed_{seed}"
         try:
             setting.apply(config, settings)
+            base.expand_paths(config)
+            base.KEYS.check(config, {**sweep.settings, **shared}, sweep.variants[variant])
             validate(config)
             common.check_workdir(own, config)
         except UserError as error:
-            raise UserError(f"variant {variant}, seed {seed}: {error}") from error
-        values = base.flatten(config)
-        keys = [f"--config.{key}={values[key]}" for key in settings if values[key] != before[key]]
+            raise UserError(f"variant {variant}, seed {seed}: {error}", about=error.about) from error
+        values = flatten(config)
+        used = [key for key in settings if values[key] != before[key] and base.KEYS.is_used(key, values)]
+        keys = [f"--config.{key}={values[key]}" for key in used]
         train = [sys.executable, "-m", "launch.train", f"--config={sweep.config}", *keys, f"--workdir={own}"]
         jobs.append(Job(variant, seed, own, config, train))
     return jobs

@@ -18,7 +18,7 @@ from launch import common
 from launch import distributed as processes
 from tc_jepa.errors import UserError
 
-__doc__ += base.describe()
+__doc__ += base.KEYS.describe()
 
 CONFIG = config_flags.DEFINE_config_file(
     common.CONFIG_FLAG, help_string="Configuration file; --config.KEY=VALUE overrides one of its keys."

@@ -2,4 +2,11 @@
 
 
 class UserError(Exception):
-    """Bad input. The message is one line that names the thing and the mend; launchers print it and exit with 2."""
+    """Bad input. The message is one line that says what is wrong and how to fix it; launchers print it and exit with 2.
+
+    `about` names the configuration key, flag or file at fault, for callers and tests; "" where there is not one.
+    """
+
+    def __init__(self, message: str, *, about: str = ""):
+        super().__init__(message)
+        self.about = about

@@ -1,4 +1,4 @@
-"""launch.train's door: bad input ends in one line that names the thing and the mend, and touches nothing."""
+"""launch.train: bad input ends in one line that says what is wrong and how to fix it, and nothing is written."""
 
 import json
 import os
@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from configs import base
+from configs import base, paper
 from launch.common import check_workdir
 from tc_jepa.config import data as config_data
 from tc_jepa.config.validate import validate
@@ -64,6 +64,11 @@ def launch(*arguments: str, command: str = "train", home: Path | None = None) ->
         ),
         (["--config=configs/quickstart.py", "--workdir=x", "steps=3"], "unexpected argument 'steps=3'"),
         (["--config=configs/quickstart.py"], "--workdir=DIR"),
+        (["--config=configs/quickstart.py", "--config.optimizer.beta1=2.0", "--workdir=x"], "optimizer.beta1=2.0"),
+        (["--config=configs/quickstart.py", "--config.masking.group_size=2", "--workdir=x"], "masking.group_size=2"),
+        (["--config=configs/paper.py:vit", "--workdir=x"], "configs/paper.py:vit"),
+        (["--config=configs/paper.py", "--workdir=x"], "one of ijepa_in1k_b16"),
+        (["--config=configs/paper.py:tc_jepa_in1k_b16", "--workdir=x"], "model.text_weights"),
     ],
 )
 def test_a_wrong_command_line_is_answered_in_one_line(arguments, said):
@@ -85,71 +90,52 @@ def test_a_config_file_that_sets_an_unknown_key_is_told_the_nearest(tmp_path):
 def test_help_explains_every_key():
     done = launch("--help")
     for key in base.KEYS:
-        assert f"{key.name}=" in done.stdout and key.meaning in done.stdout
+        assert f"{key.name}=" in done.stdout and f"{key.meaning}; {key.allowed}".strip("; ") in done.stdout
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "about"),
     [
-        (
-            {"image.size": 225},
-            "image.size=225 is not divisible by model.patch_size=16; the nearest sizes that are: 224 and 240",
-        ),
-        ({"model.encoder": "bse"}, "model.encoder='bse' is unknown; one of nano, tiny"),
-        ({"model.conditioner": "words"}, "model.conditioner='words'"),
-        ({"objective.prediction": "l1"}, "objective.prediction='l1'"),
-        ({"model.predictor.width": 100}, "model.predictor.width=100 must be divisible"),
-        ({"masking.kind": "block"}, "masking.kind='block' is unknown; one of fixed, official, random"),
-        ({"masking.kind": "official", "masking.group_size": 0}, "masking.group_size=0"),
-        (
-            {"masking.kind": "official", "image.size": 128},
-            "masking.kind=official would search for ever: a target block",
-        ),
-        ({"masking.kind": "random"}, "masking.target_blocks=4: masking.kind=random predicts all hidden patches"),
-        ({"conditioner.layers": (5, 6)}, "conditioner.layers=(5, 6) must be different layers of the predictor, 0 to 5"),
-        ({"conditioner.layers": (1, 1)}, "conditioner.layers=(1, 1)"),
-        ({"conditioner.heads": 5}, "model.predictor.width=384 is not divisible by conditioner.heads=5"),
-        ({"conditioner.fusion": "sum"}, "conditioner.fusion='sum' is unknown; one of max, mean, attention"),
-        (
-            {"model.conditioner": "none", "conditioner.heads": 2, "conditioner.fusion": "mean"},
-            "conditioner.heads, conditioner.fusion would have no effect with model.conditioner=none",
-        ),
-        ({"model.conditioner": "adaln", "conditioner.layers": (0,)}, "conditioner.layers would have no effect"),
-        ({"model.conditioner": "none", "captions.shuffled": True}, "captions.shuffled would have no effect"),
-        ({"captions.shuffled": True, "train.batch_size": 1}, "train.batch_size of at least 2"),
-        ({"data.scenes_level": "harder"}, "data.scenes_level='harder' is unknown; one of standard, hard"),
-        ({"data.scenes_level": "hard", "data.path": "DATA"}, "data.scenes_level=hard would have no effect"),
-        ({"evaluation.dense_examples": 0}, "evaluation.dense_examples=0 must be at least 1"),
-        ({"objective.regulariser": "l1"}, "objective.regulariser='l1'"),
-        ({"objective.temperature": 0.0}, "objective.temperature=0.0 must be positive"),
-        ({"model.init": "zero"}, "model.init='zero'"),
-        ({"model.text": "t5"}, "model.text=t5 and model.text_weights='' do not fit"),
-        ({"model.text": "t5", "model.text_weights": "x", "model.text_dtype": "float16"}, "model.text_dtype='float16'"),
-        (
-            {"model.text": "t5", "model.text_weights": "x", "captions.vocabulary": "y"},
-            "captions.vocabulary has no place beside model.text=t5",
-        ),
-        ({"target_encoder.kind": "frozen"}, "target_encoder.teacher='' do not fit"),
-        ({"target_encoder.kind": "pixels"}, "target_encoder.kind=pixels is trained by objective.prediction=mse"),
-        ({"train.steps": 0}, "train.steps=0 must be at least 1"),
-        ({"objective.sparsity": -0.1}, "objective.sparsity=-0.1"),
-        ({"captions.candidates": -1}, "captions.candidates=-1 must be at least 0"),
-        ({"image.crop_scale": (0.5, 2.0)}, "image.crop_scale=(0.5, 2.0)"),
-        ({"image.crop_scale": (0.5,)}, "image.crop_scale=(0.5,)"),
-        ({"target_encoder.start_momentum": 1.5}, "target_encoder.start_momentum=1.5"),
-        ({"image.size": 64, "masking.context_tokens": 10, "masking.min_context": 14}, "masking.context_tokens=10"),
-        (
-            {"image.size": 48, "masking.context_tokens": 9, "masking.min_context": 8},
-            "leaves fewer than masking.min_context=8",
-        ),
+        ({"image.size": 225}, "image.size"),
+        ({"model.predictor.width": 100}, "model.predictor.width"),
+        ({"conditioner.layers": (5, 6)}, "conditioner.layers"),
+        ({"conditioner.layers": (1, 1)}, "conditioner.layers"),
+        ({"conditioner.heads": 5}, "conditioner.heads"),
+        ({"captions.shuffled": True, "train.batch_size": 1}, "train.batch_size"),
+        ({"model.text": "t5"}, "model.text_weights"),
+        ({"target_encoder.kind": "frozen"}, "target_encoder.teacher"),
+        ({"target_encoder.kind": "pixels"}, "objective.prediction"),
     ],
 )
-def test_keys_that_cannot_go_together_are_named(changes, said):
+def test_keys_that_cannot_go_together_are_named(changes, about):
     config = base.get_config()
     config.update_from_flattened_dict(changes)
+    base.KEYS.check(config, changes)
     with pytest.raises(UserError) as refused:
         validate(config)
-    assert said in str(refused.value)
+    assert refused.value.about == about and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"masking.kind": "official", "image.size": 128}, "masking.kind"),
+        ({"masking.kind": "random"}, "masking.target_blocks"),
+        ({"image.size": 64, "masking.context_tokens": 10, "masking.min_context": 14}, "masking.context_tokens"),
+        ({"image.size": 48, "masking.context_tokens": 9, "masking.min_context": 8}, "masking.min_context"),
+    ],
+)
+def test_masks_that_cannot_be_drawn_are_refused(changes, named):
+    config = base.get_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=named):
+        validate(config)
+
+
+def test_without_words_their_settings_are_not_checked():
+    config = paper.get_config("tc_jepa_in1k_b16")  # text=t5, whose folder the user would give
+    config.model.conditioner = "none"
+    validate(config)
 
 
 def test_data_that_is_not_there_is_refused_rather_than_replaced_by_scenes(tmp_path):

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
+from configs import base, paper
 from tc_jepa.config import models
 from tc_jepa.config.validate import validate
 from tc_jepa.experiment.experiment import build_experiment
@@ -18,7 +18,13 @@ from tc_jepa.models.conditioners.base import Words
 from tc_jepa.optimizer import match_rules, WEIGHT_DECAY_RULES
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.py") if path.stem not in ("__init__", "base", "recipes"))
+CONFIGS = sorted(
+    [
+        (stem, "")
+        for stem in {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "base", "keys", "paper"}
+    ]
+    + [("paper", name) for name in (*paper.IJEPA, *paper.TC_JEPA)]
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -88,9 +94,10 @@ def test_no_file_has_grown_too_long():
         assert len(path.read_text().splitlines()) <= 400, path
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_builds(path):
-    config = importlib.import_module(f"configs.{path.stem}").get_config()
+@pytest.mark.parametrize(("stem", "name"), CONFIGS)
+def test_every_config_builds(stem, name):
+    config = importlib.import_module(f"configs.{stem}").get_config(*([name] if name else []))
+    base.KEYS.check(config)
     # What a config leaves to the user's command line is replaced by what every machine has.
     config.data.path, config.data.train_scenes = "", 1
     if config.model.text == "t5":
@@ -108,7 +115,7 @@ def test_every_config_builds(path):
 )
 def test_recipes_have_the_published_sizes(name, encoder, predictor):
     """Millions of parameters of encoder and I-JEPA predictor, as in the released checkpoints and the paper."""
-    config = importlib.import_module(f"configs.ijepa_in1k_{name}").get_config()
+    config = paper.get_config(f"ijepa_in1k_{name}")
     vit, predict = models.encoder(config), models.predictor(config, 1)
     side, patch = models.grid(config)[0], config.model.patch_size
     images, one = np.zeros((1, side * patch, side * patch, 3)), np.zeros((1, 1), int)
@@ -118,22 +125,3 @@ def test_recipes_have_the_published_sizes(name, encoder, predictor):
     for millions, module, inputs in ((encoder, vit, (images,)), (predictor, predict, arguments)):
         shapes = jax.eval_shape(lambda m=module, x=inputs: m.init(jax.random.key(0), *x))["params"]
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) / 1e6 == pytest.approx(millions, abs=0.1)
-
-
-def test_keys_are_declared_once_and_explained():
-    names = [key.name for key in base.KEYS]
-    assert len(names) == len(set(names))
-    assert set(base.flatten(base.get_config())) == set(names)
-    assert all(key.meaning for key in base.KEYS)
-    with pytest.raises(AttributeError, match='Did you mean "steps"'):
-        base.get_config().train.stpes = 3
-
-
-def test_experiment_keys_tell_runs_apart_and_runtime_keys_do_not():
-    one, other = base.get_config(), base.get_config()
-    other.data.workers, other.mesh.fsdp, other.train.log_every = 3, 2, 7
-    assert base.experiment_differences(one, other) == []
-    other.train.seed = 1
-    with other.unlocked():
-        del other.image["flip"]
-    assert base.experiment_differences(one, other) == ["image.flip", "train.seed"]

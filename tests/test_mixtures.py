@@ -135,14 +135,13 @@ def test_weights_are_read_as_they_are_written():
         ({"data.path": "a,b", "data.weights": (1,)}, r"data.weights=\(1,\) are 1 for 2 datasets"),
         ({"data.path": "a,b", "data.weights": (1, 2, 3)}, "are 3 for 2 datasets"),
         ({"data.path": "a", "data.weights": (1,)}, "give one for each of several, or none"),
-        ({"data.weights": (1, 2)}, "are 2 for 0 datasets"),
         ({"data.path": "a,b", "data.weights": (1, 0)}, "must be positive; to leave a dataset out, leave out its path"),
         ({"data.path": "a,b", "data.weights": (1, -2)}, "must be positive"),
         ({"data.path": "a,b", "data.weights": (1, float("nan"))}, "must be positive numbers"),
         ({"data.path": "a,b", "data.weights": (1, float("inf"))}, "must be positive numbers"),
         ({"data.path": "a,b", "data.weights": (1, "much")}, "must be positive numbers"),
         ({"data.path": "a,b", "data.weights": (1.23456, 1)}, "are 13966 parts"),
-        ({"data.path": "a,,b"}, "names an empty path"),
+        ({"data.path": "a,,b"}, "has an empty path"),
     ],
 )
 def test_settings_that_cannot_be_met_are_named(changes, said):

@@ -248,9 +248,6 @@ def test_the_configuration_names_features(others):
     config.data.description_features = ("title",)
     with pytest.raises(UserError, match="title is in data.caption_features and in data.description_features"):
         validate(config)
-    config.data.path = ""
-    with pytest.raises(UserError, match="data.path, which is not given"):
-        validate(config)
 
 
 def test_an_identity_is_that_of_the_contents_alone(tmp_path):

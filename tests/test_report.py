@@ -387,6 +387,8 @@ def test_the_command_to_reproduce_names_what_is_not_the_default_and_only_that():
     command = reporting.commands(Path("runs/a"), config, [])[0]
     expected = "--config=configs/base.py '--config.image.crop_scale=(0.5, 1.0)' --config.train.steps=7 --workdir=runs/a"
     assert command == f"python -m launch.train {expected}"
+    config.masking.ratio = (0.1, 0.2)  # without effect, and launch.train would refuse it
+    assert reporting.commands(Path("runs/a"), config, [])[0] == command
 
 
 # The commands

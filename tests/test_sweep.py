@@ -117,6 +117,9 @@ def test_the_paper_s_ablations_have_the_same_variants_on_scenes():
         ("", "", ["train.steps"], ["--set=train.steps"]),
         ("", "", ["train.steps=many"], ["--set=train.steps=many"]),
         ("", "", ["model.conditioner=none"], ["variant none", "model.conditioner"]),
+        ("", "", ["masking.ratio=(0.1,0.2)"], ["variant none", "masking.ratio"]),
+        ("(0,)", "(0,), 'objective.temperature': 1.0", [], ["variant words", "objective.temperature"]),
+        ("quickstart.py", "paper.py:nothing", [], ["configs/paper.py:nothing"]),
     ],
 )
 def test_a_mistake_in_any_variant_is_found_before_a_job_starts(
@@ -143,8 +146,16 @@ def test_a_finished_job_with_other_settings_is_refused_not_counted(file, tmp_pat
     finish(first, 0.5)
     (first.workdir / "config.json").write_text(json.dumps(first.config.to_dict()))
     plan(file, tmp_path / "runs")
-    with pytest.raises(UserError, match="variant none, seed 0: .*captions.per_image"):
-        plan(file, tmp_path / "runs", "captions.per_image=5")
+    plan(file, tmp_path / "runs", "captions.per_image=5")  # the variant reads no captions
+    with pytest.raises(UserError, match="variant none, seed 0: .*image.crop_scale"):
+        plan(file, tmp_path / "runs", "image.crop_scale=(0.4, 1.0)")
+
+
+def test_settings_that_a_variant_makes_unused_are_left_out_of_its_command(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    planned = plan(file, tmp_path / "runs", "captions.words=16")
+    assert [one.variant for one in planned] == ["none", "none", "words", "words"]
+    assert ["--config.captions.words=16" in one.train for one in planned] == [False, False, True, True]
 
 
 def test_the_table_has_mean_spread_chance_and_what_is_missing(tmp_path):

@@ -9,6 +9,6 @@ from configs.sweeps import on_scenes, Sweep
 
 VARIANTS = {f"captions_{count}": {"captions.per_image": count} for count in (1, 2, 4, 8)}
 SWEEPS = {
-    "yfcc15m": Sweep("configs/tc_jepa_yfcc15m_l16.py", {}, VARIANTS, seeds=(0,)),
+    "yfcc15m": Sweep("configs/paper.py:tc_jepa_yfcc15m_l16", {}, VARIANTS, seeds=(0,)),
     "scenes": on_scenes(VARIANTS),
 }

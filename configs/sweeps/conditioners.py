@@ -24,6 +24,6 @@ VARIANTS = {
 }
 
 SWEEPS = {
-    "imagenet": Sweep("configs/tc_jepa_in1k_b16.py", {}, VARIANTS, seeds=(0,)),
+    "imagenet": Sweep("configs/paper.py:tc_jepa_in1k_b16", {}, VARIANTS, seeds=(0,)),
     "scenes": on_scenes(VARIANTS),
 }

@@ -49,7 +49,7 @@ PHOTOS = {
 }
 SEEDS = (0, 1, 2)
 SWEEPS = {
-    "yfcc15m": Sweep("configs/tc_jepa_yfcc15m_b16.py", {}, VARIANTS, SEEDS, baseline="none"),
+    "yfcc15m": Sweep("configs/paper.py:tc_jepa_yfcc15m_b16", {}, VARIANTS, SEEDS, baseline="none"),
     "scenes": Sweep("configs/scenes_hard.py", {}, VARIANTS, SEEDS, baseline="none"),
     "photos": Sweep(
         "configs/quickstart.py",

@@ -9,6 +9,6 @@ from configs.sweeps import on_scenes, Sweep
 
 VARIANTS = {fusion: {"conditioner.fusion": fusion} for fusion in ("max", "mean", "attention")}
 SWEEPS = {
-    "imagenet": Sweep("configs/tc_jepa_in1k_b16.py", {}, VARIANTS, seeds=(0,)),
+    "imagenet": Sweep("configs/paper.py:tc_jepa_in1k_b16", {}, VARIANTS, seeds=(0,)),
     "scenes": on_scenes(VARIANTS),
 }

@@ -17,6 +17,6 @@ VARIANTS = {
 }
 
 SWEEPS = {
-    "yfcc15m": Sweep("configs/tc_jepa_yfcc15m_l16.py", {}, VARIANTS, seeds=(0,)),
+    "yfcc15m": Sweep("configs/paper.py:tc_jepa_yfcc15m_l16", {}, VARIANTS, seeds=(0,)),
     "scenes": on_scenes(VARIANTS),
 }

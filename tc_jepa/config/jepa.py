@@ -6,7 +6,7 @@ from typing import Any
 
 import ml_collections
 
-from tc_jepa.config import data, models
+from tc_jepa.config import data, jepa_rules, models
 from tc_jepa.config.parts import MethodParts
 from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
@@ -47,6 +47,12 @@ def build(
     heldout_inputs = inputs(config, reader)
     shuffled = dataclasses.replace(heldout_inputs, shuffle_captions=config.captions.shuffled)
     return MethodParts(method, shuffled, heldout_inputs, reader, frozen)
+
+
+def check(config: Config) -> None:
+    """Raises UserError, naming the keys, where a JEPA cannot be built from a configuration."""
+    jepa_rules.check(config)
+    masks(config)
 
 
 def reads_captions(config: Config) -> bool:

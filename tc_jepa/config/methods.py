@@ -1,7 +1,7 @@
 """The table of pretraining methods: the values of method.name.
 
-Each is a module of this package with build(config, words, constrain, teacher) -> MethodParts, and with what is asked
-before anything is built: reads_captions(config), averages_encoder(config), teacher_path(config), diagnostics(config).
+Each is a module of this package with build(config, words, constrain, teacher) -> MethodParts, and with functions of the
+configuration alone: check, reads_captions, averages_encoder, teacher_path, diagnostics.
 """
 
 from types import ModuleType
