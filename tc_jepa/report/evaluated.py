@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: label maps beside the truth, nearest neighbours, confusions, the curves of sweeps."""
+"""Pictures of an evaluation: label maps beside the truth, nearest neighbours, confusions, learning-rate curves."""
 
 from collections.abc import Sequence
 import io
@@ -18,13 +18,15 @@ from tc_jepa.report.charts import line_chart
 from tc_jepa.storage.files import replacing
 
 SIDE, MAP_HEIGHT = 128, 192  # pixels of a neighbour, and of a label map
-NAMED_CLASSES = 40  # of a confusion, at most; more are drawn without their names
+NAMED_CLASSES = 40  # of a confusion matrix; with more classes it has no names
 NO_LABEL = (255, 255, 255)
 
 
 def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) -> list[Path]:
-    """Writes the pictures that there is something for, as results.files_beside names them, into the existing folder
-    `output`; returns their paths."""
+    """Writes the pictures of what was found into the existing folder `output`; returns their paths.
+
+    Their names are those of results.files_beside.
+    """
     files: dict[str, bytes] = {}
     for name, maps in findings.label_maps.items():
         files[file_name(LABEL_MAPS, name)] = pictures.png(label_maps(maps, test))
@@ -38,7 +40,7 @@ def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) ->
             x, y = lines.setdefault(setting, ([], []))
             x.append(rate)
             y.append(100 * score)
-        title = f"{name}: % on the train examples that choose"
+        title = f"{name}: % on held-out train examples"
         chart = line_chart(title, lines, x_label="learning rate", marks=True, log_x=True)
         files[file_name(SWEEP, name)] = chart.encode()
     for name, content in files.items():
@@ -48,9 +50,9 @@ def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) ->
 
 
 def label_maps(maps: LabelMaps, test: Captioned) -> np.ndarray:
-    """A row an image: the image, its true classes, the predicted ones.
+    """Returns a row per image: the image, its true classes, the predicted ones.
 
-    A class has one colour, which repeats beyond 20 classes; white is ignored.
+    Colours repeat beyond 20 classes; white pixels are ignored by the score.
     """
     rows = []
     for index, predicted, truth in zip(maps.images, maps.predicted, maps.truth):
@@ -63,7 +65,7 @@ def label_maps(maps: LabelMaps, test: Captioned) -> np.ndarray:
 
 
 def coloured(labels: np.ndarray, classes: int) -> np.ndarray:
-    """uint8 [H, W] of classes -> uint8 [H, W, 3]."""
+    """Returns classes, uint8 [H, W], as colours, uint8 [H, W, 3]."""
     name, count = ("tab10", 10) if classes <= 10 else ("tab20", 20)
     palette = (255 * colormaps[name](np.arange(256) % count)[:, :3]).round().astype(np.uint8)
     palette[IGNORED] = NO_LABEL
@@ -71,7 +73,7 @@ def coloured(labels: np.ndarray, classes: int) -> np.ndarray:
 
 
 def neighbours(shown: Sequence[int], nearest: np.ndarray, train: Captioned, test: Captioned) -> np.ndarray:
-    """A row a test image: itself, then the train images nearest to it."""
+    """Returns a row per test image: itself, then the train images nearest to it."""
     rows = []
     for index, others in zip(shown, nearest):
         row = [test[int(index)].image, *(train[int(other)].image for other in others)]
@@ -80,7 +82,7 @@ def neighbours(shown: Sequence[int], nearest: np.ndarray, train: Captioned, test
 
 
 def confusion(found: Confusion, task: str) -> bytes:
-    """A PNG: of the examples of a true class (row), the share that is given to each class (column)."""
+    """Returns a PNG: the share of the examples of a true class (row) that the probe assigns to each class (column)."""
     shares = found.counts / np.maximum(found.counts.sum(axis=1, keepdims=True), 1)
     C = len(found.classes)
     side = 3.0 + 0.22 * min(C, NAMED_CLASSES)
@@ -90,7 +92,7 @@ def confusion(found: Confusion, task: str) -> bytes:
     if C <= NAMED_CLASSES:
         axis.set_xticks(range(C), found.classes, rotation=90, parse_math=False)
         axis.set_yticks(range(C), found.classes, parse_math=False)
-    axis.set_xlabel("given by the probe")
+    axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     axis.set_title(f"{task}, {found.probe}", loc="left", parse_math=False)
     file = io.BytesIO()

@@ -54,9 +54,10 @@ def inputs(experiment: Experiment) -> Gallery:
     rows = [JepaBatch(*(x[row] for x in batch)) for row in range(1, INPUTS + 1)]
     about = (
         "Images of the first batch, cropped as in training. Bright: what the context encoder sees. Outlined: the "
-        "blocks to predict. Below: the captions as the model receives them, decoded from their ids."
+        "blocks to predict."
     )
     grid, reader = experiment.method.predictor.grid, experiment.reader
+    about += "" if reader is None else " Below: the captions as the model receives them, decoded from their ids."
     return Gallery("What the model sees", about, [_input(row, grid, reader) for row in rows])
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what a model sees and finds, uint8 [height, width, 3] in RGB, from plain arrays."""
+"""Pictures from plain arrays: masks, features in colours, maps over an image. uint8 [height, width, 3] in RGB."""
 
 import base64
 
@@ -9,14 +9,12 @@ import numpy as np
 from tc_jepa.masking.masks import Masks
 
 BLOCK_COLOURS = ((230, 57, 70), (255, 183, 3), (42, 157, 143), (67, 97, 238), (181, 23, 158), (251, 133, 0))
-UNSEEN = 0.25  # of its brightness is left of a patch that the context encoder does not see
-
-
+UNSEEN = 0.25  # share of its brightness that is kept of a patch which the context encoder does not see
 LEAST_WIDTH = 192  # of a picture, in pixels
 
 
 def enlarged(image: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] at least LEAST_WIDTH wide, with every patch equally large in whole pixels."""
+    """Returns the image at least LEAST_WIDTH wide, with `grid` (rows, columns) of patches of equal size."""
     cell = _cell(grid)
     return cv2.resize(image, (grid[1] * cell, grid[0] * cell), interpolation=cv2.INTER_NEAREST)
 
@@ -32,7 +30,7 @@ def _patches_to_pixels(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def drawn_masks(image: np.ndarray, masks: Masks, grid: tuple[int, int]) -> np.ndarray:
-    """masks_on_image for one row of masks, padding left out."""
+    """Returns masks_on_image for the masks of one image, without their padding."""
     targets = [block[valid] for block, valid in zip(masks.target_indices, masks.target_valid)]
     return masks_on_image(image, masks.context_indices[masks.context_valid], targets, grid)
 
@@ -40,7 +38,7 @@ def drawn_masks(image: np.ndarray, masks: Masks, grid: tuple[int, int]) -> np.nd
 def masks_on_image(
     image: np.ndarray, context: np.ndarray, targets: list[np.ndarray], grid: tuple[int, int]
 ) -> np.ndarray:
-    """The enlarged image with what is no context dimmed, and the target blocks outlined, each in its own colour.
+    """Returns the enlarged image, dimmed outside the context, with each target block outlined in its own colour.
 
     `image` is uint8 [H, W, 3]; `context` holds patch indices, `targets` those of each block.
     """
@@ -54,7 +52,7 @@ def masks_on_image(
         inside = np.zeros(len(seen), np.uint8)
         inside[block] = 1
         shape = _patches_to_pixels(inside, grid)
-        # Outlines of later blocks lie further inside, so that blocks with a common edge both show.
+        # Outlines of later blocks are drawn further inside, so that blocks with a common edge are both visible.
         outer = _shrunk(shape, 1 + thickness * (number % 4))
         inner = _shrunk(outer, thickness)
         picture[(outer > 0) & (inner == 0)] = BLOCK_COLOURS[number % len(BLOCK_COLOURS)]
@@ -67,11 +65,11 @@ def _shrunk(shape: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def pca_colours(features_BxNxD: np.ndarray) -> np.ndarray:
-    """The three main directions of patch features as red, green and blue, float [B, N, 3] in 0-1.
+    """Returns the first three principal components of patch features as red, green and blue: float [B, N, 3] in 0-1.
 
-    The recipe: features minus their mean over all patches of all images given; principal directions of that, in order
-    of variance, each turned so that its largest entry is positive; each coordinate from its 2nd to its 98th percentile.
-    Images shown together share directions and scale, so equal colours mean equal features.
+    Features minus their mean over all patches of all images; principal directions in order of variance, each with the
+    sign that makes its largest entry positive; each component scaled from its 2nd to its 98th percentile. Images that
+    are passed together share directions and scale, so equal colours mean equal features.
     """
     flat = features_BxNxD.reshape(-1, features_BxNxD.shape[-1]).astype(np.float64)
     centred = flat - flat.mean(axis=0)
@@ -85,16 +83,16 @@ def pca_colours(features_BxNxD: np.ndarray) -> np.ndarray:
 
 
 def patches_as_picture(colours_NxC: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """One colour a patch, float [N, 3] in 0-1, as squares."""
+    """Returns patches as squares of one colour each, from float [N, 3] in 0-1."""
     return _patches_to_pixels((255 * colours_NxC).round().astype(np.uint8), grid)
 
 
 def heat_on_image(
     image: np.ndarray, values_N: np.ndarray, grid: tuple[int, int], low: float, high: float
 ) -> np.ndarray:
-    """The image in grey under a map of patches, dark blue at `low` and below to yellow at `high` and above.
+    """Returns the image in grey under a map of patches, from dark blue at `low` to yellow at `high`.
 
-    A patch without a value (NaN) stays grey. The map is not smoothed: one patch, one colour.
+    Values beyond are clipped. A patch without a value (NaN) stays grey. The map is not smoothed.
     """
     grey = cv2.cvtColor(enlarged(image, grid), cv2.COLOR_RGB2GRAY)[..., None].astype(np.float64)
     scaled = np.clip((values_N - low) / max(high - low, 1e-12), 0, 1)
@@ -105,20 +103,21 @@ def heat_on_image(
 
 
 def side_by_side(pictures: list[np.ndarray], gap: int = 6) -> np.ndarray:
-    """Pictures of one height in a row, with white between them."""
+    """Returns pictures of one height in a row, with white between them."""
     space = np.full((len(pictures[0]), gap, 3), 255, np.uint8)
     return np.concatenate([part for picture in pictures for part in (space, picture)][1:], axis=1)
 
 
 def stacked(pictures: list[np.ndarray], gap: int = 6) -> np.ndarray:
-    """Pictures of one width one below the other."""
+    """Returns pictures of one width in a column, with white between them."""
     return side_by_side([picture.swapaxes(0, 1) for picture in pictures], gap).swapaxes(0, 1)
 
 
 def png(picture: np.ndarray) -> bytes:
+    """Returns the picture as a PNG file."""
     return cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """The picture as text that an <img> shows without loading anything."""
+    """Returns the picture as the src of an <img> that loads nothing."""
     return f"data:image/png;base64,{base64.b64encode(png(picture)).decode()}"
