@@ -23,6 +23,7 @@ USED = (
         ("captions", "conditioner", "masking", "objective", "target_encoder", "model.conditioner", "model.predictor")
         + ("model.text", "model.position_noise", "model.joint_targets"),
     ),
+    (when("method.name", "lejepa"), ("lejepa",)),
     (given("train.eval_tasks"), ("train.eval_examples",)),
     (
         given("data.path"),
@@ -321,6 +322,21 @@ KEYS = Keys(
         "target_encoder.start_momentum", 0.996, "EMA momentum of the target encoder at the start", low=0, high=1
     ),
     experiment("target_encoder.final_momentum", 1.0, "EMA momentum at the end, reached linearly", low=0, high=1),
+    experiment("lejepa.views", 4, "augmented views of an image, cropped as image.* says", low=2),
+    experiment("lejepa.weight", 0.02, "lambda: weight of SIGReg; the invariance term has 1 - lambda", low=0, high=1),
+    experiment("lejepa.slices", 1024, "random directions along which SIGReg compares projections with a Gaussian", low=1),
+    experiment("lejepa.projector.width", 2048, "hidden channels of the projector", low=1),
+    experiment("lejepa.projector.depth", 2, "hidden layers of the projector", low=0),
+    experiment("lejepa.projector.output", 128, "channels of a projection", low=1),
+    experiment("lejepa.jitter_probability", 0.8, "share of the views with colour jitter", low=0, high=1),
+    experiment("lejepa.brightness", 0.4, "colour jitter: strength s of the factor, drawn from 1 - s to 1 + s", low=0, high=1),
+    experiment("lejepa.contrast", 0.4, "colour jitter: strength of the factor of contrast", low=0, high=1),
+    experiment("lejepa.saturation", 0.2, "colour jitter: strength of the factor of saturation", low=0, high=1),
+    experiment("lejepa.hue", 0.1, "colour jitter: largest shift of the hue, as a fraction of the circle", low=0, high=0.5),
+    experiment("lejepa.grey_probability", 0.2, "share of the views without colour", low=0, high=1),
+    experiment("lejepa.blur_probability", 0.5, "share of the views with Gaussian blur, kernel 7 x 7", low=0, high=1),
+    experiment("lejepa.blur_sigma", (0.1, 2.0), "standard deviation of the blur, in pixels", pair=True, above=0),
+    experiment("lejepa.solarise_probability", 0.2, "share of the views with values from 128 on inverted", low=0, high=1),
     runtime("mesh.data", -1, "devices along the axis that only splits the batch; -1: all that remain", low=-1),
     runtime(
         "mesh.fsdp", 1, "devices along the axis that splits the batch and the parameters; -1: all that remain", low=-1

@@ -22,3 +22,14 @@ class JepaBatch(NamedTuple):
     target_indices: Array  # int32 [B, M, T]
     target_valid: Array  # bool [B, M, T]
     context_dropped: Array  # int32 [B], context patches that did not fit into K
+
+
+class ViewBatch(NamedTuple):
+    """V augmented views of each of B images (without the leading B: one example)."""
+
+    views: Array  # uint8 [B, V, height, width, 3], RGB
+
+    @property
+    def images(self) -> Array:
+        """The first view of each image: uint8 [B, height, width, 3]."""
+        return self.views[..., 0, :, :, :]

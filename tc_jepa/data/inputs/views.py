@@ -1,0 +1,44 @@
+"""Several augmented views of each image, for methods that compare them."""
+
+import dataclasses
+
+import grain
+import numpy as np
+
+from tc_jepa.batch import ViewBatch
+from tc_jepa.data import transforms
+from tc_jepa.data.photometric import Photometric
+from tc_jepa.data.pipeline import Crop
+from tc_jepa.data.sources import Example
+
+
+@dataclasses.dataclass(frozen=True)
+class Views(grain.transforms.RandomMap):
+    """`count` views of an example, drawn independently and alike: crop, colours, flip. Captions are not read.
+
+    All views have one size, as in lejepa MINIMAL.md (the paper's larger runs use global and local views).
+    """
+
+    count: int
+    crop: Crop
+    photometric: Photometric
+
+    def random_map(self, example: Example, rng: np.random.Generator) -> ViewBatch:
+        """One row of a batch: uint8 [V, size, size, 3]."""
+        return ViewBatch(np.stack([self._view(example.image, rng) for _ in range(self.count)]))
+
+    def _view(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        view = transforms.random_resized_crop(image, self.crop.size, self.crop.scale, self.crop.aspect, rng)
+        view = self.photometric.apply(view, rng)
+        return view[:, ::-1] if self.crop.flip and rng.random() < 0.5 else view
+
+    def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
+        """Examples -> rows. The draws are a function of (seeds[0], position in the stream)."""
+        return examples.random_map(self, seed=seeds[0])
+
+    def batched(self, batches: grain.MapDataset) -> grain.MapDataset:
+        return batches
+
+    def example(self, example: Example) -> ViewBatch:
+        """One row, for its shapes."""
+        return self.random_map(example, np.random.default_rng(0))

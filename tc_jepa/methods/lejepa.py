@@ -1,0 +1,107 @@
+"""LeJEPA (Balestriero and LeCun 2025, arXiv 2511.08544) in its minimal form.
+
+Several views of an image are encoded alike. Their projections are drawn to their mean, and SIGReg keeps them from
+collapsing: it draws their distribution to an isotropic Gaussian. There is no teacher, no predictor, no stop-gradient,
+and one trade-off. Source: github.com/rbalestr-lab/lejepa MINIMAL.md; there a class token is read through one more
+linear layer, here the projector reads the mean of the patch features.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from tc_jepa.batch import ViewBatch
+from tc_jepa.methods.sigreg import sigreg
+from tc_jepa.models import layers
+from tc_jepa.models.layers import Params
+from tc_jepa.models.projector import Projector
+from tc_jepa.models.vit import VisionTransformer
+from tc_jepa.state import initialise, merge
+
+HELD_OUT_KEY = 0  # seed of the directions in which held-out projections are seen: the same at every step
+
+
+@dataclasses.dataclass(frozen=True)
+class LeJepa:
+    """The method as a whole: what is initialised, what is minimised, what is evaluated.
+
+    The loss is `weight` * SIGReg + (1 - `weight`) * invariance. `slices` is the number of SIGReg's random directions.
+    Parameters are of "encoder" and "projector"; there is no extra state.
+    """
+
+    encoder: VisionTransformer
+    projector: Projector
+    weight: float
+    slices: int
+
+    def init(
+        self,
+        key: jax.Array,
+        example: ViewBatch,
+        frozen: Params,
+        given: Params | None = None,
+        given_extra: Params | None = None,
+    ) -> tuple[Params, Params]:
+        """The parameters before training, and no extra state. `example` is one row of a batch, for its shapes.
+
+        `given` parameters, nested as the trained ones, take the place of their initial values.
+        """
+        del frozen, given_extra  # nothing is frozen and there is no teacher
+        params = {"encoder": init_encoder(self.encoder, example.images.shape, key)}
+        features = jnp.zeros((1, self.encoder.size.width))
+        params["projector"], _ = initialise(self.projector, jax.random.fold_in(key, 1), features)
+        return (merge(params, given) if given else params), {}
+
+    def loss(
+        self, params: Params, extra: Params, batch: ViewBatch, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """The loss and its unweighted terms, float32 scalars. `key` draws SIGReg's directions."""
+        del extra, step
+        terms = self.terms(params, batch, key)
+        return self.total(terms), {f"loss/{name}": value for name, value in terms.items()}
+
+    def after_update(self, extra: Params, params: Params, step: jax.Array) -> Params:
+        del params, step
+        return extra
+
+    def evaluation_encoder(self, params: Params, extra: Params) -> Params:
+        del extra
+        return params["encoder"]
+
+    def heldout(self, params: Params, extra: Params, batch: ViewBatch) -> dict[str, jax.Array]:
+        """The loss and its terms on held-out images, float32 scalars. SIGReg grows with the number of images."""
+        del extra
+        terms = self.terms(params, batch, jax.random.key(HELD_OUT_KEY))
+        return {f"heldout/{name}": value for name, value in (terms | {"loss": self.total(terms)}).items()}
+
+    def heldout_summary(self, means: dict[str, float]) -> dict[str, float]:
+        del means
+        return {}
+
+    def terms(self, params: Params, batch: ViewBatch, key: jax.Array) -> dict[str, jax.Array]:
+        """ "invariance" and "sigreg", unweighted float32 scalars."""
+        projections_VxBxP = self.project(params, batch.views)
+        return {"invariance": invariance(projections_VxBxP), "sigreg": sigreg(projections_VxBxP, key, self.slices)}
+
+    def total(self, terms: dict[str, jax.Array]) -> jax.Array:
+        return self.weight * terms["sigreg"] + (1.0 - self.weight) * terms["invariance"]
+
+    def project(self, params: Params, views_BxVxHxWx3: jax.Array) -> jax.Array:
+        """uint8 views -> projections float32 [V, B, P]. The projector normalises over all views of the batch."""
+        B, V = views_BxVxHxWx3.shape[:2]
+        images = layers.normalise_images(views_BxVxHxWx3.reshape(B * V, *views_BxVxHxWx3.shape[2:]))
+        pooled = self.encoder.apply({"params": params["encoder"]}, images).mean(axis=1)
+        projections = self.projector.apply({"params": params["projector"]}, pooled)
+        return projections.reshape(B, V, -1).swapaxes(0, 1)
+
+
+def invariance(projections_VxBxP: jax.Array) -> jax.Array:
+    """Mean squared distance of a view's projection from the mean over the views of its image, a channel."""
+    return jnp.square(projections_VxBxP - projections_VxBxP.mean(axis=0)).mean()
+
+
+def init_encoder(encoder: VisionTransformer, image_shape: tuple[int, int, int], key: jax.Array) -> Params:
+    """The encoder's parameters before training: the same for every method that trains it from `key`."""
+    params, _ = initialise(encoder, jax.random.fold_in(key, 0), jnp.zeros((1, *image_shape)))
+    return params

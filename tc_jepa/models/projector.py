@@ -1,0 +1,44 @@
+"""The MLP between pooled features and a loss that is computed on them. It is dropped after training."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from tc_jepa.models import layers
+
+BATCH_NORM_EPSILON = 1e-5  # torch's
+
+
+class Projector(nn.Module):
+    """Features [..., D] -> projections float32 [..., output_width].
+
+    `depth` times Linear to `width` channels, batch normalisation and ReLU, then a Linear: torchvision's MLP with
+    BatchNorm1d, as in lejepa MINIMAL.md, without the biases that batch normalisation cancels.
+    """
+
+    width: int
+    depth: int
+    output_width: int
+    linear: layers.Linear = layers.Linear()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i in range(self.depth):
+            x = self.linear(self.width, f"fc_{i}", use_bias=False)(x)
+            x = nn.relu(batch_norm(f"norm_{i}", tuple(range(x.ndim - 1)))(x))
+        return self.linear(self.output_width, "output")(x).astype(jnp.float32)
+
+
+def batch_norm(name: str, axes: tuple[int, ...]) -> nn.LayerNorm:
+    """Batch normalisation of each channel (the last axis) over `axes`, in float32, with scale and bias.
+
+    It has no running statistics: the batch's own are always used. Under jit they are those of the global batch.
+    """
+    return nn.LayerNorm(
+        epsilon=BATCH_NORM_EPSILON,
+        dtype=jnp.float32,
+        reduction_axes=axes,
+        feature_axes=-1,
+        use_fast_variance=False,
+        name=name,
+    )
