@@ -76,7 +76,13 @@ def runtime(name: str, default: Any, meaning: str, **declared: Any) -> Key:
 
 
 KEYS = Keys(
-    experiment("method.name", "jepa", "what is learned", choices=("jepa",), before="jepa"),
+    experiment(
+        "method.name",
+        "jepa",
+        "what is learned: hidden patches from visible ones, or views of an image alike",
+        choices=("jepa", "lejepa"),
+        before="jepa",
+    ),
     experiment("train.seed", 0, "seed of initialisation, data order, crops, captions and masks", low=0, high=2**32 - 1),
     experiment(
         "train.init_from",
@@ -324,19 +330,27 @@ KEYS = Keys(
     experiment("target_encoder.final_momentum", 1.0, "EMA momentum at the end, reached linearly", low=0, high=1),
     experiment("lejepa.views", 4, "augmented views of an image, cropped as image.* says", low=2),
     experiment("lejepa.weight", 0.02, "lambda: weight of SIGReg; the invariance term has 1 - lambda", low=0, high=1),
-    experiment("lejepa.slices", 1024, "random directions along which SIGReg compares projections with a Gaussian", low=1),
+    experiment(
+        "lejepa.slices", 1024, "random directions along which SIGReg compares projections with a Gaussian", low=1
+    ),
     experiment("lejepa.projector.width", 2048, "hidden channels of the projector", low=1),
     experiment("lejepa.projector.depth", 2, "hidden layers of the projector", low=0),
     experiment("lejepa.projector.output", 128, "channels of a projection", low=1),
     experiment("lejepa.jitter_probability", 0.8, "share of the views with colour jitter", low=0, high=1),
-    experiment("lejepa.brightness", 0.4, "colour jitter: strength s of the factor, drawn from 1 - s to 1 + s", low=0, high=1),
+    experiment(
+        "lejepa.brightness", 0.4, "colour jitter: strength s of the factor, drawn from 1 - s to 1 + s", low=0, high=1
+    ),
     experiment("lejepa.contrast", 0.4, "colour jitter: strength of the factor of contrast", low=0, high=1),
     experiment("lejepa.saturation", 0.2, "colour jitter: strength of the factor of saturation", low=0, high=1),
-    experiment("lejepa.hue", 0.1, "colour jitter: largest shift of the hue, as a fraction of the circle", low=0, high=0.5),
+    experiment(
+        "lejepa.hue", 0.1, "colour jitter: largest shift of the hue, as a fraction of the circle", low=0, high=0.5
+    ),
     experiment("lejepa.grey_probability", 0.2, "share of the views without colour", low=0, high=1),
     experiment("lejepa.blur_probability", 0.5, "share of the views with Gaussian blur, kernel 7 x 7", low=0, high=1),
     experiment("lejepa.blur_sigma", (0.1, 2.0), "standard deviation of the blur, in pixels", pair=True, above=0),
-    experiment("lejepa.solarise_probability", 0.2, "share of the views with values from 128 on inverted", low=0, high=1),
+    experiment(
+        "lejepa.solarise_probability", 0.2, "share of the views with values from 128 on inverted", low=0, high=1
+    ),
     runtime("mesh.data", -1, "devices along the axis that only splits the batch; -1: all that remain", low=-1),
     runtime(
         "mesh.fsdp", 1, "devices along the axis that splits the batch and the parameters; -1: all that remain", low=-1

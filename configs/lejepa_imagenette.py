@@ -28,10 +28,8 @@ def get_config():
     config.image.size = 96
     config.image.crop_scale = (0.08, 1.0)
     config.image.flip = True
-    config.masking.context_tokens = 64  # unused, but validation of the masks wants at most the patches of the grid
     config.model.encoder = "nano"
     config.model.patch_size = 12
-    config.model.conditioner = "none"
     config.model.dtype = "float32"
     config.model.init_std = 0.05
     config.lejepa.weight = 0.08

@@ -8,6 +8,7 @@ from configs import base, paper, quickstart
 from configs.keys import flatten, given, Key, Keys, unless, when
 from launch import common
 from tc_jepa.config import jepa, models
+from tc_jepa.config.methods import METHODS
 from tc_jepa.data.scenes.source import LEVELS
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import runner
@@ -64,7 +65,7 @@ def test_defaults_pass_and_say_when_each_key_is_used():
 def test_choices_are_those_of_the_code():
     choices = {key.name: key.choices for key in base.KEYS if key.choices}
     tables = {
-        "method.name": ("jepa",),
+        "method.name": METHODS,
         "data.scenes_level": LEVELS,
         "masking.kind": jepa.MASKS,
         "model.encoder": vit.SIZES,
@@ -182,11 +183,11 @@ UNUSED_BESIDE = {
     "target_encoder.start_momentum": {"target_encoder.kind": "frozen"},
     "target_encoder.final_momentum": {"target_encoder.kind": "pixels"},
 }
-METHOD = when("method.name", "jepa").words  # alone: for all keys of the only method
+METHODS_ALONE = {when("method.name", name).words for name in METHODS}  # for all keys of a method
 
 
 def test_every_condition_is_tried():
-    conditional = {key.name for key in base.KEYS if [c for c in key.used if c.words != METHOD]}
+    conditional = {key.name for key in base.KEYS if [c for c in key.used if c.words not in METHODS_ALONE]}
     assert conditional == USED_BESIDE.keys() | UNUSED_BESIDE.keys()
 
 

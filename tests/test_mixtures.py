@@ -16,9 +16,10 @@ from tc_jepa.config import data as config_data
 from tc_jepa.config.validate import validate
 from tc_jepa.data import mixtures, pipeline, prepare
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
-from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
+from tc_jepa.data.inputs.jepa import CropAndCaptions, JepaInputs
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Example
+from tc_jepa.data.transforms import Crop
 from tc_jepa.data.word_vectors.folder import WordsStamp
 from tc_jepa.errors import UserError
 from tests import tiny

@@ -11,8 +11,9 @@ import pytest
 from tc_jepa.batch import JepaBatch
 from tc_jepa.data import pipeline, transforms
 from tc_jepa.data.captions import tokenizer as captions
-from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
+from tc_jepa.data.inputs.jepa import CropAndCaptions, JepaInputs
 from tc_jepa.data.scenes.source import SceneSource
+from tc_jepa.data.transforms import Crop
 from tc_jepa.masking import Masks, OfficialMasks, RandomMasks
 from tests import tiny
 

@@ -232,8 +232,8 @@ def test_inputs_are_rows_of_the_first_batch_even_where_captions_are_shuffled(shu
     for row, shown in enumerate(looks_jepa.inputs(experiment).figures, start=1):
         expected = [experiment.reader.decode(ids) for ids in whole.caption_words[row][whole.caption_valid[row]]]
         assert shown.notes == expected
-    config.model.conditioner = "none"
-    assert not any(shown.notes for shown in looks_jepa.inputs(config, captions).figures)
+    config.captions.shuffled, config.model.conditioner = False, "none"
+    assert not any(shown.notes for shown in looks_jepa.inputs(build_experiment(config)).figures)
 
 
 def test_the_picture_of_masks_dims_and_outlines_what_the_masks_say():

@@ -1,32 +1,69 @@
-"""From a resolved configuration to LeJEPA and its inputs."""
+"""From a configuration to LeJEPA: method.name=lejepa."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 
-import jax
 import ml_collections
 
-from tc_jepa.config import build
+from tc_jepa.config import models
+from tc_jepa.config.parts import MethodParts
 from tc_jepa.data.inputs.views import Views
 from tc_jepa.data.photometric import Photometric
-from tc_jepa.data.pipeline import Crop
+from tc_jepa.data.transforms import Crop
+from tc_jepa.data.word_vectors.folder import WordsFolder
+from tc_jepa.errors import UserError
 from tc_jepa.methods.lejepa import LeJepa
+from tc_jepa.methods.reporting import Diagnostics
 from tc_jepa.models.projector import Projector
+from tc_jepa.models.vit import VisionTransformer
 
 Config = ml_collections.ConfigDict
 
 
-def build_method(config: Config, constrain: Callable[[jax.Array], jax.Array] = build.unconstrained) -> LeJepa:
+def build(
+    config: Config,
+    words: Sequence[WordsFolder] = (),
+    constrain: models.Constrain = models.unconstrained,
+    teacher: VisionTransformer | None = None,
+) -> MethodParts:
+    """Returns the method and its inputs. It reads no captions and has no teacher."""
     chosen = config.lejepa
     projector = Projector(
         width=chosen.projector.width,
         depth=chosen.projector.depth,
         output_width=chosen.projector.output,
-        linear=build.linear(config),
+        linear=models.linear(config),
     )
-    return LeJepa(build.encoder(config, constrain), projector, weight=chosen.weight, slices=chosen.slices)
+    method = LeJepa(models.encoder(config, constrain), projector, weight=chosen.weight, slices=chosen.slices)
+    views = inputs(config)
+    return MethodParts(method, views, views)
 
 
-def build_inputs(config: Config) -> Views:
+def check(config: Config) -> None:
+    """Raises UserError, naming the key, where LeJEPA cannot be trained by a configuration."""
+    if config.train.batch_size < 2:
+        raise UserError(
+            f"train.batch_size={config.train.batch_size}: SIGReg needs at least 2 images", about="train.batch_size"
+        )
+
+
+def reads_captions(config: Config) -> bool:
+    return False
+
+
+def averages_encoder(config: Config) -> bool:
+    return False
+
+
+def teacher_path(config: Config) -> str:
+    return ""
+
+
+def diagnostics(config: Config) -> Diagnostics:
+    """Nothing beyond what every method offers: losses without a description of their own are charted by name."""
+    return Diagnostics()
+
+
+def inputs(config: Config) -> Views:
     image, chosen = config.image, config.lejepa
     photometric = Photometric(
         jitter_probability=chosen.jitter_probability,

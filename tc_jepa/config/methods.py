@@ -8,11 +8,12 @@ from types import ModuleType
 
 import ml_collections
 
-from tc_jepa.config import data, jepa
+from tc_jepa.config import data, jepa, lejepa
 from tc_jepa.data.word_vectors.folder import WordsFolder
 
 METHODS: dict[str, ModuleType] = {
     "jepa": jepa,
+    "lejepa": lejepa,
 }
 
 

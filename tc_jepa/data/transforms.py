@@ -1,11 +1,30 @@
 """Crops. Images stay uint8: they are normalised on the device."""
 
+import dataclasses
 import math
 
 import cv2
 import numpy as np
 
 TRIES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """Random crops: side in pixels, area fraction, width / height, and whether half of the images are mirrored."""
+
+    size: int
+    scale: tuple[float, float]
+    aspect: tuple[float, float]
+    flip: bool
+
+    def cut(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns a random part of the image, uint8 [size, size, 3]."""
+        return random_resized_crop(image, self.size, self.scale, self.aspect, rng)
+
+    def flipped(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Returns the image, mirrored in half of the cases if `flip`."""
+        return image[:, ::-1] if self.flip and rng.random() < 0.5 else image
 
 
 def random_resized_crop(

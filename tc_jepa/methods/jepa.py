@@ -7,7 +7,6 @@ from collections.abc import Mapping
 import dataclasses
 from typing import NamedTuple
 
-from flax import traverse_util
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 from tc_jepa.batch import JepaBatch
 from tc_jepa.methods.attention_metrics import reading_metrics
 from tc_jepa.methods.losses import loss_terms, Objective
-from tc_jepa.methods.method import init_encoder, initialise, Metrics
+from tc_jepa.methods.method import init_encoder, initialise, merge, Metrics
 from tc_jepa.methods.targets import Momentum, Target
 from tc_jepa.models import layers
 from tc_jepa.models.conditioners.base import Reading, Words
@@ -188,11 +187,6 @@ def token_validity(batch: JepaBatch) -> jax.Array:
     B, M, _ = batch.target_valid.shape
     context_valid = jnp.broadcast_to(batch.context_valid[:, None], (B, M, batch.context_valid.shape[-1]))
     return jnp.concatenate([context_valid, batch.target_valid], axis=2)
-
-
-def merge(params: Params, given: Params) -> Params:
-    """`params` with the entries of `given` in place of its own, at any depth."""
-    return traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | traverse_util.flatten_dict(given))
 
 
 def _places(batch: JepaBatch) -> tuple[jax.Array, ...]:

@@ -6,18 +6,20 @@ and one trade-off. Source: github.com/rbalestr-lab/lejepa MINIMAL.md; there a cl
 linear layer, here the projector reads the mean of the patch features.
 """
 
+from collections.abc import Mapping
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from tc_jepa.batch import ViewBatch
+from tc_jepa.methods.method import init_encoder, initialise, merge
 from tc_jepa.methods.sigreg import sigreg
 from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
 from tc_jepa.models.projector import Projector
 from tc_jepa.models.vit import VisionTransformer
-from tc_jepa.state import initialise, merge
 
 HELD_OUT_KEY = 0  # seed of the directions in which held-out projections are seen: the same at every step
 
@@ -34,6 +36,7 @@ class LeJepa:
     projector: Projector
     weight: float
     slices: int
+    heldout_variants: ClassVar[tuple[str, ...]] = ("views",)
 
     def init(
         self,
@@ -69,15 +72,14 @@ class LeJepa:
         del extra
         return params["encoder"]
 
-    def heldout(self, params: Params, extra: Params, batch: ViewBatch) -> dict[str, jax.Array]:
+    def heldout(self, params: Params, extra: Params, batch: ViewBatch, variant: jax.Array) -> dict[str, jax.Array]:
         """The loss and its terms on held-out images, float32 scalars. SIGReg grows with the number of images."""
-        del extra
+        del extra, variant
         terms = self.terms(params, batch, jax.random.key(HELD_OUT_KEY))
         return {f"heldout/{name}": value for name, value in (terms | {"loss": self.total(terms)}).items()}
 
-    def heldout_summary(self, means: dict[str, float]) -> dict[str, float]:
-        del means
-        return {}
+    def heldout_summary(self, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        return dict(means["views"])
 
     def terms(self, params: Params, batch: ViewBatch, key: jax.Array) -> dict[str, jax.Array]:
         """ "invariance" and "sigreg", unweighted float32 scalars."""
@@ -99,9 +101,3 @@ class LeJepa:
 def invariance(projections_VxBxP: jax.Array) -> jax.Array:
     """Mean squared distance of a view's projection from the mean over the views of its image, a channel."""
     return jnp.square(projections_VxBxP - projections_VxBxP.mean(axis=0)).mean()
-
-
-def init_encoder(encoder: VisionTransformer, image_shape: tuple[int, int, int], key: jax.Array) -> Params:
-    """The encoder's parameters before training: the same for every method that trains it from `key`."""
-    params, _ = initialise(encoder, jax.random.fold_in(key, 0), jnp.zeros((1, *image_shape)))
-    return params

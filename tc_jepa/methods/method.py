@@ -6,6 +6,7 @@ The step, the train loop, checkpoints, the monitor, evaluation and the report kn
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -83,3 +84,8 @@ def initialise(module, key: jax.Array, *arguments) -> tuple[Params, Any]:
     """Returns a module's initial parameters ({} where it has none) and its output."""
     output, variables = module.init_with_output(key, *arguments)
     return variables["params"] if variables else {}, output
+
+
+def merge(params: Params, given: Params) -> Params:
+    """`params` with the entries of `given` in place of its own, at any depth."""
+    return traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | traverse_util.flatten_dict(given))

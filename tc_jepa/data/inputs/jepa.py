@@ -6,20 +6,10 @@ import grain
 import numpy as np
 
 from tc_jepa.batch import JepaBatch
-from tc_jepa.data import transforms
 from tc_jepa.data.captions import tokenizer
 from tc_jepa.data.sources import Example
+from tc_jepa.data.transforms import Crop
 from tc_jepa.masking import MaskSampler
-
-
-@dataclasses.dataclass(frozen=True)
-class Crop:
-    """Side in pixels, area fraction, width / height, and whether half the images are mirrored."""
-
-    size: int
-    scale: tuple[float, float]
-    aspect: tuple[float, float]
-    flip: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,10 +26,7 @@ class CropAndCaptions(grain.transforms.RandomMap):
     candidates: int = 0
 
     def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        crop = self.crop
-        image = transforms.random_resized_crop(example.image, crop.size, crop.scale, crop.aspect, rng)
-        if crop.flip and rng.random() < 0.5:
-            image = image[:, ::-1]
+        image = self.crop.flipped(self.crop.cut(example.image, rng), rng)
         candidates = example.captions[: self.candidates or None]
         words = tokenizer.caption_arrays(candidates, self.captions, self.reader, rng)
         return {"images": np.ascontiguousarray(image), **words}

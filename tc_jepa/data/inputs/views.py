@@ -6,10 +6,9 @@ import grain
 import numpy as np
 
 from tc_jepa.batch import ViewBatch
-from tc_jepa.data import transforms
 from tc_jepa.data.photometric import Photometric
-from tc_jepa.data.pipeline import Crop
 from tc_jepa.data.sources import Example
+from tc_jepa.data.transforms import Crop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,9 +27,7 @@ class Views(grain.transforms.RandomMap):
         return ViewBatch(np.stack([self._view(example.image, rng) for _ in range(self.count)]))
 
     def _view(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        view = transforms.random_resized_crop(image, self.crop.size, self.crop.scale, self.crop.aspect, rng)
-        view = self.photometric.apply(view, rng)
-        return view[:, ::-1] if self.crop.flip and rng.random() < 0.5 else view
+        return self.crop.flipped(self.photometric.apply(self.crop.cut(image, rng), rng), rng)
 
     def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
         """Examples -> rows. The draws are a function of (seeds[0], position in the stream)."""
@@ -38,6 +35,9 @@ class Views(grain.transforms.RandomMap):
 
     def batched(self, batches: grain.MapDataset) -> grain.MapDataset:
         return batches
+
+    def warning(self, batch: ViewBatch) -> str:
+        return ""
 
     def example(self, example: Example) -> ViewBatch:
         """One row, for its shapes."""
