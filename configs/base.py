@@ -104,11 +104,12 @@ KEYS = Keys(
     runtime(
         "train.eval_tasks",
         "",
-        "evaluation tasks to run at every train.eval_every, separated by commas (rank: 8 crops an image); empty: none",
+        "evaluation tasks to run at every train.eval_every, separated by commas (rank: 8 crops an image); scored on split "
+        "val, without one on a fifth of train that probes are not fitted on, never on test; empty: none",
         choices=("knn", "linear_fast", "lowshot", "rank"),
         listed=True,
     ),
-    runtime("train.eval_examples", 1000, "examples that train.eval_tasks are fitted on, and tested on, at most", low=1),
+    runtime("train.eval_examples", 1000, "examples that train.eval_tasks are fitted on, and scored on, at most", low=1),
     experiment(
         "data.path",
         "",

@@ -20,7 +20,7 @@ from tc_jepa.experiment.warm_start import warm_start
 from tc_jepa.models.layers import Params
 from tc_jepa.monitoring.held_out import held_out_monitor
 from tc_jepa.monitoring.progress import Progress
-from tc_jepa.monitoring.tasks import judge
+from tc_jepa.monitoring.tasks import task_monitor
 from tc_jepa.state import TrainState
 from tc_jepa.step import train_step
 from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
@@ -40,7 +40,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
     run_data, resumed = data.run_data(config, experiment.words), bool(saved_steps(workdir))
     if resumed:
         check_data(workdir, run_data)
-    score = judge(config)
+    score = task_monitor(config)
     abstract = jax.eval_shape(experiment.initial_state, experiment.frozen, None, experiment.given_extra)
     layout = sharding.parameter_sharding(mesh, abstract)
     given = None

@@ -1,6 +1,6 @@
 """What the trainer and the evaluation ask of data: random access by index, and nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Literal, NamedTuple, Protocol
 
@@ -54,6 +54,29 @@ class Source(Captioned, Protocol):
 
     def mask(self, index: int, name: str) -> np.ndarray:
         """uint8 [height, width] of the class indices of one of `segmentations`, none but the named; 255 = ignore."""
+
+
+class Subset:
+    """The examples of a source at some indices, in their order: a Source."""
+
+    def __init__(self, source: Source, indices: Sequence[int]):
+        self._source, self._indices = source, indices
+        self.tasks, self.segmentations = source.tasks, source.segmentations
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[int(self._indices[index])]
+
+    def labels(self, index: int) -> dict[str, int | np.ndarray]:
+        return self._source.labels(int(self._indices[index]))
+
+    def file(self, index: int) -> str:
+        return self._source.file(int(self._indices[index]))
+
+    def mask(self, index: int, name: str) -> np.ndarray:
+        return self._source.mask(int(self._indices[index]), name)
 
 
 class Phrase(NamedTuple):
