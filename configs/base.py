@@ -104,8 +104,8 @@ KEYS = Keys(
     runtime(
         "train.eval_tasks",
         "",
-        "evaluation tasks to run at every train.eval_every, separated by commas (rank: 8 crops an image); scored on split "
-        "val, without one on a fifth of train that probes are not fitted on, never on test; empty: none",
+        "evaluation tasks to run at every train.eval_every, separated by commas (rank: 8 crops an image); scored on "
+        "split val, without one on a fifth of train that probes are not fitted on, never on test; empty: none",
         choices=("knn", "linear_fast", "lowshot", "rank"),
         listed=True,
     ),

@@ -17,6 +17,7 @@ from configs import base
 from launch import common
 from launch import distributed as processes
 from tc_jepa.errors import UserError
+from tc_jepa.storage.files import refuse_held, TRAINING_LOCK
 
 __doc__ += base.KEYS.describe()
 
@@ -33,18 +34,23 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             "give --config=FILE and --workdir=DIR, such as --config=configs/quickstart.py --workdir=runs/quickstart"
         )
+    workdir = Path(WORKDIR.value)
+    if processes.DISTRIBUTED.value is None:  # of several processes the first alone holds the lock
+        refuse_held(workdir / TRAINING_LOCK)  # before JAX is loaded, which takes seconds
     # Imported here: data workers import this module again, and need none of it.
     from tc_jepa.config.validate import validate
+    from tc_jepa.distributed.processes import is_first
     from tc_jepa.distributed.sharding import make_mesh
     from tc_jepa.experiment.experiment import build_experiment
     from tc_jepa.train import train
 
     logging.set_verbosity(logging.WARNING)
-    workdir = Path(WORKDIR.value)
     config = CONFIG.value
     validate(config)
     common.check_workdir(workdir, config)
     processes.start(stops_together=True)
+    if is_first():
+        refuse_held(workdir / TRAINING_LOCK)  # before data and weights are read, which can take minutes
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     train(build_experiment(config, mesh), workdir)
     report_on(workdir)

@@ -1,9 +1,11 @@
 """The train loop: everything around the pure step."""
 
+from collections.abc import Callable
 import contextlib
 import functools
 import json
 from pathlib import Path
+import signal
 import sys
 
 from absl import logging
@@ -16,7 +18,7 @@ from tc_jepa.distributed.processes import is_first, wait_for_all
 from tc_jepa.distributed.stop_signals import StopSignals
 from tc_jepa.errors import UserError
 from tc_jepa.experiment.experiment import Experiment
-from tc_jepa.experiment.warm_start import warm_start
+from tc_jepa.experiment.warm_start import warm_start, WarmStart
 from tc_jepa.models.layers import Params
 from tc_jepa.monitoring.held_out import held_out_monitor
 from tc_jepa.monitoring.progress import Progress
@@ -24,18 +26,20 @@ from tc_jepa.monitoring.tasks import task_monitor
 from tc_jepa.state import TrainState
 from tc_jepa.step import train_step
 from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
-from tc_jepa.storage.files import replace_text
+from tc_jepa.storage.files import held, replace_text, TRAINING_LOCK
 from tc_jepa.storage.run_data import check_data, record_data
+
+Measure = Callable[[TrainState], dict[str, float]]
 
 
 def train(experiment: Experiment, workdir: Path) -> None:
     """Trains to config.train.steps, from the newest checkpoint in `workdir` where there is one.
 
     Expects an experiment with a mesh and a configuration that the workdir agrees with. Raises UserError for bad data or
-    devices before anything is written, and for a loss that is not finite. After SIGTERM, or Ctrl-C in a single process,
-    it finishes the step, saves, and exits with 128 + the signal's number.
+    devices before anything is written, for a workdir in which another training runs, and for a loss that is not finite.
+    After SIGTERM, or Ctrl-C in a single process, it finishes the step, saves, and exits with 128 + the signal's number.
     """
-    config, mesh, method = experiment.config, experiment.mesh, experiment.method
+    config, mesh = experiment.config, experiment.mesh
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
     run_data, resumed = data.run_data(config, experiment.words), bool(saved_steps(workdir))
     if resumed:
@@ -43,40 +47,55 @@ def train(experiment: Experiment, workdir: Path) -> None:
     score = task_monitor(config)
     abstract = jax.eval_shape(experiment.initial_state, experiment.frozen, None, experiment.given_extra)
     layout = sharding.parameter_sharding(mesh, abstract)
-    given = None
-    if config.train.init_from and not resumed:
-        given = warm_start(config, abstract.params, experiment.reader)
+    warm = warm_start(config, abstract.params, experiment.reader) if config.train.init_from and not resumed else None
     frozen = sharding.put_parameters(mesh, experiment.frozen)
-    step_function = compiled_step(experiment, layout)
-
-    if is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
-        record_data(workdir, run_data, resumed=resumed)
-    wait_for_all("workdir")
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
-    start, steps = checkpoints.latest() or 0, config.train.steps
-    if start >= steps:
-        checkpoints.close()
-        print(f"{workdir} is trained to step {start} already: nothing to do")
-        return
-    if start:
-        state = checkpoints.restore(start, sharding.placed(abstract, layout))
-    else:
-        if given:
-            print(given.report, flush=True)
-        state = _first_state(experiment, layout, frozen, given.params if given else None)
-    _print_start(experiment, workdir, start, abstract.params)
     look = held_out_monitor(experiment, layout, frozen)
 
     def measure(state: TrainState) -> dict[str, float]:
-        return look(state) | score(method.evaluation_encoder(state.params, state.extra))
+        return look(state) | score(experiment.method.evaluation_encoder(state.params, state.extra))
 
+    with contextlib.ExitStack() as stack:
+        if is_first():  # which alone of several processes holds the lock
+            workdir.mkdir(parents=True, exist_ok=True)
+            (workdir / TRAINING_LOCK).touch()
+            stack.enter_context(held(workdir / TRAINING_LOCK))
+            replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
+            record_data(workdir, run_data, resumed=resumed)
+        wait_for_all("workdir")
+        checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+        stack.callback(checkpoints.close)
+        start = checkpoints.latest() or 0
+        if start >= config.train.steps:
+            print(f"{workdir} is trained to step {start} already: nothing to do")
+            return
+        if start:
+            state = checkpoints.restore(start, sharding.placed(abstract, layout))
+        else:
+            state = _first_state(experiment, layout, frozen, warm)
+        _print_start(experiment, workdir, start, abstract.params)
+        step, stopped_by = _train_steps(experiment, workdir, checkpoints, state, layout, frozen, measure)
+    if stopped_by is not None and step < config.train.steps:
+        name = stopped_by.name
+        print(f"stopped by {name} after step {step}, which is saved; the same command resumes", flush=True)
+        sys.exit(128 + stopped_by)
+
+
+def _train_steps(
+    experiment: Experiment,
+    workdir: Path,
+    checkpoints: Checkpoints,
+    state: TrainState,
+    layout: TrainState,
+    frozen: Params,
+    measure: Measure,
+) -> tuple[int, signal.Signals | None]:
+    """Runs the loop from `state` on; returns the last step and the signal that stopped it, if one did."""
+    config, every = experiment.config, experiment.config.train
+    start, steps = int(state.step), every.steps
+    step_function = compiled_step(experiment, layout)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_last_checkpoint_named(checkpoints))
         stop = stack.enter_context(StopSignals())
-        stack.callback(checkpoints.close)
-        every = config.train
         progress = stack.enter_context(Progress(workdir, start, steps, every.log_every, every.batch_size))
         batches = pipeline.iterate(experiment.batches(every.batch_size), start=start, workers=config.data.workers)
         stack.callback(batches.close)
@@ -86,7 +105,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
             batch = next(batches)
             if step == start + 1 and (warning := experiment.inputs.warning(batch)):
                 logging.warning("%s", warning)
-            state, metrics = step_function(state, sharding.put_batch(mesh, batch), frozen)
+            state, metrics = step_function(state, sharding.put_batch(experiment.mesh, batch), frozen)
             progress.dispatched(step, metrics)
             stopping = stop.requested(step)
             if step % every.eval_every == 0 or step == steps:
@@ -96,9 +115,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
                 checkpoints.save(state, config.to_dict())
             if stopping:
                 break
-    if stop.signal is not None and step < steps:
-        print(f"stopped by {stop.signal.name} after step {step}, which is saved; the same command resumes", flush=True)
-        sys.exit(128 + stop.signal)
+    return step, stop.signal
 
 
 def compiled_step(experiment: Experiment, layout: TrainState):
@@ -121,9 +138,11 @@ def compiled_step(experiment: Experiment, layout: TrainState):
     )
 
 
-def _first_state(experiment: Experiment, layout: TrainState, frozen: Params, given: Params | None) -> TrainState:
+def _first_state(experiment: Experiment, layout: TrainState, frozen: Params, warm: WarmStart | None) -> TrainState:
     """The state before the first step. What is given is donated, so that no parameter is on the devices twice."""
-    given = sharding.put_parameters(experiment.mesh, given)
+    if warm:
+        print(warm.report, flush=True)
+    given = sharding.put_parameters(experiment.mesh, warm.params if warm else None)
     given_extra = sharding.put_parameters(experiment.mesh, experiment.given_extra)
     init = jax.jit(experiment.initial_state, out_shardings=layout, donate_argnums=(1, 2))
     return init(frozen, given, given_extra)

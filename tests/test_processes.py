@@ -19,7 +19,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import features
 from tc_jepa.evaluation.features import FeatureStore, Part
 from tc_jepa.storage.checkpoint import saved_steps
-from tc_jepa.storage.files import held
+from tc_jepa.storage.files import held, refuse_held
 from tests import tiny
 from tests.test_evaluation import pixels, Written
 
@@ -82,6 +82,23 @@ def test_a_disk_without_locks_is_told_of_and_used(tmp_path, monkeypatch, caplog)
     store.close()
     assert "features cannot be locked (Function not implemented)" in caplog.text
     assert not (tmp_path / "features").exists()
+
+
+def test_a_killed_process_leaves_its_lock_free(tmp_path):
+    path = tmp_path / "lock"
+    refuse_held(path)  # nobody's
+    path.touch()
+    code = "import sys, time, pathlib; from tc_jepa.storage.files import held; file = held(pathlib.Path(sys.argv[1])); "
+    code += "print('held', flush=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        try:
+            process.stdout.readline()
+            with pytest.raises(UserError, match=f"^{tmp_path} "):
+                refuse_held(path)
+        finally:
+            process.kill()
+    refuse_held(path)
+    held(path).close()
 
 
 def test_a_file_that_another_replaced_before_the_lock_is_not_held(tmp_path, monkeypatch):

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -19,7 +21,10 @@ from tc_jepa.models import vit
 from tc_jepa.monitoring import progress as metrics
 from tc_jepa.monitoring import tasks as online
 from tc_jepa.storage.checkpoint import Checkpoints, fingerprints, restore_encoder, saved_steps
+from tc_jepa.storage.files import held, refuse_held, TRAINING_LOCK
 from tests import tiny
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,6 +159,44 @@ def test_a_finished_run_is_left_alone(straight):
     before = (straight / metrics.METRICS_FILE).read_text()
     tiny.train(tiny_config(), straight)
     assert (straight / metrics.METRICS_FILE).read_text() == before
+
+
+def test_a_second_training_in_a_workdir_is_refused_before_it_writes(tmp_path):
+    lock = tmp_path / "run" / TRAINING_LOCK
+    lock.parent.mkdir()
+    lock.touch()
+    # The size would be refused when JAX is loaded, and the data when it is opened.
+    command = ["launch.train", "--config=configs/quickstart.py", f"--workdir={lock.parent}", "--config.image.size=225"]
+    with held(lock):
+        with pytest.raises(UserError, match=f"^{lock.parent} "):
+            tiny.train(tiny_config(), lock.parent)
+        done = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {lock.parent} ") and done.stderr.count("\n") == 1
+    assert list(lock.parent.iterdir()) == [lock]
+
+
+def test_trainings_that_start_at_once_do_not_share_a_new_workdir(tmp_path, monkeypatch):
+    monkeypatch.setattr("tc_jepa.train.refuse_held", lambda path: None)  # it found the workdir free
+    (tmp_path / TRAINING_LOCK).touch()
+    with held(tmp_path / TRAINING_LOCK), pytest.raises(UserError, match=f"^{tmp_path} "):
+        tiny.train(tiny_config(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [TRAINING_LOCK]
+
+
+def test_a_workdir_is_locked_while_it_is_trained_in(tmp_path, monkeypatch):
+    saved = []
+
+    def save(self, state, config):
+        with pytest.raises(UserError):
+            refuse_held(tmp_path / TRAINING_LOCK)
+        saved.append(int(state.step))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.train(tiny_config(), tmp_path)
+    assert saved == [3]
+    refuse_held(tmp_path / TRAINING_LOCK)  # free again
 
 
 def test_fingerprints_see_one_flipped_bit_and_no_sharding():

@@ -15,6 +15,8 @@ from absl import logging
 
 from tc_jepa.errors import UserError
 
+TRAINING_LOCK = "train.lock"  # in a workdir: locked while a training runs there
+
 
 def local_path(path: str, name: str) -> str:
     """`path` with ~ or ~USER at its start replaced by that home folder. `name` is the flag or key that it is given to.
@@ -48,7 +50,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def held(path: Path) -> IO[bytes]:
     """Opens a file and locks it until it is closed or the process ends. UserError where another process holds it."""
-    in_use = UserError(f"{path.parent} is in use by another command; wait for it, or give another output")
+    in_use = UserError(f"{path.parent} is in use by another command; wait for it, or give another folder")
     file = path.open("r+b")  # NFS locks none that is open for reading alone
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -61,6 +63,12 @@ def held(path: Path) -> IO[bytes]:
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
         raise in_use  # by one that put a file of its own in this place, or took it away, before the lock
     return file
+
+
+def refuse_held(path: Path) -> None:
+    """UserError where another process has locked `path` with `held`. There need not be such a file."""
+    if path.exists():
+        held(path).close()
 
 
 def refuse_existing(output: Path) -> None:
