@@ -1,10 +1,11 @@
-"""Run the frozen text encoder once over all captions of a prepared folder, and store the vectors of their words.
+"""Run the frozen text encoder once over all captions of a prepared folder, and store the word vectors.
 
   python -m launch.encode_captions --data=DATA --text=T5 [--words=32] [--dtype=bfloat16] [--output=DATA/words/NAME]
   python -m launch.train --config.data.path=DATA --config.model.text=stored --config.captions.vectors=DATA/words/NAME
 
---words must be the run's captions.words, and features those of its data.*_features. The same command goes on where it
-was stopped, shard by shard. Vectors of any other text encoder: tc_jepa.write_words (README, "Words encoded once").
+--words must be the run's captions.words, and the feature flags its data.*_features. An interrupted command can be
+repeated: it continues after the last finished shard. To store the vectors of another text encoder, call
+tc_jepa.write_word_vectors (tc_jepa/data/README.md, "Word vectors computed once").
 """
 
 from collections.abc import Sequence
@@ -20,64 +21,66 @@ from tc_jepa.errors import UserError
 
 DATA = common.define_path("data", None, "The prepared folder (launch.prepare_data).")
 TEXT = common.define_path("text", None, "Hugging Face folder of a T5: safetensors and spiece.model.")
-OUTPUT = common.define_path("output", None, "Folder of the vectors; default: DATA/words/NAME, NAME being --text's.")
+OUTPUT = common.define_path("output", None, "Folder for the vectors; default: DATA/words/NAME with --text's NAME.")
 WORDS = flags.DEFINE_integer(
-    "words", base.get_config().captions.words, "Pieces that a caption is cut to, end of sentence included."
+    "words", base.get_config().captions.words, "Tokens that a caption is cut to, end of sentence included."
 )
 IMAGE_FEATURE = flags.DEFINE_string("image_feature", "image", "The run's data.image_feature.")
 CAPTION_FEATURES = flags.DEFINE_list("caption_features", [], "The run's data.caption_features.")
 DESCRIPTION_FEATURES = flags.DEFINE_list("description_features", [], "The run's data.description_features.")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16"], "Type of the stored vectors.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Captions that the T5 reads at once, over all devices.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Captions that the T5 reads at a time, over all devices.")
 
-SAMPLE = 1000  # images from which the size is estimated
+SAMPLED_IMAGES = 1000  # for the estimate of the size
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     if DATA.value == SCENES:
-        raise UserError("scenes are drawn as they are read; store some with launch.prepare_data --source=scenes first")
+        raise UserError(
+            "--data=scenes: these are not stored; write some with launch.prepare_data --source=scenes first"
+        )
     if DATA.value is None or TEXT.value is None:
-        raise UserError("give --data=FOLDER, as launch.prepare_data wrote it, and --text=T5, a Hugging Face folder")
+        raise UserError("give --data=FOLDER, written by launch.prepare_data, and --text=T5, a Hugging Face folder")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa.data.prepared import Features, splits
-    from tc_jepa.data.word_vectors.write import write_words
+    from tc_jepa.data.prepared import FeatureNames, splits
+    from tc_jepa.data.word_vectors.write import write_word_vectors
     from tc_jepa.pretrained.caption_encoder import T5Captions
 
     logging.set_verbosity(logging.WARNING)
     counts = splits(DATA.value)
     encoder = T5Captions(TEXT.value, WORDS.value, BATCH_SIZE.value)
     name = Path(TEXT.value).resolve().name
-    stamp = encoder.stamp(name, DTYPE.value)
+    info = encoder.info(name, DTYPE.value)
     output = Path(OUTPUT.value or Path(DATA.value) / "words" / name)
-    features = Features(IMAGE_FEATURE.value, tuple(CAPTION_FEATURES.value), tuple(DESCRIPTION_FEATURES.value))
+    features = FeatureNames(IMAGE_FEATURE.value, tuple(CAPTION_FEATURES.value), tuple(DESCRIPTION_FEATURES.value))
     if not output.exists():
-        announce(counts, encoder, stamp, features)
+        print_estimate(counts, encoder, info, features)
     try:
-        write_words(DATA.value, str(output), encoder, stamp, features=features)
+        write_word_vectors(DATA.value, str(output), encoder, info, features=features)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last finished shard", file=sys.stderr)
+        print("interrupted; the same command continues after the last finished shard", file=sys.stderr)
         sys.exit(130)
     images = ", ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"{output} holds the words of all captions: {images}")
+    print(f"{output} has the word vectors of all captions: {images}")
 
 
-def announce(counts: dict[str, int], encoder, stamp, features) -> None:
+def print_estimate(counts: dict[str, int], encoder, info, features) -> None:
     """Prints how large the output will be, from a sample of the captions."""
     from tc_jepa.data.prepared import PreparedSource
     from tc_jepa.data.word_vectors.folder import DTYPES
 
     images, captions, words, all_images = 0, 0, 0, sum(counts.values())
     for split, count in counts.items():
-        source, step = PreparedSource(DATA.value, split, features), max(1, all_images // SAMPLE)
+        source, step = PreparedSource(DATA.value, split, features), max(1, all_images // SAMPLED_IMAGES)
         for index in range(0, count, step):
             _, valid = encoder.tokenizer.encode(source.captions(index))
             images, captions, words = images + 1, captions + valid.any(axis=1).sum(), words + valid.sum()
-    word = stamp.width * DTYPES[stamp.dtype].numpy(0).itemsize
+    word = info.width * DTYPES[info.dtype].numpy(0).itemsize
     size = words / images * all_images * word
     print(
-        f"{all_images} images, {captions / images:.2f} captions of {words / max(1, captions):.1f} words an image: "
-        f"about {readable(size)} in {stamp.dtype}, {size / all_images / 1e3:.1f} kB an image, before compression "
+        f"{all_images} images, {captions / images:.2f} captions of {words / max(1, captions):.1f} words per image: "
+        f"about {readable(size)} in {info.dtype}, {size / all_images / 1e3:.1f} kB per image, before compression "
         f"(estimated from {images} images)",
         flush=True,
     )

@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> None:
         if not flags.FLAGS[name].value:
             raise UserError(f"give --{name}; see --help")
     # Imported here, so that --help and a mistyped flag answer at once.
-    from tc_jepa.data.prepared import Features, PreparedSource, splits
+    from tc_jepa.data.prepared import FeatureNames, PreparedSource, splits
     from tc_jepa.distributed import sharding
     from tc_jepa.evaluation import extract
     from tc_jepa.evaluation.encoder import frozen_vit
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     unknown = [split for split in SPLITS.value or () if split not in held]
     if unknown:
         raise UserError(f"{DATA.value} has no split {', '.join(unknown)}; it holds {', '.join(held)}")
-    names = Features(image=IMAGE_FEATURE.value, labels=tuple(LABEL_FEATURES.value))
+    names = FeatureNames(image=IMAGE_FEATURE.value, labels=tuple(LABEL_FEATURES.value))
     sources = {split: PreparedSource(DATA.value, split, names) for split in SPLITS.value or held}
 
     path = Path(ENCODER.value)

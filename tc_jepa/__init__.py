@@ -23,12 +23,12 @@ _EXPORTS = {
     "UserError": "tc_jepa.errors",
     "VisionTransformer": "tc_jepa.models.vit",
     "WordCrossAttention": "tc_jepa.models.conditioners.cross_attention",
-    "WordsStamp": "tc_jepa.data.word_vectors.folder",
+    "WordVectorInfo": "tc_jepa.data.word_vectors.folder",
     "WordSequence": "tc_jepa.models.conditioners.compared",
     "load_encoder": "tc_jepa.pretrained.encoder",
     "load_text_encoder": "tc_jepa.pretrained.text",
     "train_step": "tc_jepa.step",
-    "write_words": "tc_jepa.data.word_vectors.write",
+    "write_word_vectors": "tc_jepa.data.word_vectors.write",
 }
 __all__ = list(_EXPORTS)
 

@@ -3,7 +3,10 @@
 import io
 import json
 from pathlib import Path
+import pickle
 import tarfile
+
+from tc_jepa.data.prepare import dataset
 
 PHOTOS = Path(__file__).parent / "fixtures" / "photos"
 PHOTO_LINES = [json.loads(line) for line in (PHOTOS / "captions.jsonl").read_text().splitlines()]
@@ -29,3 +32,11 @@ def write_tar(path: Path, members: dict[str, bytes | str | dict]) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, with its bytes."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pickle_writer(monkeypatch) -> None:
+    """Shards are written by a pickled copy of the writer, as in worker processes, which take seconds to start."""
+    run = dataset.processes.run
+    monkeypatch.setattr(
+        dataset.processes, "run", lambda function, *rest: run(pickle.loads(pickle.dumps(function)), *rest)
+    )

@@ -141,7 +141,7 @@ def test_without_words_their_settings_are_not_checked():
 def test_data_that_is_not_there_is_refused_rather_than_replaced_by_scenes(tmp_path):
     config = base.get_config()
     config.data.path = str(tmp_path / "photos")
-    with pytest.raises(UserError, match="photos is no folder"):
+    with pytest.raises(UserError, match="photos is not a folder"):
         config_data.source(config, "train")
 
 

@@ -11,7 +11,8 @@ import pytest
 from configs import base
 from launch import evaluate as launch_evaluate
 from tc_jepa.config import data as config_data
-from tc_jepa.data.prepared import Features
+from tc_jepa.data.prepared import FeatureNames
+from tc_jepa.data.scenes.dataset import HELD_OUT_SCENES
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
@@ -28,7 +29,7 @@ def test_features_and_the_split_to_test_on_are_set():
     config = base.get_config()
     config.data.path = "DATA"
     set_keys(config, "data.mask_feature=seg", "data.label_features=('coarse',)", "evaluation.test_split=val")
-    assert config_data.features(config) == Features(labels=("coarse",), mask="seg")
+    assert config_data.features(config) == FeatureNames(labels=("coarse",), mask="seg")
     assert config.evaluation.test_split == "val"
 
 
@@ -45,20 +46,17 @@ def config(request):
 @pytest.mark.parametrize("folder", ["data/b", "data/a/", str(Path("data/b").resolve()), ""])
 def test_the_runs_own_folders_keep_the_names_of_their_features(config, folder):
     found = config_data.on_data(config, folder)
-    assert (
-        config_data.features(found)
-        == config_data.features(config)
-        == Features("jpg", ("title",), ("long",), ("coarse",), "seg")
-    )
+    names = FeatureNames("jpg", ("title",), ("long",), ("coarse",), "seg")
+    assert config_data.features(found) == config_data.features(config) == names
     assert found.data.path == (folder or "data/a,data/b")
 
 
 def test_other_data_has_the_usual_names_and_scenes_are_the_runs(config):
     other, scenes = config_data.on_data(config, "data/c"), config_data.on_data(config, SCENES)
-    assert config_data.features(other) == config_data.features(scenes) == Features()
+    assert config_data.features(other) == config_data.features(scenes) == FeatureNames()
     assert other.data.path == "data/c" and config.data.path == "data/a,data/b"
     source = config_data.source(scenes, "test")
-    assert source == SceneSource(3, "test", config_data.HELD_OUT_SCENES, config.image.size, "hard")
+    assert source == SceneSource(3, "test", HELD_OUT_SCENES, config.image.size, "hard")
     set_keys(other, "data.label_features=('fine',)")
     assert config_data.features(other).labels == ("fine",)
 

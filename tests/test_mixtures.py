@@ -5,22 +5,25 @@ import contextlib
 import dataclasses
 import itertools
 from pathlib import Path
+import pickle
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from tc_jepa import write_words
+from tc_jepa import write_word_vectors
 from tc_jepa.batch import JepaBatch
 from tc_jepa.config import data as config_data
 from tc_jepa.config.validate import validate
-from tc_jepa.data import mixtures, pipeline, prepare
+from tc_jepa.data import mixtures, pipeline
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.data.inputs.jepa import CropAndCaptions, JepaInputs
+from tc_jepa.data.prepare.folder import prepare_folder
+from tc_jepa.data.prepare.scenes import prepare_scenes
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Example
 from tc_jepa.data.transforms import Crop
-from tc_jepa.data.word_vectors.folder import WordsStamp
+from tc_jepa.data.word_vectors.folder import WordVectorInfo
 from tc_jepa.errors import UserError
 from tests import tiny
 from tests.preparing import write_lines
@@ -68,9 +71,10 @@ def assert_equal(one, other):
             np.testing.assert_array_equal(x, y, err_msg=name)
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("every image", 1), ("ratio", 2)])
-def test_workers_change_nothing(kind, workers):
-    assert_equal(batches(kind, workers=workers), batches(kind))
+def test_workers_change_nothing():
+    assert_equal(batches("ratio", workers=2), batches("ratio"))
+    parts = pickle.loads(pickle.dumps(SOURCES["every image"]))  # as for a worker
+    np.testing.assert_array_equal(parts[20].image, SOURCES["every image"][20].image)
 
 
 @kinds
@@ -136,29 +140,29 @@ def test_weights_are_read_as_they_are_written():
         ({"data.path": "a,b", "data.weights": (1,)}, r"data.weights=\(1,\) are 1 for 2 datasets"),
         ({"data.path": "a,b", "data.weights": (1, 2, 3)}, "are 3 for 2 datasets"),
         ({"data.path": "a", "data.weights": (1,)}, "give one for each of several, or none"),
-        ({"data.path": "a,b", "data.weights": (1, 0)}, "must be positive; to leave a dataset out, leave out its path"),
-        ({"data.path": "a,b", "data.weights": (1, -2)}, "must be positive"),
-        ({"data.path": "a,b", "data.weights": (1, float("nan"))}, "must be positive numbers"),
-        ({"data.path": "a,b", "data.weights": (1, float("inf"))}, "must be positive numbers"),
-        ({"data.path": "a,b", "data.weights": (1, "much")}, "must be positive numbers"),
-        ({"data.path": "a,b", "data.weights": (1.23456, 1)}, "are 13966 parts"),
+        ({"data.path": "a,b", "data.weights": (1, 0)}, "data.weights=.*positive"),
+        ({"data.path": "a,b", "data.weights": (1, -2)}, "data.weights=.*positive"),
+        ({"data.path": "a,b", "data.weights": (1, float("nan"))}, "data.weights=.*positive"),
+        ({"data.path": "a,b", "data.weights": (1, float("inf"))}, "data.weights=.*positive"),
+        ({"data.path": "a,b", "data.weights": (1, "much")}, "data.weights=.*positive"),
+        ({"data.path": "a,b", "data.weights": (1.23456, 1)}, "13966"),
         ({"data.path": "a,,b"}, "has an empty path"),
     ],
 )
 def test_settings_that_cannot_be_met_are_named(changes, said):
     config = tiny_config()
     config.update_from_flattened_dict(changes)
-    if "parts" in said:
+    if said == "13966":
         validate(config)
         config.data.weights = (1.234567, 1)
-        said = "are 2234567 parts in whole numbers, more than 100000; round them"
+        said = "data.weights=.*2234567"
     with pytest.raises(UserError, match=said) as refusal:
         validate(config)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_ratio_with_an_empty_dataset_is_refused():
-    with pytest.raises(UserError, match="dataset 2 of data.path has no training images"):
+    with pytest.raises(UserError, match="dataset 2 of data.path"):
         mixtures.Mixture((Numbered(0, 3), Numbered(1, 0)), (1, 1))
     assert len(mixtures.Concatenation((Numbered(0, 0), Numbered(1, 2), Numbered(2, 0)))) == 2
 
@@ -169,24 +173,24 @@ def folders(tmp_path_factory) -> list[str]:
     or labels, with 4."""
     paths = [tmp_path_factory.mktemp("mixture") / name for name in ("shapes", "more", "bare")]
     for seed, (path, count) in enumerate(zip(paths[:2], (20, 10))):
-        prepare.prepare_scenes(count, str(path), seed=seed, size=32)
+        prepare_scenes(count, str(path), seed=seed, size=32)
     images, lines = tmp_path_factory.mktemp("images"), []
     for number in range(4):
         Image.fromarray(SceneSource(2, "train", 4, 32)[number].image).save(images / f"{number}.png")
         lines.append({"file": f"{number}.png", "captions": ["a scene"]})
     write_lines(images / "captions.jsonl", lines)
-    prepare.prepare_folder(str(images), str(images / "captions.jsonl"), str(paths[2]))
+    prepare_folder(str(images), str(images / "captions.jsonl"), str(paths[2]))
     return [str(path) for path in paths]
 
 
 def test_a_run_reads_them_all_with_one_vocabulary_and_their_own_vectors(folders, tmp_path):
-    stamp = WordsStamp("lengths", None, None, 10, 2, "float32")
+    stamp = WordVectorInfo("lengths", None, None, 10, 2, "float32")
     for number, path in enumerate(folders):
 
         def encode(captions, number=number):
             return [np.full((min(len(text.split()), 10), 2), number) for text in captions]
 
-        write_words(path, str(tmp_path / str(number)), encode, stamp)
+        write_word_vectors(path, str(tmp_path / str(number)), encode, stamp)
     shapes, more, bare = folders
     both = {"data.path": f"{shapes},{more}"}
     config = tiny_config(**both)
@@ -201,12 +205,12 @@ def test_a_run_reads_them_all_with_one_vocabulary_and_their_own_vectors(folders,
     stream = source.stream(0)
     assert [int(stream[i].captions[0][0, 0]) for i in range(40)].count(1) == 10
     config.captions.vectors = f"{tmp_path}/1,{tmp_path}/0"  # in the other order
-    with pytest.raises(UserError, match="vectors of 10 images, the data 20"):
+    with pytest.raises(UserError, match="10 images.* 20"):
         config_data.training_source(config, config_data.word_folders(config))
 
     config = tiny_config(**{"data.path": f"{shapes},{bare}"})
     assert len(config_data.training_source(config)) == 24 and len(config_data.held_out_source(config)) == 2
-    with pytest.raises(UserError, match="bare holds no vocabulary; give --config.captions.vocabulary"):
+    with pytest.raises(UserError, match="bare .*captions.vocabulary"):
         config_data.tokenizer(config)
     config.captions.vocabulary = scenes_vocabulary_path()
     assert config_data.tokenizer(config).vocabulary_size > 100
@@ -221,16 +225,14 @@ def test_without_any_held_out_images_the_monitor_looks_at_training_images_and_sa
 
 def test_vocabularies_that_differ_are_refused(folders, tmp_path):
     other = tmp_path / "other"
-    prepare.prepare_scenes(2, str(other), seed=0, size=32)
+    prepare_scenes(2, str(other), seed=0, size=32)
     (other / "vocabulary.model").write_bytes(Path(scenes_vocabulary_path()).read_bytes() + b"\n")
     config = tiny_config(**{"data.path": f"{folders[0]},{other}"})
-    with pytest.raises(UserError, match="other holds another vocabulary than .*shapes; give --config.captions.voc"):
+    with pytest.raises(UserError, match="other .*shapes.*captions.vocabulary"):
         config_data.tokenizer(config)
 
 
 def test_an_evaluation_asks_for_one_of_them(folders):
     config = tiny_config(**{"data.path": ",".join(folders[:2])})
-    with pytest.raises(
-        UserError, match=f"labels belong to one dataset: choose with --data or evaluation.data one of {folders[0]}, "
-    ):
+    with pytest.raises(UserError, match=f"evaluation.data .*{folders[0]}, {folders[1]}"):
         config_data.source(config, "test")

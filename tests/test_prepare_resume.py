@@ -10,13 +10,16 @@ import time
 
 import pytest
 
-from tc_jepa.data import prepare
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
-from tc_jepa.data.prepare import dataset
+from tc_jepa.data.prepare import dataset, pictures
 from tc_jepa.data.prepare import workers as processes
+from tc_jepa.data.prepare.folder import prepare_folder
+from tc_jepa.data.prepare.scenes import prepare_scenes
+from tc_jepa.data.prepare.statistics import Summary
+from tc_jepa.data.prepare.tars import prepare_tars
 from tc_jepa.data.prepared import PreparedSource, splits
 from tc_jepa.errors import UserError
-from tests.preparing import contents, PHOTO_LINES, PHOTOS, write_lines, write_tar
+from tests.preparing import contents, PHOTO_LINES, PHOTOS, pickle_writer, write_lines, write_tar
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,14 +35,14 @@ def photos(tmp_path) -> Path:
     return Path(shutil.copytree(PHOTOS, tmp_path / "photos"))
 
 
-def run(photos: Path, output: str, **options) -> prepare.Summary:
+def run(photos: Path, output: str, **options) -> Summary:
     options = {"vocabulary": scenes_vocabulary_path(), "words": 12} | options
-    return prepare.prepare_folder(str(photos), str(photos / "captions.jsonl"), str(photos.parent / output), **options)
+    return prepare_folder(str(photos), str(photos / "captions.jsonl"), str(photos.parent / output), **options)
 
 
 def interrupted(photos: Path, monkeypatch, after: int, output: str = "out", **options) -> Path:
     """The partial that is left when Ctrl-C comes at an image."""
-    decode, seen = prepare.pictures.decode_image, []
+    decode, seen = pictures.decode_image, []
 
     def decode_or_stop(data):
         seen.append(data)
@@ -48,15 +51,15 @@ def interrupted(photos: Path, monkeypatch, after: int, output: str = "out", **op
         return decode(data)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(prepare.pictures, "decode_image", decode_or_stop)
+        patch.setattr(pictures, "decode_image", decode_or_stop)
         run(photos, output, **options)
     return photos.parent / f"{output}.partial"
 
 
 def decoded(monkeypatch) -> list[bytes]:
     """Fills up with the images that are read from now on."""
-    decode, seen = prepare.pictures.decode_image, []
-    monkeypatch.setattr(prepare.pictures, "decode_image", lambda data: (seen.append(data), decode(data))[1])
+    decode, seen = pictures.decode_image, []
+    monkeypatch.setattr(pictures, "decode_image", lambda data: (seen.append(data), decode(data))[1])
     return seen
 
 
@@ -86,7 +89,7 @@ def test_two_processes_write_what_one_does(photos, capfd):
     assert one == two and one.skipped == 1
     assert contents(photos.parent / "one") == contents(photos.parent / "two")
     assert capfd.readouterr().err.count("skipped ") == 2
-    with pytest.raises(UserError, match="captions.jsonl:13: bad.jpg does not decode.*shards are whole"):
+    with pytest.raises(UserError, match="captions.jsonl:13: bad.jpg .*shards are finished"):
         run(photos, "three", workers=2)
 
 
@@ -104,10 +107,11 @@ def test_an_error_in_one_process_ends_the_others():
         list(processes.run(endless, [1, 0], 2, lambda count: None))
 
 
-def test_scenes_too(tmp_path):
-    for workers in (0, 2):
-        prepare.prepare_scenes(9, str(tmp_path / f"{workers}"), seed=1, size=16, workers=workers)
-    assert contents(tmp_path / "0") == contents(tmp_path / "2")
+def test_a_pickled_reader_of_scenes_writes_the_same(tmp_path, monkeypatch):
+    prepare_scenes(9, str(tmp_path / "one"), seed=1, size=16)
+    pickle_writer(monkeypatch)
+    prepare_scenes(9, str(tmp_path / "other"), seed=1, size=16)
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
 
 
 def test_an_interrupted_command_goes_on_to_the_same_bytes(photos, monkeypatch, capsys):
@@ -119,7 +123,7 @@ def test_an_interrupted_command_goes_on_to_the_same_bytes(photos, monkeypatch, c
     seen = decoded(monkeypatch)
     run(photos, "out")
     assert len(seen) == len(PHOTO_LINES) - 4
-    assert "2 of 6 shards are whole and stay" in capsys.readouterr().err
+    assert "2 of 6 shards are finished" in capsys.readouterr().err
     assert contents(photos.parent / "out") == contents(photos.parent / "whole")
     assert not partial.exists()
 
@@ -147,9 +151,9 @@ def test_a_killed_command_takes_its_processes_along_and_goes_on(tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in progress.glob("*.json")}
     command[-1] = "--workers=0"
     again = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert f"{len(before)} of 24 shards are whole and stay" in again.stderr.readline()
+    assert f"{len(before)} of 24 shards are finished" in again.stderr.readline()
     again.send_signal(signal.SIGTERM)
-    assert "the same command goes on" in again.stderr.read() and again.wait() == 130
+    assert "out.partial" in again.stderr.read() and again.wait() == 130
     after = {path.name: path.stat().st_mtime_ns for path in progress.glob("*.json")}
     assert before.items() <= after.items() and not output.exists()
 
@@ -159,9 +163,7 @@ def test_bad_input_keeps_whole_shards_and_the_mended_listing_goes_on(photos, mon
     bytes_before = (photos / good).read_bytes()
     (photos / good).write_bytes(bytes_before[:500])
     number = [line["file"] for line in PHOTO_LINES].index(good) + 1
-    with pytest.raises(
-        UserError, match=rf":{number}: .* does not decode.*\(\d of 6 shards are whole: the same command"
-    ):
+    with pytest.raises(UserError, match=rf":{number}: .* does not decode.*\(\d of 6 shards are finished"):
         run(photos, "out")
     (photos / good).write_bytes(bytes_before)
     seen = decoded(monkeypatch)
@@ -215,20 +217,20 @@ def test_a_damaged_shard_is_written_anew(photos, monkeypatch):
 def test_a_partial_of_another_command_is_refused_by_name(photos, monkeypatch):
     partial = interrupted(photos, monkeypatch, after=5)
     before = contents(partial)
-    with pytest.raises(UserError, match=r"out.partial holds .* words \(there 12, here 9\)"):
+    with pytest.raises(UserError, match=r"out.partial .*words \(there 12, here 9\)"):
         run(photos, "out", words=9)
     with pytest.raises(UserError, match=r"vocabulary \(there \w+, here None\)"):
         run(photos, "out", vocabulary=None)
     tar = write_tar(photos.parent / "a.tar", {"a.jpg": (photos / PHOTO_LINES[0]["file"]).read_bytes(), "a.txt": "a"})
     with pytest.raises(UserError, match="source .there folder, here tars"):
-        prepare.prepare_tars([str(tar)], str(photos.parent / "out"))
+        prepare_tars([str(tar)], str(photos.parent / "out"))
     assert contents(partial) == before
 
 
 def test_what_lies_in_the_way_is_refused_and_kept(photos, monkeypatch):
     (photos.parent / "out.partial").mkdir()
     (photos.parent / "out.partial" / "thesis.txt").write_text("mine")
-    with pytest.raises(UserError, match="out.partial is no work of this command"):
+    with pytest.raises(UserError, match="out.partial .*not created"):
         run(photos, "out")
     assert contents(photos.parent / "out.partial") == {"thesis.txt": b"mine"}
 
@@ -238,7 +240,7 @@ def test_two_commands_do_not_write_one_output(photos, monkeypatch):
         run(photos, "out")
 
     monkeypatch.setattr(dataset.statistics, "write", meanwhile)
-    with pytest.raises(UserError, match="out.partial is being written by another command"):
+    with pytest.raises(UserError, match="out.partial is in use"):
         run(photos, "out")
 
 

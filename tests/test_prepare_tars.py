@@ -9,18 +9,20 @@ import tarfile
 
 import pytest
 
-from tc_jepa.data import prepare
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
-from tc_jepa.data.prepare import tars
+from tc_jepa.data.prepare import dataset, tars
+from tc_jepa.data.prepare.folder import prepare_folder
+from tc_jepa.data.prepare.statistics import Summary
+from tc_jepa.data.prepare.tars import prepare_tars
 from tc_jepa.data.prepared import PreparedSource, splits
 from tc_jepa.errors import UserError
-from tests.preparing import contents, PHOTO_LINES, PHOTOS, write_lines, write_tar
+from tests.preparing import contents, PHOTO_LINES, PHOTOS, pickle_writer, write_lines, write_tar
 
 JPG = (PHOTOS / PHOTO_LINES[0]["file"]).read_bytes()
 
 
-def run(tmp_path: Path, *inputs: str, **options) -> prepare.Summary:
-    return prepare.prepare_tars([str(tmp_path / name) for name in inputs], str(tmp_path / "out"), **options)
+def run(tmp_path: Path, *inputs: str, **options) -> Summary:
+    return prepare_tars([str(tmp_path / name) for name in inputs], str(tmp_path / "out"), **options)
 
 
 def candidates(tmp_path: Path, split: str = "train") -> list[tuple[str, ...]]:
@@ -44,15 +46,16 @@ def test_tars_give_what_a_listing_of_the_same_photographs_gives(tmp_path):
     write_tar(tmp_path / "a.tar", members)
     shared = {"vocabulary": scenes_vocabulary_path(), "words": 9}
     run(tmp_path, "a.tar", caption_fields=["alts"], description_fields=["long"], **shared)
-    prepare.prepare_folder(str(PHOTOS), str(listing), str(tmp_path / "listed"), **shared)
+    prepare_folder(str(PHOTOS), str(listing), str(tmp_path / "listed"), **shared)
     assert contents(tmp_path / "out") == contents(tmp_path / "listed")
 
 
-def test_two_processes_write_what_one_does(tmp_path):
+def test_a_pickled_reader_writes_the_same(tmp_path, monkeypatch):
     for index in range(5):
         write_tar(tmp_path / f"{index}.tar", sample(f"{index}0", f"a {index}") | sample(f"{index}1", "b"))
     run(tmp_path, "*.tar")
-    prepare.prepare_tars([str(tmp_path / "*.tar")], str(tmp_path / "two"), workers=2)
+    pickle_writer(monkeypatch)
+    prepare_tars([str(tmp_path / "*.tar")], str(tmp_path / "two"))
     assert contents(tmp_path / "out") == contents(tmp_path / "two")
     assert candidates(tmp_path)[::2] == [(f"a {index}",) for index in range(5)]
 
@@ -61,18 +64,18 @@ def test_fields_and_splits(tmp_path):
     write_tar(tmp_path / "a.tar", sample("1", "raw", long="One. Two.", tags=["x", "y"]) | sample("2", None, long=None))
     write_tar(tmp_path / "b.tar", {"d/3.b.webp.JPG": b"ignored", "d/3.png": JPG, "d/4.jpeg": JPG, ".hidden.txt": "x"})
     inputs = [str(tmp_path / "a.tar"), f"val:{tmp_path}/b.tar"]
-    with pytest.raises(UserError, match="--caption_fields: none of the first 2 samples of .*b.tar has 'txt'"):
-        prepare.prepare_tars(inputs, str(tmp_path / "out"))
+    with pytest.raises(UserError, match="--caption_fields: .*b.tar .*'txt'"):
+        prepare_tars(inputs, str(tmp_path / "out"))
     (tmp_path / "b.tar").unlink()
     members = {"d/3.png": JPG, "d/._4.jpeg": b"", "d/4.JPEG": JPG, "d/4.json": {"tags": "z", "long": ""}}
     write_tar(tmp_path / "b.tar", members)
-    prepare.prepare_tars(inputs, str(tmp_path / "out"), caption_fields=["tags"], description_fields=["long"])
+    prepare_tars(inputs, str(tmp_path / "out"), caption_fields=["tags"], description_fields=["long"])
     assert candidates(tmp_path) == [("x", "y", "One.", "Two."), ()]
     assert candidates(tmp_path, "val") == [(), ("z",)]
 
 
 def test_many_tars_share_a_shard(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare.dataset, "MOST_SHARDS", 2)
+    monkeypatch.setattr(dataset, "MOST_SHARDS", 2)
     for index in range(5):
         write_tar(tmp_path / f"{index}.tar", sample(f"{index}", f"a {index}"))
     run(tmp_path, "*.tar")
@@ -90,10 +93,10 @@ BAD = {
 BAD_JSON = {
     "an array": ("[]", "a.tar: 1: 1.json is not a JSON object"),
     "half": ('{"caption"', "a.tar: 1: 1.json is not JSON"),
-    "a number": ('{"caption": 3}', 'a.tar: 1: "caption" holds 3, which is not a string'),
-    "a list of numbers": ('{"caption": ["a", 3]}', 'a.tar: 1: "caption" holds 3'),
+    "a number": ('{"caption": 3}', 'a.tar: 1: "caption" is 3'),
+    "a list of numbers": ('{"caption": ["a", 3]}', 'a.tar: 1: "caption" is 3'),
     "an object": ('{"caption": {"en": "a"}}', "a.tar: 1: .* not a string"),
-    "half a character": ('{"caption": "\\ud800"}', "a.tar: 1: .* not Unicode"),
+    "half a character": ('{"caption": "\\ud800"}', "a.tar: 1: .*Unicode"),
 }
 
 
@@ -135,7 +138,7 @@ def test_a_tar_that_breaks_off_is_an_error_or_counted(tmp_path, how):
     whole = write_tar(tmp_path / "whole", sample("0") | sample("1") | sample("2"))
     (tmp_path / "a.tar").write_bytes(cut(whole.read_bytes())[how])
     write_tar(tmp_path / "b.tar", sample("b", "next"))
-    with pytest.raises(UserError, match=r"a.tar is broken after \d samples \(.+\); fetch it again, or pass --skip_bad"):
+    with pytest.raises(UserError, match=r"a.tar is broken after \d samples .*--skip_bad"):
         run(tmp_path, "*.tar")
     summary = run(tmp_path, "*.tar", skip_bad=True)
     assert summary.skipped == 1 and candidates(tmp_path)[0] == ("a cat",) and candidates(tmp_path)[-1] == ("next",)
@@ -148,7 +151,7 @@ def test_what_is_no_tar_is_refused(tmp_path, content):
             tar.add(PHOTOS / PHOTO_LINES[0]["file"], "0.jpg")
     else:
         (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(UserError, match="a.tar is broken after 0 samples .*compressed tars are not read"):
+    with pytest.raises(UserError, match="a.tar is broken after 0 samples"):
         run(tmp_path, "a.tar")
 
 
@@ -203,7 +206,7 @@ def test_an_image_of_gigabytes_is_not_read(tmp_path, monkeypatch):
 
 def test_samples_torn_apart_and_doubled_are_refused(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.jpg": JPG, "1.jpg": JPG, "0.txt": "a", "1.txt": "b"})
-    with pytest.raises(UserError, match="a.tar: 0 comes twice; .*--sort=name"):
+    with pytest.raises(UserError, match="a.tar: 0 .*--sort=name"):
         run(tmp_path, "a.tar", skip_bad=True)
     with tarfile.open(tmp_path / "b.tar", "w") as tar:
         for _ in range(2):
@@ -216,15 +219,15 @@ def test_inputs_are_checked_first(tmp_path):
     write_tar(tmp_path / "a.tar", sample("0"))
     (tmp_path / "folder.tar").mkdir()
     for inputs, message in [
-        (["b*.tar"], r"--input=.*b\*.tar matches no file"),
-        (["*.tar"], "folder.tar is no file"),
+        (["b*.tar"], r"--input=.*b\*.tar"),
+        (["*.tar"], "folder.tar"),
     ]:
         with pytest.raises(UserError, match=message):
             run(tmp_path, *inputs)
     path = str(tmp_path / "a.tar")
     with pytest.raises(UserError, match="a.tar is given for both train and test"):
-        prepare.prepare_tars([path, f"test:{path}"], str(tmp_path / "out"))
-    with pytest.raises(UserError, match="--description_fields: none .* has 'captoin'; they have caption, key, txt"):
+        prepare_tars([path, f"test:{path}"], str(tmp_path / "out"))
+    with pytest.raises(UserError, match="--description_fields: .*'captoin'; they have caption, key, txt"):
         run(tmp_path, "a.tar", description_fields=["captoin"])
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="exists already"):
@@ -237,7 +240,7 @@ def test_the_command_reads_tars(tmp_path):
     command = [sys.executable, "-m", "launch.prepare_data", "--source=tars", f"--input={tmp_path}/a.tar"]
     command += [f"--input=val:{tmp_path}/b.tar", "--caption_fields=txt,key", f"--output={tmp_path}/out", "--workers=0"]
     wrong = subprocess.run([*command, "--count=3"], cwd=Path(__file__).parents[1], capture_output=True, text=True)
-    assert (wrong.returncode, wrong.stderr) == (2, "error: --source=tars has no use for --count; leave it out\n")
+    assert (wrong.returncode, wrong.stderr) == (2, "error: --count has no effect with --source=tars; leave it out\n")
     subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
     assert candidates(tmp_path) == [("raw", "0")] and splits(str(tmp_path / "out")) == {"train": 1, "val": 1}
     assert json.loads((tmp_path / "out" / "captions.json").read_text())["images"] == {"train": 1, "val": 1}

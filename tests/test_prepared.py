@@ -14,10 +14,10 @@ import tensorflow_datasets as tfds
 from configs import base
 from tc_jepa.config import data as config_data
 from tc_jepa.config.validate import validate
-from tc_jepa.data import prepare
-from tc_jepa.data.prepared import data_identity, ENDS, Features, file_identity, PreparedSource
-from tc_jepa.data.word_vectors.folder import WordsFolder, WordsStamp
-from tc_jepa.data.word_vectors.write import write_words
+from tc_jepa.data.prepare.folder import prepare_folder
+from tc_jepa.data.prepared import data_identity, ENDS, FeatureNames, file_identity, PreparedSource
+from tc_jepa.data.word_vectors.folder import WordVectorFolder, WordVectorInfo
+from tc_jepa.data.word_vectors.write import write_word_vectors
 from tc_jepa.errors import UserError
 from tests.preparing import PHOTO_LINES, PHOTOS, write_lines
 
@@ -69,7 +69,7 @@ def others(tmp_path_factory) -> str:
     ],
 )
 def test_named_texts_are_pooled_and_split(others, captions, descriptions, expected):
-    source = PreparedSource(others, "train", Features("jpg", captions, descriptions))
+    source = PreparedSource(others, "train", FeatureNames("jpg", captions, descriptions))
     assert source[0].captions == expected
     assert source[0].image.ndim == 3
 
@@ -78,21 +78,21 @@ def test_words_are_encoded_of_the_named_texts(others, tmp_path):
     def encode(texts):
         return [np.full((1, 2), len(text)) for text in texts]
 
-    stamp, output = WordsStamp("lengths", None, None, 4, 2, "float32"), str(tmp_path / "words")
-    named = Features("jpg", ("title",), ("answers.long",))
+    stamp, output = WordVectorInfo("lengths", None, None, 4, 2, "float32"), str(tmp_path / "words")
+    named = FeatureNames("jpg", ("title",), ("answers.long",))
     with pytest.raises(UserError, match="no image feature 'image'"):
-        write_words(others, output, encode, stamp)
-    write_words(others, output, encode, stamp, features=named)
-    words = WordsFolder(output)
+        write_word_vectors(others, output, encode, stamp)
+    write_word_vectors(others, output, encode, stamp, features=named)
+    words = WordVectorFolder(output)
     captions = words.attach(PreparedSource(others, "train", named), "train")[0].captions
     assert [caption[0, 0] for caption in captions] == [len("a cat"), len("It sleeps."), len("No dog")]
-    with pytest.raises(UserError, match="of other captions than the data has"):
-        words.attach(PreparedSource(others, "train", Features("jpg", ("title",))), "train")
+    with pytest.raises(UserError, match="image 0: .*other captions"):
+        words.attach(PreparedSource(others, "train", FeatureNames("jpg", ("title",))), "train")
 
 
 def test_labels_are_the_named_ones_or_all_that_are_not_nested(others):
-    assert list(PreparedSource(others, "train", Features("jpg")).tasks) == ["kind"]
-    source = PreparedSource(others, "train", Features("jpg", labels=("objects.name", "kind")))
+    assert list(PreparedSource(others, "train", FeatureNames("jpg")).tasks) == ["kind"]
+    source = PreparedSource(others, "train", FeatureNames("jpg", labels=("objects.name", "kind")))
     assert {name: task.kind for name, task in source.tasks.items()} == {"kind": "single", "objects.name": "multi"}
     labels = source.labels(0)
     assert labels["kind"] == 1 and labels["objects.name"].tolist() == [True, False]
@@ -117,7 +117,7 @@ def write_masks(folder: Path, masks: list[np.ndarray], **features) -> str:
 def test_a_mask_may_have_another_name(tmp_path):
     path = write_masks(tmp_path, [MASK])
     assert not PreparedSource(path, "train").segmentations
-    source = PreparedSource(path, "train", Features(mask="annotation"))
+    source = PreparedSource(path, "train", FeatureNames(mask="annotation"))
     assert source.segmentations == {"annotation": ()} and source[0].image.shape == (2, 3, 3)
     np.testing.assert_array_equal(source.mask(0, "annotation"), MASK)
 
@@ -125,44 +125,45 @@ def test_a_mask_may_have_another_name(tmp_path):
 def test_a_labelled_mask_brings_the_names_of_its_classes(tmp_path):
     labelled = tfds.features.LabeledImage(labels=["sky", "sea", "sand"])
     path = write_masks(tmp_path, [MASK, MASK + np.uint8(1)], annotation=labelled)
-    source = PreparedSource(path, "train", Features(mask="annotation"))
+    source = PreparedSource(path, "train", FeatureNames(mask="annotation"))
     assert source.segmentations == {"annotation": ("sky", "sea", "sand")}
     np.testing.assert_array_equal(source.mask(0, "annotation"), MASK)
-    with pytest.raises(UserError, match="annotation of train/1 holds class 3, and only 3 are named; prepare it anew"):
+    with pytest.raises(UserError, match="annotation of train/1 .*class 3"):
         source.mask(1, "annotation")
 
 
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (MASK.T.copy(), "is 2 x 3 pixels and the upright image 3 x 2; draw it at"),
-        (np.zeros((2, 3, 3), np.uint8), "does not decode: a mask has one channel, .* has 3 .RGB.; store PNGs of class"),
-        (np.full((2, 3), 300, np.uint16), "does not decode: .* at most 255"),
+        (MASK.T.copy(), "2 x 3 pixels .* 3 x 2"),
+        (np.zeros((2, 3, 3), np.uint8), "one channel"),
+        (np.full((2, 3), 300, np.uint16), "at most 255"),
     ],
+    ids=["size", "colours", "16 bits"],
 )
 def test_a_mask_that_cannot_be_is_named(tmp_path, mask, message):
-    source = PreparedSource(write_masks(tmp_path, [MASK, mask]), "train", Features(mask="annotation"))
-    with pytest.raises(UserError, match=f"split train: annotation of train/1 {message}") as error:
+    source = PreparedSource(write_masks(tmp_path, [MASK, mask]), "train", FeatureNames(mask="annotation"))
+    with pytest.raises(UserError, match=f"annotation of train/1 .*{message}") as error:
         source.mask(1, "annotation")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("features", "message"),
+    ("features", "missing", "available"),
     [
-        (Features(), "no image feature 'image'; it has jpg$"),
-        (Features("title"), "no image feature 'title'; it has jpg$"),
-        (Features("jpg", ("titel",)), "no text feature 'titel'; it has .*about.alt, .*title"),
-        (Features("jpg", ("answers",)), "no text feature 'answers'; it has .*answers.long"),
-        (Features("jpg", ("answers.id",)), "no text feature 'answers.id'"),
-        (Features("jpg", ("kind",)), "no text feature 'kind'"),
-        (Features("jpg", (), ("jpg",)), "no text feature 'jpg'"),
-        (Features("jpg", labels=("title",)), "no label feature 'title'; it has kind, objects.name$"),
-        (Features("jpg", mask="mask"), "no mask feature 'mask'; it has jpg$"),
+        (FeatureNames(), "image", "jpg$"),
+        (FeatureNames("title"), "title", "jpg$"),
+        (FeatureNames("jpg", ("titel",)), "titel", "about.alt, .*title"),
+        (FeatureNames("jpg", ("answers",)), "answers", "answers.long"),
+        (FeatureNames("jpg", ("answers.id",)), "answers.id", "title"),
+        (FeatureNames("jpg", ("kind",)), "kind", "title"),
+        (FeatureNames("jpg", (), ("jpg",)), "jpg", "title"),
+        (FeatureNames("jpg", labels=("title",)), "title", "kind, objects.name$"),
+        (FeatureNames("jpg", mask="mask"), "mask", "jpg$"),
     ],
 )
-def test_features_that_are_not_there_are_named_beside_those_that_are(others, features, message):
-    with pytest.raises(UserError, match=message) as error:
+def test_missing_features_are_refused_and_the_available_ones_listed(others, features, missing, available):
+    with pytest.raises(UserError, match=f"'{missing}'.*{available}") as error:
         PreparedSource(others, "train", features)
     assert "\n" not in str(error.value) and others in str(error.value)
 
@@ -171,7 +172,7 @@ def test_a_dataset_with_other_names_is_read_as_one_that_was_prepared(tmp_path):
     lines = [line for line in PHOTO_LINES if line["split"] == "train"]
     long = ["A long one. It ends " + str(index) for index in range(len(lines))]
     given = [line | {"descriptions": text} for line, text in zip(lines, long)]
-    prepare.prepare_folder(str(PHOTOS), str(write_lines(tmp_path / "c.jsonl", given)), str(tmp_path / "ours"))
+    prepare_folder(str(PHOTOS), str(write_lines(tmp_path / "c.jsonl", given)), str(tmp_path / "ours"))
     ours = PreparedSource(str(tmp_path / "ours"), "train")
     features = {
         "picture": tfds.features.Image(),
@@ -190,7 +191,7 @@ def test_a_dataset_with_other_names_is_read_as_one_that_was_prepared(tmp_path):
         for line, text in zip(lines, long)
     ]
     path = write(tmp_path / "theirs", features, examples)
-    theirs = PreparedSource(path, "train", Features("picture", ("raw.text",), ("long",), ("things",)))
+    theirs = PreparedSource(path, "train", FeatureNames("picture", ("raw.text",), ("long",), ("things",)))
     assert len(theirs) == len(ours)
     for index in range(len(ours)):
         np.testing.assert_array_equal(theirs[index].image, ours[index].image)
@@ -207,7 +208,7 @@ def test_tfds_folders_as_coco_captions_open_without_a_word(tmp_path):
     source = PreparedSource(path, "val")
     assert source[0].captions == ("a", "b")
     assert source.labels(0) == {"label": 1}
-    with pytest.raises(UserError, match="image 1 has no label; test on a labelled split"):
+    with pytest.raises(UserError, match="image 1 .*label"):
         source.labels(1)
 
 
@@ -218,21 +219,21 @@ def test_the_split_to_test_on_is_test_or_val_or_the_one_that_is_named(tmp_path):
     for line, split in zip(lines, ("train", "val", "test", "test")):
         line["split"] = split
     for name, count in (("train", 1), ("val", 2), ("both", 4)):
-        prepare.prepare_folder(str(PHOTOS), str(write_lines(tmp_path / "c", lines[:count])), str(tmp_path / name))
+        prepare_folder(str(PHOTOS), str(write_lines(tmp_path / "c", lines[:count])), str(tmp_path / name))
     config.data.path = str(tmp_path / "both")
     assert config_data.test_split(config) == "test"
     config.evaluation.test_split = "val"
     assert config_data.test_split(config) == "val"
     config.evaluation.test_split = "dev"
-    with pytest.raises(UserError, match="evaluation.test_split=dev is none of .*both; it holds train, val, test"):
+    with pytest.raises(UserError, match="evaluation.test_split=dev .*both.*train, val, test"):
         config_data.test_split(config)
     config.evaluation.test_split = "train"
-    with pytest.raises(UserError, match="train is what probes are fitted on"):
+    with pytest.raises(UserError, match="evaluation.test_split=train"):
         config_data.test_split(config)
     config.data.path, config.evaluation.test_split = str(tmp_path / "val"), ""
     assert config_data.test_split(config) == "val"
     config.data.path = str(tmp_path / "train")
-    with pytest.raises(UserError, match="holds only train; prepare it with a split test or val"):
+    with pytest.raises(UserError, match=f"{tmp_path}/train .*only train"):
         config_data.test_split(config)
 
 
@@ -246,7 +247,7 @@ def test_the_configuration_names_features(others):
     assert source[0].captions == ("a cat", "It sleeps.", "No dog") and list(source.tasks) == ["objects.name"]
     assert list(source.segmentations) == ["jpg"]
     config.data.description_features = ("title",)
-    with pytest.raises(UserError, match="title is in data.caption_features and in data.description_features"):
+    with pytest.raises(UserError, match="title .*data.caption_features .*data.description_features"):
         validate(config)
 
 

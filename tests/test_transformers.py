@@ -20,7 +20,7 @@ import tc_jepa
 from tc_jepa.convert import hf_ijepa, ijepa, t5
 from tc_jepa.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
-from tc_jepa.data.prepare import prepare_folder
+from tc_jepa.data.prepare.folder import prepare_folder
 from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.models import layers, vit
 from tc_jepa.pretrained import encoder as pretrained

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tc_jepa.data.prepare.word_labels import content_words, label_by_words
+from tc_jepa.data.prepare.word_labels import content_words, label_by_words, read_listing
 from tc_jepa.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -39,7 +39,7 @@ def test_labels_are_the_words_that_most_images_of_the_split_have():
     ("arguments", "message"),
     [
         (("test", 3, 0.5), "0 images of split 'test'"),
-        (("val", 3, 1.0), "cannot be parted"),
+        (("val", 3, 1.0), "share of 1"),
         (("val", 9, 0.5), "only 5"),
     ],
 )
@@ -48,21 +48,21 @@ def test_what_cannot_be_labelled_is_refused(arguments, message):
         label_by_words(LINES, *arguments)
 
 
-def test_the_command_writes_lines_and_names_the_words(tmp_path):
+@pytest.mark.parametrize("line", ["not JSON", "[]", '{"file": "a.jpg"}', '{"captions": "a dog"}'])
+def test_a_bad_line_is_refused(tmp_path, line):
+    path = tmp_path / "captions.jsonl"
+    path.write_text(json.dumps(LINES[0]) + "\n\n" + line + "\n")
+    with pytest.raises(UserError, match="captions.jsonl:3"):
+        read_listing(path)
+    with pytest.raises(UserError, match="--captions=.*missing"):
+        read_listing(tmp_path / "missing")
+
+
+def test_the_command_writes_lines_and_lists_the_words(tmp_path):
     captions, output = tmp_path / "captions.jsonl", tmp_path / "probe.jsonl"
-    flags = [f"--captions={captions}", f"--output={output}", "--count=3", "--fit_share=0.5"]
-
-    def run() -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "launch.word_labels", *flags]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-
     captions.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    done = run()
+    flags = [f"--captions={captions}", f"--output={output}", "--count=3", "--fit_share=0.5"]
+    command = [sys.executable, "-m", "launch.word_labels", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "cat, dog, brown" in done.stdout, done.stderr
-    assert [json.loads(line) for line in output.read_text().splitlines()] == label_by_words(LINES, "val", 3, 0.5)[0]
-    again = run()
-    assert again.returncode == 2 and "probe.jsonl" in again.stderr
-    output.unlink()
-    captions.write_text('{"file": "a.jpg"}\n')
-    bad = run()
-    assert bad.returncode == 2 and ':1 has no list "captions"' in bad.stderr and not output.exists()
+    assert read_listing(output) == label_by_words(LINES, "val", 3, 0.5)[0]

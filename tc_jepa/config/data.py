@@ -10,68 +10,64 @@ import ml_collections
 
 from tc_jepa.convert import t5
 from tc_jepa.data.captions import tokenizer as captions
+from tc_jepa.data.datasets import DatasetOptions, open_dataset
 from tc_jepa.data.mixtures import Concatenation, Mixture
-from tc_jepa.data.prepared import (
-    data_identity,
-    Features,
-    file_identity,
-    PreparedSource,
-    splits,
-    USUAL_FEATURES,
-    vocabulary_path,
-)
-from tc_jepa.data.scenes.source import SceneSource
-from tc_jepa.data.sources import Captioned, SCENES, Source, SPLITS, TEST, TRAIN, VALIDATION
-from tc_jepa.data.word_vectors.folder import WordsFolder, WordVectors
+from tc_jepa.data.prepared import data_identity, DEFAULT_FEATURES, FeatureNames, file_identity
+from tc_jepa.data.scenes.dataset import ScenesDataset
+from tc_jepa.data.sources import Captioned, Dataset, SCENES, Source, TEST, TRAIN, VALIDATION
+from tc_jepa.data.word_vectors.folder import WordVectorFolder, WordVectorReader
 from tc_jepa.errors import UserError
 from tc_jepa.storage import hashing
 from tc_jepa.storage.run_data import Found, Held, VECTORS
 
 Config = ml_collections.ConfigDict
 
-HELD_OUT_SCENES = 10_000  # each of validation and test; drawn on the fly, so only those that are read cost anything
-
 
 def data_paths(config: Config) -> list[str]:
     return config.data.path.split(",") if config.data.path else []
 
 
+def datasets(config: Config) -> list[Dataset]:
+    """The datasets that a run trains on."""
+    data = config.data
+    scenes = ScenesDataset(config.image.size, data.train_scenes, data.scenes_seed, data.scenes_level)
+    options = DatasetOptions(features(config), scenes)
+    return [open_dataset(path, options) for path in data.path.split(",")]
+
+
 def source(config: Config, split: str) -> Source:
-    """One split with its labels, for an evaluation; UserError where there is none."""
-    _one_dataset(config)
-    if config.data.path:
-        return PreparedSource(config.data.path, split, features(config))
-    count = config.data.train_scenes if split == TRAIN else HELD_OUT_SCENES
-    return SceneSource(config.data.scenes_seed, split, count, config.image.size, config.data.scenes_level)
+    """One split with its labels, for an evaluation. Raises UserError if there is none."""
+    return _one_dataset(config).open(split)
 
 
-def _one_dataset(config: Config) -> None:
-    paths = data_paths(config)
-    if len(paths) > 1:
-        raise UserError(
-            f"labels belong to one dataset: choose with --data or evaluation.data one of {', '.join(paths)}"
-        )
-
-
-def test_split(config: Config) -> str:
-    """The split that an evaluation tests on. UserError where the data does not hold it."""
-    _one_dataset(config)
-    path, chosen = config.data.path, config.evaluation.test_split
-    held = splits(path) if path else SPLITS
-    if chosen == TRAIN:
-        raise UserError("evaluation.test_split=train is what probes are fitted on; give another")
-    if chosen and chosen not in held:
-        raise UserError(f"evaluation.test_split={chosen} is none of {path or 'the scenes'}; it holds {', '.join(held)}")
-    found = [split for split in (chosen, TEST, VALIDATION) if split in held]
-    if not found:
-        raise UserError(f"{path} holds only {', '.join(held)}; prepare it with a split test or val")
+def _one_dataset(config: Config) -> Dataset:
+    found = datasets(config)
+    if len(found) > 1:
+        names = ", ".join(dataset.name for dataset in found)
+        raise UserError(f"labels belong to one dataset: choose with --data or evaluation.data one of {names}")
     return found[0]
 
 
-def features(config: Config) -> Features:
+def test_split(config: Config) -> str:
+    """The split that an evaluation tests on. Raises UserError if the data does not have it."""
+    dataset, chosen = _one_dataset(config), config.evaluation.test_split
+    available = dataset.splits()
+    if chosen == TRAIN:
+        raise UserError("evaluation.test_split=train is what probes are fitted on; give another")
+    if chosen and chosen not in available:
+        raise UserError(
+            f"evaluation.test_split={chosen} is not a split of {dataset.name}; it has {', '.join(available)}"
+        )
+    found = [split for split in (chosen, TEST, VALIDATION) if split in available]
+    if not found:
+        raise UserError(f"{dataset.name} has only {', '.join(available)}; prepare it with a split test or val")
+    return found[0]
+
+
+def features(config: Config) -> FeatureNames:
     """What the data's features are to us."""
     data = config.data
-    return Features(
+    return FeatureNames(
         data.image_feature,
         tuple(data.caption_features),
         tuple(data.description_features),
@@ -88,52 +84,47 @@ def on_data(config: Config, data: str) -> Config:
     """
     config = config.copy_and_resolve_references()
     if data and Path(data).resolve() not in [Path(path).resolve() for path in data_paths(config)]:
-        config.data.image_feature = USUAL_FEATURES.image
-        config.data.caption_features = USUAL_FEATURES.captions
-        config.data.description_features = USUAL_FEATURES.descriptions
-        config.data.label_features = USUAL_FEATURES.labels
-        config.data.mask_feature = USUAL_FEATURES.mask
+        config.data.image_feature = DEFAULT_FEATURES.image
+        config.data.caption_features = DEFAULT_FEATURES.captions
+        config.data.description_features = DEFAULT_FEATURES.descriptions
+        config.data.label_features = DEFAULT_FEATURES.labels
+        config.data.mask_feature = DEFAULT_FEATURES.mask
     if data:
         config.data.path = "" if data == SCENES else data
     return config
 
 
-def training_source(config: Config, words: Sequence[WordsFolder] = ()) -> Captioned:
+def training_source(config: Config, words: Sequence[WordVectorFolder] = ()) -> Captioned:
     """What a run is trained on. `words` are the word_folders."""
-    paths = data_paths(config)
-    if not paths:
-        return source(config, TRAIN)
-    parts = [_prepared(config, path, TRAIN, words, number) for number, path in enumerate(paths)]
+    parts = [_open(dataset, TRAIN, words, number) for number, dataset in enumerate(datasets(config))]
     if config.data.weights:
         return Mixture(parts, config.data.weights)
     return Concatenation(parts) if len(parts) > 1 else parts[0]
 
 
-def held_out_source(config: Config, words: Sequence[WordsFolder] = ()) -> Captioned:
-    """Validation data for the monitor, all that there is; where there is none, the training data, said once."""
-    paths = data_paths(config)
-    if not paths:
-        return source(config, VALIDATION)
-    numbers = [number for number, path in enumerate(paths) if VALIDATION in splits(path)]
-    if not numbers:
+def held_out_source(config: Config, words: Sequence[WordVectorFolder] = ()) -> Captioned:
+    """All validation data, for the monitor; the training data, with a warning, if there is none."""
+    found = [(number, dataset) for number, dataset in enumerate(datasets(config)) if VALIDATION in dataset.splits()]
+    if not found:
         logging.warning("%s has no split %r: the monitor looks at training images", config.data.path, VALIDATION)
         return training_source(config, words)
-    return Concatenation([_prepared(config, paths[number], VALIDATION, words, number) for number in numbers])
+    parts = [_open(dataset, VALIDATION, words, number) for number, dataset in found]
+    return Concatenation(parts) if len(parts) > 1 else parts[0]
 
 
-def _prepared(config: Config, path: str, split: str, words: Sequence[WordsFolder], number: int) -> Captioned:
-    prepared = PreparedSource(path, split, features(config))
-    return words[number].attach(prepared, split) if words else prepared
+def _open(dataset: Dataset, split: str, words: Sequence[WordVectorFolder], number: int) -> Captioned:
+    source = dataset.open(split)
+    return words[number].attach(source, split) if words else source
 
 
-def word_folders(config: Config) -> list[WordsFolder]:
+def word_folders(config: Config) -> list[WordVectorFolder]:
     """The stored word vectors, a folder for each dataset; none where a text encoder runs along.
 
     UserError where they were not all made alike, or otherwise than the configuration says.
     """
     if config.model.text != "stored":
         return []
-    folders = [WordsFolder(path) for path in config.captions.vectors.split(",")]
+    folders = [WordVectorFolder(path) for path in config.captions.vectors.split(",")]
     wanted: dict[str, tuple[str, Any]] = {"captions.words": ("words", config.captions.words)}
     if config.model.text_weights:
         wanted["model.text_weights"] = ("weights", hashing.parameters_sha256(*t5.load(config.model.text_weights)))
@@ -142,13 +133,13 @@ def word_folders(config: Config) -> list[WordsFolder]:
     for folder in folders:
         for name, (key, value) in wanted.items():
             folder.check(name, key, value)
-        for key, value in dataclasses.asdict(folders[0].stamp).items():
-            if key != "encoder" or folder.stamp.weights is None:  # a name, which says nothing beside a hash
+        for key, value in dataclasses.asdict(folders[0].info).items():
+            if key != "encoder" or folder.info.weights is None:  # a name, which says nothing beside a hash
                 folder.check(folders[0].path, key, value)
     return folders
 
 
-def run_data(config: Config, words: Sequence[WordsFolder]) -> Found:
+def run_data(config: Config, words: Sequence[WordVectorFolder]) -> Found:
     """What the data that a run reads holds, to be compared when it is resumed. `words` are the word_folders."""
     vocabulary = config.captions.vocabulary
     found = {
@@ -159,35 +150,33 @@ def run_data(config: Config, words: Sequence[WordsFolder]) -> Found:
     return {key: held for key, held in found.items() if held}
 
 
-def caption_reader(config: Config, words: Sequence[WordsFolder] = ()) -> captions.CaptionReader:
+def caption_reader(config: Config, words: Sequence[WordVectorFolder] = ()) -> captions.CaptionReader:
     """Of the stored vectors where there are any, else of texts."""
-    return WordVectors(words[0].stamp) if words else tokenizer(config)
+    return WordVectorReader(words[0].info) if words else tokenizer(config)
 
 
 def tokenizer(config: Config) -> captions.CaptionTokenizer:
-    """By precedence: the T5's own vocabulary, the configured one, the one stored with the data, the scenes' own."""
+    """By precedence: the T5's own vocabulary, the configured one, the one that comes with the data."""
     if config.model.text == "t5":
         path = t5.vocabulary(config.model.text_weights)
     elif config.captions.vocabulary:
         path = config.captions.vocabulary
-    elif not config.data.path:
-        path = captions.scenes_vocabulary_path()
     else:
-        path = _common_vocabulary(data_paths(config))
+        path = _common_vocabulary(datasets(config))
     return captions.CaptionTokenizer(path, config.captions.words)
 
 
-def _common_vocabulary(paths: Sequence[str]) -> str:
-    found = {path: vocabulary_path(path) for path in paths}
-    hashes = set()
-    for path, vocabulary in found.items():
-        if vocabulary is None:
+def _common_vocabulary(found: Sequence[Dataset]) -> str:
+    paths, hashes = [dataset.vocabulary_path() for dataset in found], set()
+    for dataset, path in zip(found, paths):
+        if path is None:
             raise UserError(
-                f"{path} holds no vocabulary; give --config.captions.vocabulary=FILE, a SentencePiece model"
+                f"{dataset.name} has no vocabulary; give --config.captions.vocabulary=FILE, a SentencePiece model"
             )
-        hashes.add(hashing.file_sha256(vocabulary))
+        hashes.add(hashing.file_sha256(path))
         if len(hashes) > 1:
             raise UserError(
-                f"{path} holds another vocabulary than {paths[0]}; give --config.captions.vocabulary=FILE for both"
+                f"{dataset.name} has another vocabulary than {found[0].name}; give --config.captions.vocabulary=FILE "
+                "for both"
             )
-    return found[paths[0]]
+    return paths[0]

@@ -10,7 +10,7 @@ from tc_jepa.config import data, jepa_rules, models
 from tc_jepa.config.parts import MethodParts
 from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
-from tc_jepa.data.word_vectors.folder import WordsFolder
+from tc_jepa.data.word_vectors.folder import WordVectorFolder
 from tc_jepa.masking import BlockMasks, MaskSampler, OfficialMasks, RandomMasks
 from tc_jepa.methods import jepa_reporting
 from tc_jepa.methods.jepa import Jepa
@@ -26,7 +26,7 @@ TARGETS = ("ema", "frozen", "pixels")
 
 def build(
     config: Config,
-    words: Sequence[WordsFolder] = (),
+    words: Sequence[WordVectorFolder] = (),
     constrain: models.Constrain = models.unconstrained,
     teacher: VisionTransformer | None = None,
 ) -> MethodParts:
@@ -59,7 +59,7 @@ def reads_captions(config: Config) -> bool:
     return config.model.conditioner != "none"
 
 
-def caption_reader(config: Config, words: Sequence[WordsFolder] = ()) -> CaptionReader | None:
+def caption_reader(config: Config, words: Sequence[WordVectorFolder] = ()) -> CaptionReader | None:
     """Of stored word vectors where there are any, else of texts; None where the predictor reads no captions."""
     return data.caption_reader(config, words) if reads_captions(config) else None
 

@@ -9,7 +9,7 @@ from tc_jepa.config.parts import MethodParts
 from tc_jepa.data.inputs.views import Views
 from tc_jepa.data.photometric import Photometric
 from tc_jepa.data.transforms import Crop
-from tc_jepa.data.word_vectors.folder import WordsFolder
+from tc_jepa.data.word_vectors.folder import WordVectorFolder
 from tc_jepa.errors import UserError
 from tc_jepa.methods.lejepa import LeJepa
 from tc_jepa.methods.reporting import Diagnostics
@@ -21,7 +21,7 @@ Config = ml_collections.ConfigDict
 
 def build(
     config: Config,
-    words: Sequence[WordsFolder] = (),
+    words: Sequence[WordVectorFolder] = (),
     constrain: models.Constrain = models.unconstrained,
     teacher: VisionTransformer | None = None,
 ) -> MethodParts:

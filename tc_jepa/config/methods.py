@@ -9,7 +9,7 @@ from types import ModuleType
 import ml_collections
 
 from tc_jepa.config import data, jepa, lejepa
-from tc_jepa.data.word_vectors.folder import WordsFolder
+from tc_jepa.data.word_vectors.folder import WordVectorFolder
 
 METHODS: dict[str, ModuleType] = {
     "jepa": jepa,
@@ -17,7 +17,7 @@ METHODS: dict[str, ModuleType] = {
 }
 
 
-def word_folders(config: ml_collections.ConfigDict) -> list[WordsFolder]:
+def word_folders(config: ml_collections.ConfigDict) -> list[WordVectorFolder]:
     """Returns the folders of stored word vectors that a run reads; none for a method that reads no captions."""
     return data.word_folders(config) if chosen(config).reads_captions(config) else []
 

@@ -1,34 +1,25 @@
-"""Phrases that name the classes of masks, so that words can be looked for in data that nobody wrote phrases for."""
+"""Phrases made of the class names of masks, so that grounding can be evaluated on data without phrases."""
 
-from collections.abc import Mapping
 import dataclasses
 
 import numpy as np
 
 from tc_jepa.data.images import IGNORED
-from tc_jepa.data.sources import Example, Phrase, Source, Task
+from tc_jepa.data.sources import Example, Phrase, Source
 
 KIND = "class"
-NO_OBJECT = ("background", "other", "void", "unlabeled")  # names of classes that are no thing to look for
+NO_OBJECT = ("background", "other", "void", "unlabeled")  # names of classes that are not objects
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassPhrases:
-    """A source with a segmentation of named classes as a Grounded one: of an image, "a NAME" for each class in sight.
+    """A source with a segmentation of named classes as a Grounded one: a phrase "a NAME" for each visible class.
 
-    The mask of a phrase is all that is of the class, be it one object or several.
+    The mask of a phrase covers everything of the class, one object or several.
     """
 
     source: Source
     segmentation: str
-
-    @property
-    def tasks(self) -> Mapping[str, Task]:
-        return self.source.tasks
-
-    @property
-    def segmentations(self) -> Mapping[str, tuple[str, ...]]:
-        return self.source.segmentations
 
     def __len__(self) -> int:
         return len(self.source)
@@ -36,31 +27,22 @@ class ClassPhrases:
     def __getitem__(self, index: int) -> Example:
         return self.source[index]
 
-    def labels(self, index: int) -> dict[str, int | np.ndarray]:
-        return self.source.labels(index)
-
-    def file(self, index: int) -> str:
-        return self.source.file(index)
-
-    def mask(self, index: int, name: str) -> np.ndarray:
-        return self.source.mask(index, name)
-
     def phrases(self, index: int) -> list[Phrase]:
-        mask = self.mask(index, self.segmentation)
+        mask = self.source.mask(index, self.segmentation)
         return [Phrase(f"a {name}", name, KIND, mask == number) for number, name in self._things(mask)]
 
     def objects_mask(self, index: int) -> np.ndarray:
-        mask = self.mask(index, self.segmentation)
+        mask = self.source.mask(index, self.segmentation)
         return np.isin(mask, [number for number, _ in self._things(mask)])
 
     def _things(self, mask: np.ndarray) -> list[tuple[int, str]]:
-        names = self.segmentations[self.segmentation]
+        names = self.source.segmentations[self.segmentation]
         return [
             (n, names[n]) for n in np.unique(mask).tolist() if n != IGNORED and names[n].casefold() not in NO_OBJECT
         ]
 
 
 def named_segmentation(source: Source) -> str | None:
-    """The first segmentation whose classes have names, which numbers are not."""
+    """The name of the first segmentation whose classes have names. Numbers do not count as names."""
     named = (name for name, classes in source.segmentations.items() if not all(x.isdigit() for x in classes))
     return next(named, None)

@@ -1,4 +1,4 @@
-"""Several datasets as one: every image once an epoch, or in exact ratios."""
+"""Several datasets as one: every image once per epoch, or in exact ratios."""
 
 import bisect
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ LONGEST_PERIOD = 100_000
 
 
 class Concatenation:
-    """The images of all parts, one part after the other: a sources.Captioned."""
+    """The images of all parts, one part after the other, as a sources.Captioned."""
 
     def __init__(self, parts: Sequence[Captioned]):
         self.parts = tuple(parts)
@@ -28,26 +28,26 @@ class Concatenation:
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
-            raise IndexError(f"{len(self)} images, none of index {index}")
+            raise IndexError(f"index {index} of {len(self)} images")
         part = bisect.bisect_right(self._ends, index)
         return self.parts[part][index - (self._ends[part - 1] if part else 0)]
 
 
 class Mixture(Concatenation):
-    """Parts whose images the pipeline draws in the ratio of `weights`, each part reshuffled at each of its own epochs.
+    """Parts whose images are drawn in the ratio of `weights`. Each part is reshuffled after each of its own epochs.
 
-    UserError for a part without images.
+    Raises UserError for a part without images.
     """
 
     def __init__(self, parts: Sequence[Captioned], weights: Sequence[float]):
         super().__init__(parts)
         for number, part in enumerate(parts, 1):
             if not len(part):
-                raise UserError(f"dataset {number} of data.path has no training images, which no ratio can use")
+                raise UserError(f"dataset {number} of data.path has no training images; leave it out")
         self._schedule = Schedule(weights)
 
     def stream(self, seed: int) -> grain.MapDataset:
-        """The images in training order, without end."""
+        """An endless stream of the images in training order."""
         seeds = np.random.SeedSequence(seed).generate_state(len(self.parts))
         shuffled = [
             grain.MapDataset.source(part).shuffle(seed=int(own)).repeat(None) for part, own in zip(self.parts, seeds)
@@ -56,18 +56,19 @@ class Mixture(Concatenation):
 
 
 class Schedule(grain.transforms.DatasetSelectionMap):
-    """Which part gives the image at each position of the stream, and which one of that part's own stream it is.
+    """Maps each position of the stream to a part and a position in that part's own stream.
 
     Among the first n positions, for any n, part i has its share n * weight_i / (sum of weights) rounded up or down.
-    (Grain's own mix rounds the weights, 7:3 to 233:100, and lets the later of many parts fall behind by more than one.)
+    Grain's own mix rounds the weights, 7:3 to 233:100, and later parts of many fall behind by more than one.
     """
 
     def __init__(self, weights: Sequence[float]):
         whole = whole_weights(weights)
         period, counts = sum(whole), [0] * len(whole)
         self._counts, self._parts, self._places = whole, [], []
-        # The k-th image of a part is due between the positions at which its share reaches k - 1 and k. To give
-        # each position to the part that is due first meets all of them (proportionate progress, Baruah et al. 1996).
+        # The k-th image of a part is due between the positions at which its share reaches k - 1 and k. Giving each
+        # position to the part with the earliest deadline meets all deadlines (proportionate progress, Baruah et al.
+        # 1996).
         for position in range(period):
             ready = [i for i, weight in enumerate(whole) if counts[i] * period < (position + 1) * weight]
             chosen = min(ready, key=lambda i: -(-(counts[i] + 1) * period // whole[i]))
@@ -85,19 +86,19 @@ class Schedule(grain.transforms.DatasetSelectionMap):
 
 
 def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
-    """The smallest whole numbers in the same ratio; 0.7 means seven tenths. UserError where there are none."""
+    """The smallest whole numbers in the same ratio; 0.7 means seven tenths. Raises UserError if there are none."""
     try:
         exact = [Fraction(str(weight)) for weight in weights]
     except ValueError as error:
         raise UserError(f"data.weights={tuple(weights)} must be positive numbers") from error
     if min(exact) <= 0:
-        raise UserError(f"data.weights={tuple(weights)} must be positive; to leave a dataset out, leave out its path")
+        raise UserError(f"data.weights={tuple(weights)} must be positive; to leave out a dataset, leave out its path")
     denominator = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * denominator) for weight in exact]
     divisor = math.gcd(*whole)
     if sum(whole) // divisor > LONGEST_PERIOD:
         raise UserError(
-            f"data.weights={tuple(weights)} are {sum(whole) // divisor} parts in whole numbers, more than "
+            f"data.weights={tuple(weights)} have the sum {sum(whole) // divisor} as whole numbers, more than "
             f"{LONGEST_PERIOD}; round them"
         )
     return tuple(number // divisor for number in whole)

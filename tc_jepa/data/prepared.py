@@ -1,4 +1,4 @@
-"""A prepared folder, as launch.prepare_data or TFDS itself writes it in ArrayRecord form, as a source."""
+"""Reading prepared folders: TFDS datasets in ArrayRecord form, written by launch.prepare_data or by TFDS itself."""
 
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,63 +20,63 @@ from tc_jepa.errors import UserError
 
 VOCABULARY = "vocabulary.model"  # in the folder, beside TFDS's own files
 MASK = "mask"
-FILE = "file"  # what launch.prepare_data calls the name of an image
+FILE = "file"  # the feature in which launch.prepare_data stores an image's file name
 ENDS = 64 * 1024  # bytes at each end of a file that its identity covers
 READERS = 16  # threads that read them
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
-    """What a dataset's features are to us, by name; a dot reaches into a nested one: captions.text.
+class FeatureNames:
+    """Which TFDS features of a dataset hold the image, texts, labels and mask. A dot names a nested one: captions.text.
 
-    A text feature is a text or a sequence of texts; all that are named are pooled. Captions are candidates as they are,
-    descriptions are split into sentences. A label feature is a ClassLabel, a task of kind single, or a sequence of
-    them, of kind multi. A mask is an Image of class indices, whose names are known where it is a LabeledImage.
+    A text feature is a text or a sequence of texts; the texts of all named features are pooled. A caption is one
+    candidate, a description is split into sentences. A label feature is a ClassLabel (a task of kind single) or a
+    sequence of them (multi). A mask is an Image of class indices; a LabeledImage also has the names of the classes.
     Sequences of sequences cannot be read without TensorFlow.
     """
 
     image: str = "image"
-    captions: tuple[str, ...] = ()  # none: "captions", or "captions.text" as in TFDS's coco_captions, if it is there
+    captions: tuple[str, ...] = ()  # if empty: "captions", or "captions.text" as in TFDS's coco_captions, if present
     descriptions: tuple[str, ...] = ()
-    labels: tuple[str, ...] = ()  # none: all that are not nested
-    mask: str = ""  # none: "mask", if it is there
+    labels: tuple[str, ...] = ()  # if empty: all that are not nested
+    mask: str = ""  # if empty: "mask", if present
 
 
-USUAL_FEATURES = Features()
+DEFAULT_FEATURES = FeatureNames()
 
 
 class PreparedSource:
     """One split of a prepared folder as a sources.Source.
 
-    Captions are made candidates as preparation does it; a dataset without any is fine. Tasks and the segmentation have
-    their features' names.
+    Texts are turned into candidates as in preparation; a dataset without captions is accepted. Tasks and the
+    segmentation have the names of their features.
 
-    Raises UserError for a path that is no such folder, a split or feature that it does not hold, and missing files.
+    Raises UserError for a path that is not a prepared folder, a missing split, feature or file.
     """
 
-    def __init__(self, path: str, split: str, features: Features = USUAL_FEATURES):
+    def __init__(self, path: str, split: str, features: FeatureNames = DEFAULT_FEATURES):
         builder = _open(path)
-        held, infos = _Held(path, builder.info.features), _split_infos(builder)
+        available, infos = _AvailableFeatures(path, builder.info.features), _split_infos(builder)
         if split not in infos:
-            raise UserError(f"{path} has no split {split!r}; it holds {', '.join(infos)}")
+            raise UserError(f"{path} has no split {split!r}; it has {', '.join(infos)}")
         for shard in infos[split].filepaths:
             if not shard.exists():
-                raise UserError(f"{shard} is missing; restore it or prepare the dataset anew")
+                raise UserError(f"{shard} is missing; restore it or prepare the dataset again")
         self._name, self._split = f"{path}, split {split}", split
-        # TFDS's partial decoding fails on data sources. So records come raw, and only what is asked for is parsed.
+        # TFDS's partial decoding fails on data sources. So records are read raw, and only what is needed is parsed.
         self._records = builder.as_data_source(
             infos[split].name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        self._image = held.image(features.image)
-        self._captions = held.texts(features.captions or held.usual_captions())
-        self._descriptions = held.texts(features.descriptions)
-        self.tasks: Mapping[str, Task] = held.tasks(features.labels)
-        self.segmentations: Mapping[str, tuple[str, ...]] = held.segmentations(features.mask)
-        self._example = held.only([self._image, *self._captions, *self._descriptions])
-        self._labels = held.only(self.tasks)
-        self._mask = held.only([self._image, *self.segmentations])
-        self._file = held.only([FILE] * (FILE in builder.info.features))
-        self._texts = held.only([*self._captions, *self._descriptions])
+        self._image = available.image(features.image)
+        self._captions = available.texts(features.captions or available.default_captions())
+        self._descriptions = available.texts(features.descriptions)
+        self.tasks: Mapping[str, Task] = available.tasks(features.labels)
+        self.segmentations: Mapping[str, tuple[str, ...]] = available.segmentations(features.mask)
+        self._example = available.only([self._image, *self._captions, *self._descriptions])
+        self._labels = available.only(self.tasks)
+        self._mask = available.only([self._image, *self.segmentations])
+        self._file = available.only([FILE] * (FILE in builder.info.features))
+        self._texts = available.only([*self._captions, *self._descriptions])
 
     def __len__(self) -> int:
         return len(self._records)
@@ -87,11 +87,11 @@ class PreparedSource:
         try:
             image = decode_image(record[self._image])
         except ValueError as error:
-            raise UserError(f"{self._name}: image {index} does not decode: {error}; prepare it anew") from error
+            raise UserError(f"{self._name}: image {index} does not decode: {error}; prepare it again") from error
         return Example(image, self._candidates(record))
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """The image's candidates, without decoding it."""
+        """The image's candidate captions. Does not decode the image."""
         return self._candidates(self._read(self._texts, index))
 
     def _candidates(self, record: dict[str, Any]) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ class PreparedSource:
         return candidates(captions, descriptions).texts
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
-        """By task: the class as an int, or bool [classes]. Raises UserError where TFDS says -1, for unknown."""
+        """By task: the class as an int, or bool [classes]. Raises UserError for -1, TFDS's unknown label."""
         record = self._read(self._labels, index)
         labels: dict[str, int | np.ndarray] = {}
         for name, task in self.tasks.items():
@@ -110,34 +110,37 @@ class PreparedSource:
             if task.kind == "multi":
                 labels[name] = np.isin(np.arange(len(task.classes)), value)
             elif value < 0:
-                mend = "test on a labelled split (evaluation.test_split)"
-                raise UserError(f"{self._name}: image {index} has no {name}; {mend}")
+                raise UserError(
+                    f"{self._name}: image {index} has no {name}; test on a labelled split (evaluation.test_split)"
+                )
             else:
                 labels[name] = int(value)
         return labels
 
     def file(self, index: int) -> str:
-        """The feature "file", which launch.prepare_data writes; SPLIT/INDEX where there is none."""
+        """The image's file name, as launch.prepare_data stores it; SPLIT/INDEX for other datasets."""
         record = self._read(self._file, index)
         return record[FILE].decode() if FILE in record else f"{self._split}/{index}"
 
     def mask(self, index: int, name: str = MASK) -> np.ndarray:
-        """uint8 [height, width] of the class indices of one of `segmentations`, 255 = ignore, as large as the image.
+        """uint8 [height, width], the size of the image: class indices of one of `segmentations`, 255 = ignore.
 
-        Raises UserError for one that does not decode, has another size or holds a class without a name.
+        Raises UserError for a mask that does not decode, has another size or contains a class without a name.
         """
         record, classes = self._read(self._mask, index), self.segmentations[name]
         try:
             mask, shape = decode_mask(record[name]), image_shape(record[self._image])
         except ValueError as error:
-            raise self._bad_mask(index, name, f"does not decode: {error}; store PNGs of class indices") from error
+            raise self._bad_mask(
+                index, name, f"does not decode: {error}; store masks as PNGs of class indices"
+            ) from error
         if mask.shape != shape:
-            sizes = f"is {mask.shape[1]} x {mask.shape[0]} pixels and the upright image {shape[1]} x {shape[0]}"
-            raise self._bad_mask(index, name, f"{sizes}; draw it at the image's size")
+            sizes = f"has {mask.shape[1]} x {mask.shape[0]} pixels but its upright image {shape[1]} x {shape[0]}"
+            raise self._bad_mask(index, name, f"{sizes}; store masks at the size of their images")
         highest = int(mask[mask != IGNORED].max(initial=0))
         if classes and highest >= len(classes):
             raise self._bad_mask(
-                index, name, f"holds class {highest}, and only {len(classes)} are named; prepare it anew"
+                index, name, f"contains class {highest} but only {len(classes)} classes have names; prepare it again"
             )
         return mask
 
@@ -146,14 +149,39 @@ class PreparedSource:
 
     def _read(self, features: tfds.features.FeaturesDict, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
-            raise IndexError(f"{self._name} holds {len(self)} images, none of index {index}")
-        # Images stay bytes, which this project decodes itself.
+            raise IndexError(f"{self._name} has {len(self)} images; index {index} is out of range")
+        # Images stay encoded: this project decodes them itself (tc_jepa/data/images.py).
         encoded = {name: tfds.decode.SkipDecoding() for name in (self._image, *self.segmentations) if name in features}
         return features.deserialize_example_np(self._records[index], decoders=encoded)
 
 
+@dataclasses.dataclass(frozen=True)
+class PreparedDataset:
+    """A prepared folder as a sources.Dataset. Its methods raise UserError for a folder that cannot be read."""
+
+    path: str
+    features: FeatureNames = DEFAULT_FEATURES
+
+    @property
+    def name(self) -> str:
+        return self.path
+
+    def splits(self) -> dict[str, int]:
+        return splits(self.path)
+
+    def open(self, split: str) -> PreparedSource:
+        return PreparedSource(self.path, split, self.features)
+
+    def vocabulary_path(self) -> str | None:
+        model = Path(self.path) / VOCABULARY
+        return str(model) if model.is_file() else None
+
+    def identity(self) -> dict[str, Any]:
+        return data_identity(self.path)
+
+
 def splits(path: str) -> dict[str, int]:
-    """The number of images in each split. Raises UserError for a path that is no prepared folder."""
+    """The number of images of each split. Raises UserError for a path that is not a prepared folder."""
     return {name: info.num_examples for name, info in _split_infos(_open(path)).items()}
 
 
@@ -184,34 +212,29 @@ def file_identity(path: str | os.PathLike) -> dict[str, Any] | None:
         return {"bytes": size, "ends": hashlib.sha256(head + file.read()).hexdigest()}
 
 
-def vocabulary_path(path: str) -> str | None:
-    """The SentencePiece model stored with the data, if there is one."""
-    model = Path(path) / VOCABULARY
-    return str(model) if model.is_file() else None
-
-
 def _open(path: str) -> tfds.core.DatasetBuilder:
-    mend = "give the folder that launch.prepare_data wrote, or a TFDS one that directly holds features.json"
+    fix = "give a folder that launch.prepare_data wrote, or a TFDS folder that directly contains features.json"
     if not Path(path).is_dir():
-        raise UserError(f"{path} is no folder; {mend}")
+        raise UserError(f"{path} is not a folder; {fix}")
     try:
         check_feature_classes(path)
         builder = tfds.builder_from_directory(path)
     except (OSError, ValueError, RecursionError, json_format.Error) as error:
-        raise UserError(f"{path} holds no readable dataset ({' '.join(str(error).split())}); {mend}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} does not contain a readable dataset ({reason}); {fix}") from error
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         form = builder.info.file_format.value
-        raise UserError(f"{path} is in {form} form; prepare it again with TFDS's file_format='array_record'")
+        raise UserError(f"{path} is in the file format {form}; prepare it again with TFDS's file_format='array_record'")
     return builder
 
 
 def _split_infos(builder: tfds.core.DatasetBuilder) -> dict[str, tfds.core.SplitInfo]:
-    """By our names: TFDS's own datasets mostly say "validation"."""
+    """By this project's split names: TFDS's own datasets mostly use "validation"."""
     return {VALIDATION if name == "validation" else name: info for name, info in builder.info.splits.items()}
 
 
-class _Held:
-    """The features that a dataset holds, by dotted name."""
+class _AvailableFeatures:
+    """The features of a dataset by dotted name. Raises UserError for a name that it does not have."""
 
     def __init__(self, path: str, features: tfds.features.FeaturesDict):
         self._path, self._features = path, features
@@ -221,21 +244,21 @@ class _Held:
         return self._known(name, "image", self.images())
 
     def texts(self, names: Collection[str]) -> list[str]:
-        held = [name for name, (feature, depth) in self._leaves.items() if _is_text(feature) and depth <= 1]
-        return [self._known(name, "text", held) for name in names]
+        available = [name for name, (feature, depth) in self._leaves.items() if _is_text(feature) and depth <= 1]
+        return [self._known(name, "text", available) for name in names]
 
-    def usual_captions(self) -> list[str]:
+    def default_captions(self) -> list[str]:
         return [name for name in ("captions", "captions.text") if name in self._leaves]
 
     def images(self) -> list[str]:
         return [name for name, feature in self._features.items() if isinstance(feature, tfds.features.Image)]
 
     def segmentations(self, name: str) -> dict[str, tuple[str, ...]]:
-        """The mask of that name, or the usual one if it is there, with the names of its classes, as far as known."""
+        """The named mask, or the default one if it is present, with the names of its classes, () if unknown."""
         if not name and MASK not in self.images():
             return {}
         feature = self._features[self._known(name or MASK, "mask", self.images())]
-        # TFDS has class names for a LabeledImage, and of one that was given their number alone, those numbers.
+        # A LabeledImage that was declared with a number of classes has "0", "1", ... as names.
         return {name or MASK: tuple(feature.names) if isinstance(feature, tfds.features.LabeledImage) else ()}
 
     def tasks(self, names: Collection[str]) -> dict[str, Task]:
@@ -248,19 +271,19 @@ class _Held:
         return {name: labels[name] for name in sorted(chosen)}
 
     def only(self, names: Collection[str]) -> tfds.features.FeaturesDict:
-        """What must be parsed to have these."""
+        """The top-level features that must be parsed to read these."""
         tops = {name.partition(".")[0] for name in names}
         return tfds.features.FeaturesDict({top: self._features[top] for top in tops})
 
-    def _known(self, name: str, kind: str, held: Collection[str]) -> str:
-        if name not in held:
-            has = f"it has {', '.join(held)}" if held else "it has none"
+    def _known(self, name: str, kind: str, available: Collection[str]) -> str:
+        if name not in available:
+            has = f"it has {', '.join(available)}" if available else "it has none"
             raise UserError(f"{self._path} has no {kind} feature {name!r}; {has}")
         return name
 
 
 def _leaves(feature: tfds.features.FeatureConnector, name: str, depth: int) -> Iterator[tuple[str, tuple[Any, int]]]:
-    """Features that hold no others, each with the number of sequences that it lies in."""
+    """Features that contain no others, with the number of sequences around each."""
     if isinstance(feature, tfds.features.FeaturesDict):
         for key in feature:
             yield from _leaves(feature[key], f"{name}.{key}" if name else key, depth)

@@ -1,19 +1,19 @@
-"""What the trainer and the evaluation ask of data: random access by index, and nothing else."""
+"""The interfaces between data and everything that reads it: datasets, their splits, and the examples of a split."""
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "val", "test")
-SCENES = "scenes"  # where data is named that is no folder: drawn on the fly
+SCENES = "scenes"  # the dataset that is drawn on the fly, where a path is asked for
 
-Caption = str | np.ndarray  # a text; or a text encoder's vectors of its words, [words, E]
+Caption = str | np.ndarray  # a text; or the word vectors [words, E] that a text encoder computed from it
 
 
 class Example(NamedTuple):
-    """One captioned image, before any augmentation."""
+    """One image with its captions, before any augmentation."""
 
     image: np.ndarray  # uint8 [height, width, 3], RGB
     captions: tuple[Caption, ...]  # candidates; empty when the image has none
@@ -21,9 +21,9 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A question about an image that labels answer.
+    """A classification task that the labels of a dataset define.
 
-    `single`: one class an image, its label is an int. `multi`: any number of classes, its label is a bool array
+    `single`: one class per image; a label is an int. `multi`: any number of classes per image; a label is a bool array
     [len(classes)].
     """
 
@@ -32,7 +32,7 @@ class Task:
 
 
 class Captioned(Protocol):
-    """Random access to captioned images: all that training asks for. Implementations pickle, for worker processes."""
+    """Random access to captioned images: all that training needs. Implementations pickle, for worker processes."""
 
     def __len__(self) -> int: ...
 
@@ -41,19 +41,39 @@ class Captioned(Protocol):
 
 
 class Source(Captioned, Protocol):
-    """One split of captioned images with the labels that an evaluation asks for."""
+    """One split of a dataset: captioned images, with the labels that an evaluation needs."""
 
     tasks: Mapping[str, Task]
-    segmentations: Mapping[str, tuple[str, ...]]  # name -> classes, in the order of their indices; () where unnamed
+    segmentations: Mapping[str, tuple[str, ...]]  # name -> classes in the order of their indices, () if unnamed
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
-        """One label for each of `tasks`, without reading the image."""
+        """One label for each of `tasks`. Does not read the image."""
 
     def file(self, index: int) -> str:
-        """What the image is called where it came from; SPLIT/INDEX where it has no name."""
+        """The image's file name in the original data, or SPLIT/INDEX if it has none."""
 
     def mask(self, index: int, name: str) -> np.ndarray:
-        """uint8 [height, width] of the class indices of one of `segmentations`, none but the named; 255 = ignore."""
+        """uint8 [height, width]: the class indices of one of `segmentations`; 255 means ignore."""
+
+
+class Dataset(Protocol):
+    """A named collection of splits: what `data.path` or --data stands for. Opening one reads no images."""
+
+    @property
+    def name(self) -> str:
+        """The path or name that the user gave."""
+
+    def splits(self) -> Mapping[str, int]:
+        """The number of images of each split."""
+
+    def open(self, split: str) -> Source:
+        """One of `splits`. Raises UserError for any other."""
+
+    def vocabulary_path(self) -> str | None:
+        """The SentencePiece model for the captions that comes with the dataset, if there is one."""
+
+    def identity(self) -> dict[str, Any]:
+        """The dataset's content as JSON values: they differ when the images, captions or labels differ."""
 
 
 class Subset:
@@ -80,19 +100,19 @@ class Subset:
 
 
 class Phrase(NamedTuple):
-    """A caption that is true of one object of an image, and the word of it that says which."""
+    """A caption that describes one object of an image, and the word in it that names the object."""
 
     caption: str
     word: str
-    kind: str  # what the word tells, such as "shape"
-    mask: np.ndarray  # bool [height, width]: where the object is seen
+    kind: str  # what the word describes, such as "shape"
+    mask: np.ndarray  # bool [height, width]: where the object is visible
 
 
-class Grounded(Source, Protocol):
-    """A source that knows which words name which object."""
+class Grounded(Captioned, Protocol):
+    """Captioned images for which it is known which words name which object."""
 
     def phrases(self, index: int) -> list[Phrase]:
-        """All phrases of an image; none where no word names one object alone."""
+        """All phrases of an image; empty if no word names a single object."""
 
     def objects_mask(self, index: int) -> np.ndarray:
-        """bool [height, width]: where any object is seen."""
+        """bool [height, width]: where any object is visible."""

@@ -1,4 +1,4 @@
-"""Crops. Images stay uint8: they are normalised on the device."""
+"""Crops and resizing. Images stay uint8: they are normalised on the device."""
 
 import dataclasses
 import math
@@ -30,10 +30,10 @@ class Crop:
 def random_resized_crop(
     image: np.ndarray, size: int, scale: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
 ) -> np.ndarray:
-    """A random part of the image as uint8 [size, size, 3].
+    """A random part of the image, resized to uint8 [size, size, 3].
 
-    As torchvision's RandomResizedCrop: an area fraction drawn uniformly from `scale` and a width / height drawn
-    log-uniformly from `aspect`; after ten draws that do not fit, the largest centred crop of an allowed aspect.
+    As torchvision's RandomResizedCrop: the area fraction is drawn uniformly from `scale` and width / height
+    log-uniformly from `aspect`; after ten draws that do not fit, it is the largest centred crop of an allowed aspect.
     """
     height, width = image.shape[:2]
     for _ in range(TRIES):
@@ -49,21 +49,21 @@ def random_resized_crop(
 
 
 def resize_and_centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """The image with its shorter side resized to `size`, then its centre: uint8 [size, size, 3]. For evaluation."""
+    """The centre of the image after its shorter side was resized to `size`: uint8 [size, size, 3]. For evaluation."""
     height, width = image.shape[:2]
     factor = size / min(height, width)
     return centre(resize(image, (round(height * factor), round(width * factor))), size, size)
 
 
 def resize_and_centre_crop_mask(mask: np.ndarray, size: int) -> np.ndarray:
-    """The same part of a map of classes [height, width], which is never blended: [size, size] of the same dtype."""
+    """The same part of a class map [height, width]: [size, size] of the same dtype, without interpolation."""
     height, width = mask.shape
     factor = size / min(height, width)
     return centre(resize_mask(mask, (round(height * factor), round(width * factor))), size, size)
 
 
 def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A map of classes to (height, width): the class of the nearest pixel, in the same dtype."""
+    """A class map resized to (height, width): the class of the nearest pixel, in the same dtype."""
     if mask.shape == shape:
         return mask
     resized = cv2.resize(mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT)
@@ -76,7 +76,7 @@ def centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """To (height, width): by area where both sides shrink, so that nothing aliases, else bilinear."""
+    """Resizes to (height, width): by area if both sides shrink, to avoid aliasing, otherwise bilinearly."""
     if image.shape[:2] == shape:
         return image
     shrinks = image.shape[0] >= shape[0] and image.shape[1] >= shape[1]

@@ -1,4 +1,4 @@
-"""Frozen features of a whole dataset on disk, in shards that a killed command finds again.
+"""Frozen features of a whole dataset on disk, written in shards; a command that was killed can be resumed.
 
 A folder of features holds features.json (what was extracted, from what, by which encoder; the classes of all tasks; the
 number of images of every split) and, for every split, SPLIT-00000-of-00012.npz and so on: `images_per_shard` images or
@@ -15,7 +15,6 @@ numpy.load reads them; nothing in them is pickled.
 from collections.abc import Mapping, Sequence
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tc_jepa.data.sources import Source
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
 from tc_jepa.storage.files import refuse_existing, replace_text, replacing
+from tc_jepa.storage.partial import partial_path, PartialFolder
 
 ABOUT = "features.json"
 KINDS = ("pooled", "patches")
@@ -44,10 +44,9 @@ def extract(
 ) -> None:
     """Writes the features of every split of `sources` to the new folder `output`.
 
-    The work grows in OUTPUT.partial, which becomes `output` when it is whole; shards that are there already are kept.
-    `kinds` are of KINDS, `dtype` is float32 or float16. `about` says what the features are of; a partial folder that
-    says otherwise is refused. UserError for that, for an existing output, and for features that are not finite (in
-    float16 also: too large for it).
+    The same call continues an interrupted one shard by shard (storage/partial.py). `kinds` are some of KINDS, `dtype`
+    is float32 or float16. `about` describes the features; unfinished work with another description is refused. Raises
+    UserError for that, for an existing output, and for features that are not finite (in float16 also if too large).
     """
     refuse_existing(output)
     for name in next(iter(sources.values())).tasks:
@@ -64,17 +63,21 @@ def extract(
         "splits": {split: len(source) for split, source in sources.items()},
         "classes": {name: list(task.classes) for name, task in next(iter(sources.values())).tasks.items()},
     }
-    partial = output.with_name(f"{output.name}.partial")
-    begin(partial, ABOUT, about)
     total = sum(len(source) for source in sources.values())
-    with tqdm.tqdm(total=total, desc="features", unit="image", disable=None) as bar:
+    with (
+        PartialFolder(partial_path(output), about) as partial,
+        tqdm.tqdm(total=total, desc="features", unit="image", disable=None) as bar,
+    ):
         for split, source in sources.items():
-            for path, indices in shards(partial, split, len(source), images_per_shard).items():
+            for path, indices in shards(partial.data, split, len(source), images_per_shard).items():
                 if not path.exists():
                     arrays = _features(encoder, source, indices, kinds, dtype, path)
                     save(path, arrays | _names_and_labels(source, indices))
                 bar.update(len(indices))
-    os.replace(partial, output)
+        for path in partial.data.glob("*.tmp"):  # left by a kill
+            path.unlink()
+        replace_text(partial.data / ABOUT, json.dumps(about, indent=2) + "\n")
+        partial.finish(output)
 
 
 def check_kinds(names: Sequence[str]) -> None:
@@ -96,24 +99,6 @@ def shards(folder: Path, split: str, images: int, images_per_shard: int) -> dict
         folder / f"{split}-{number:05d}-of-{count:05d}.npz": range(start, min(start + images_per_shard, images))
         for number, start in enumerate(range(0, images, images_per_shard))
     }
-
-
-def begin(partial: Path, name: str, about: Mapping[str, Any]) -> None:
-    """An empty folder whose file `name` says what it is for, or one that was begun for the same; else a UserError."""
-    path = partial / name
-    if not partial.exists():
-        partial.mkdir(parents=True)
-    elif not path.exists() and any(partial.iterdir()):
-        raise UserError(f"{partial} holds other work, which has no {name}; move it away, or give another output")
-    elif path.exists():
-        before = json.loads(path.read_text())
-        changed = sorted(name for name in before.keys() | about.keys() if before.get(name) != about.get(name))
-        if changed:
-            raise UserError(
-                f"{partial} was begun with another {', '.join(changed)}; give the same flags, or delete that folder"
-            )
-        return
-    replace_text(path, json.dumps(about, indent=2) + "\n")
 
 
 def _features(

@@ -1,8 +1,8 @@
 """Frozen features of chosen images: read once for all encoders, and kept on disk while an evaluation runs.
 
-A folder of them is scratch. It holds about.json, which says what the features are of, and a shard of numpy arrays for
-every encoder and a few batches of images of a part; a killed evaluation goes on from the shards that are whole. Several
-processes share the folder: each computes some of the shards, and all read them all.
+The folder is a storage.partial.PartialFolder: an evaluation that was killed finds the finished shards in it again. A
+shard has the features of a few batches of images of a part, by one encoder. Several processes share the folder: each
+computes some of the shards, and all read all of them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +17,10 @@ from tc_jepa.data.sources import Captioned
 from tc_jepa.distributed.processes import is_first, wait_for_all
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
-from tc_jepa.evaluation.extract import begin, save
-from tc_jepa.storage.files import held
+from tc_jepa.evaluation.extract import save
+from tc_jepa.storage.partial import DATA, PartialFolder
 
 IMAGES_PER_SHARD = {"pooled": 2048, "last_four": 2048, "patches": 256}  # by kind, about: whole batches
-ABOUT = "about.json"
 JUDGED = "judged"  # what an encoder without a prefix is called on disk
 NOT_FINITE = "the encoder's features are not finite: its training diverged; evaluate an earlier step"
 
@@ -39,31 +38,27 @@ class Part(NamedTuple):
 
 
 class FeatureStore:
-    """Reads features, through `folder` where one is given; without it they are computed anew at each reading.
+    """Reads features, through `folder` if it is given; otherwise they are computed at each reading.
 
-    UserError for a folder that was begun with another `about`, holds something else, or is in use.
+    `about` describes the features, in JSON's types. Raises UserError for a folder with unfinished work of another
+    description, with anything else in it, or in use.
     """
 
     def __init__(self, folder: Path | None = None, about: Mapping[str, Any] | None = None):
-        self._folder, self._lock = folder, None
+        self._folder = None if folder is None else folder / DATA
+        self._partial = None
         if folder is not None:
             if is_first():
-                begin(folder, ABOUT, about or {})
-                self._lock = held(folder / ABOUT)
-            wait_for_all("features: begun")
+                self._partial = PartialFolder(folder, about or {})
+            wait_for_all("features: folder")
 
     def close(self) -> None:
-        """Removes the folder, what says what it is about last."""
+        """Removes the folder."""
         if self._folder is None:
             return
         wait_for_all("features: read")
-        if self._lock is None:
-            return
-        for path in (*self._folder.glob("*.npz"), *self._folder.glob("*.npz.tmp")):  # the latter are left by a kill
-            path.unlink()
-        self._lock.close()  # before its file goes: NFS keeps one that is open
-        (self._folder / ABOUT).unlink()
-        self._folder.rmdir()
+        if self._partial is not None:
+            self._partial.discard()
 
     def fill(self, encoders: Mapping[str, FrozenEncoder], part: Part) -> None:
         """Sees to it that `read` of any of these encoders finds all on disk, reading each image once for all of them.

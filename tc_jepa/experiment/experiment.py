@@ -12,7 +12,7 @@ from tc_jepa.data import pipeline
 from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.data.pipeline import Inputs
 from tc_jepa.data.sources import Captioned
-from tc_jepa.data.word_vectors.folder import WordsFolder
+from tc_jepa.data.word_vectors.folder import WordVectorFolder
 from tc_jepa.distributed import sharding
 from tc_jepa.methods.method import Batch, Method
 from tc_jepa.models.layers import Params
@@ -36,7 +36,7 @@ class Experiment:
     inputs: Inputs
     heldout_inputs: Inputs
     reader: CaptionReader | None
-    words: list[WordsFolder]
+    words: list[WordVectorFolder]
     frozen: Params
     given_extra: Params | None
     schedules: Schedules

@@ -1,4 +1,4 @@
-"""Captions through a frozen T5, outside of training: for tc_jepa.data.word_vectors.write."""
+"""A frozen T5 that encodes captions outside of training, for data/word_vectors/write.py."""
 
 from collections.abc import Sequence
 
@@ -7,20 +7,20 @@ import numpy as np
 
 from tc_jepa.convert import t5
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer
-from tc_jepa.data.word_vectors.folder import WordsStamp
+from tc_jepa.data.word_vectors.folder import WordVectorInfo
 from tc_jepa.distributed import sharding
 from tc_jepa.models.text.t5 import T5Encoder
 from tc_jepa.storage import hashing
 
-WIDEN = 8  # words; rows are padded to a multiple of it, so that few programs are compiled
+LENGTH_STEP = 8  # tokens; rows are padded to a multiple of it, so that few programs are compiled
 
 
 class T5Captions:
-    """Texts -> the vectors of their words, float32 [words, E] each, over all devices.
+    """Maps texts to their word vectors, float32 [words, E] each, on all devices.
 
-    `folder` is a Hugging Face T5's, whose vocabulary cuts each text to at most `words` words, eos included. Each call
-    of the network reads `batch_size` captions, sorted by length. UserError for an unusable folder, and a batch size
-    that the devices do not divide.
+    `folder` is the folder of a Hugging Face T5. Its vocabulary cuts each text to at most `words` tokens, end of
+    sentence included. Each call of the network reads `batch_size` captions, sorted by length. Raises UserError for an
+    unusable folder and for a batch size that is not divisible by the number of devices.
     """
 
     def __init__(self, folder: str, words: int, batch_size: int):
@@ -44,17 +44,18 @@ class T5Captions:
             out_shardings=rows,
         )
 
-    def stamp(self, name: str, dtype: str) -> WordsStamp:
-        return WordsStamp(name, words=self.tokenizer.words, width=self.width, dtype=dtype, **self._identity)
+    def info(self, name: str, dtype: str) -> WordVectorInfo:
+        """The description of this encoder's vectors when they are stored in `dtype` under the name `name`."""
+        return WordVectorInfo(name, words=self.tokenizer.words, width=self.width, dtype=dtype, **self._identity)
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
         ids, valid = self.tokenizer.encode(captions)
         lengths = valid.sum(axis=1)
         order, size = np.argsort(lengths, kind="stable"), self._batch_size
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        computed = []  # all are under way before the first is waited for
+        computed = []  # dispatched asynchronously: none is waited for before all are
         for rows in batches:
-            longest = min(-(-lengths[rows[-1]] // WIDEN) * WIDEN, self.tokenizer.words)
+            longest = min(-(-lengths[rows[-1]] // LENGTH_STEP) * LENGTH_STEP, self.tokenizer.words)
             padded = np.resize(rows, size)
             computed.append(self._apply(self._params, ids[padded, :longest], valid[padded, :longest]))
         vectors = {}

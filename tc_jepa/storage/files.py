@@ -1,4 +1,4 @@
-"""Writing files and folders so that a reader, or a kill, never meets half of one."""
+"""Writing files and folders so that neither a reader nor a kill ever leaves half of one."""
 
 from collections.abc import Iterator
 import contextlib
@@ -33,7 +33,7 @@ def local_path(path: str, name: str) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file at, which is moved to `path` when the block ends well, else removed."""
+    """A temporary path beside `path` to write a file at. It replaces `path` if the block succeeds, else is removed."""
     beside = path.with_name(f"{path.name}.tmp")
     try:
         yield beside
@@ -43,25 +43,34 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes `text` beside `path` and moves it there when whole."""
+    """Writes `text` to a temporary file and then replaces `path` with it."""
     with replacing(path) as beside:
         beside.write_text(text)
 
 
 def held(path: Path) -> IO[bytes]:
-    """Opens a file and locks it until it is closed or the process ends. UserError where another process holds it."""
+    """Opens a file, creating it if needed, and locks it until it is closed or the process ends.
+
+    Raises UserError if another process has locked it. On a file system without locks it warns and returns the file.
+
+    The library filelock was tried and does not fit: where flock is missing it creates marker files, which a killed
+    command leaves behind, and it does not see that the folder of the file was replaced while it was waiting.
+    """
     in_use = UserError(f"{path.parent} is in use by another command; wait for it, or give another folder")
-    file = path.open("r+b")  # NFS locks none that is open for reading alone
+    file = path.open("ab")  # NFS refuses to lock a file that is open for reading only
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        file.close()
         raise in_use from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            file.close()
             raise
-        logging.warning("%s cannot be locked (%s): let no other command use it", path.parent, error.strerror)
+        logging.warning("%s cannot be locked (%s): do not let another command use it", path.parent, error.strerror)
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        raise in_use  # by one that put a file of its own in this place, or took it away, before the lock
+        file.close()  # another process removed or replaced the file before it was locked
+        raise in_use
     return file
 
 
@@ -72,16 +81,16 @@ def refuse_held(path: Path) -> None:
 
 
 def refuse_existing(output: Path) -> None:
-    """UserError where something stands at `output` already: a command asks before it starts to read."""
+    """Raises UserError if `output` exists. Commands call it before they read anything."""
     if os.path.lexists(output):
-        raise UserError(f"--output={output} exists already; give a new folder, or remove that one first")
+        raise UserError(f"--output={output} exists already; give a new path, or remove that one first")
 
 
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A hidden folder beside `output`, which takes that name when the block ends well, and vanishes otherwise.
+    """A hidden folder beside `output`, which is renamed to `output` if the block succeeds, and removed otherwise.
 
-    UserError where `output` exists or cannot be made.
+    Raises UserError if `output` exists or cannot be created.
     """
     refuse_existing(output)
     parent = next(folder for folder in output.absolute().parents if folder.exists())
@@ -89,7 +98,7 @@ def new_folder(output: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
     except OSError as error:
-        raise UserError(f"--output={output} cannot be made in {parent} ({error.strerror}); give another") from error
+        raise UserError(f"--output={output} cannot be created in {parent} ({error.strerror}); give another") from error
     try:
         yield temporary
         output.parent.mkdir(parents=True, exist_ok=True)

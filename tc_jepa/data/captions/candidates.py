@@ -1,10 +1,11 @@
-"""From the texts that come with an image to its candidates: the captions that training samples from.
+"""Candidates: the captions of an image that training samples from, made from the texts that come with the image.
 
-A caption is one candidate. A description, such as a captioner's long answer, is split into sentences, each of them one.
+A caption is one candidate. A description, such as the long answer of a captioning model, is split into sentences, each
+of which is one candidate.
 
 The splitter is our own, because candidates are part of an experiment and must not change with a library's version:
-pysbd and syntok rest since 2021 and 2022, and sentencex (1.0.32, well kept) panics on a line separator after an
-initial and takes time quadratic in opening quotes; text from the web has both.
+pysbd and syntok have not been maintained since 2021 and 2022, and sentencex (1.0.32, maintained) panics on a line
+separator after an initial and takes time quadratic in opening quotes; text from the web has both.
 """
 
 import collections
@@ -12,12 +13,13 @@ from collections.abc import Iterable, Iterator
 import re
 from typing import NamedTuple
 
-# A stop may be followed by what closes around it. Full stops of other scripts need no space after them. Possessive,
-# and only at the first of a run, so that the time is linear in the text.
+# A stop may be followed by closing quotes or brackets. Full stops of other scripts need no space after them.
+# Possessive, and only at the first of a run, so that the time is linear in the text.
 _STOP = re.compile(r"(?:(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s)|[。！？｡．।॥؟۔]+[\"'”’»)\]」』】]*)\s*")
 _WORD_BEFORE = re.compile(r"[\w.'’]*$")
 _WORD_AFTER = re.compile(r"[\"'“‘«(\[]*([^\W\d_]+)(?![\w.])")
-# A stop within these ends no sentence: 'He says "Stop. Now." and leaves.' Bounded, so that a lone quote stays harmless.
+# A stop inside these does not end a sentence: 'He says "Stop. Now." and leaves.' Bounded, so that an unpaired quote
+# does no harm.
 _ENCLOSED = re.compile(r"(?<!\w)\"(?=\S)[^\"]{1,200}(?<=\S)\"|“[^”]{1,200}”|«[^»]{1,200}»|\([^()]{1,200}\)")
 _LIST_MARKER = re.compile(r"\A(?:[-*•‣◦–—]|\(?\d{1,3}[.)])(?:\s+|\Z)")
 _LONGEST_WORD = 20  # characters looked at before a stop, which bounds the time on text without spaces
@@ -25,14 +27,15 @@ _LONGEST_WORD = 20  # characters looked at before a stop, which bounds the time 
 ABBREVIATIONS = frozenset(
     # titles and places
     "mr mrs ms dr prof st mt ft rev hon gen col capt lt sgt sr jr gov sen rep pres ave blvd rd "
-    # that go on
+    # in running text
     "vs cf approx ca etc al eg ie viz incl excl est min max dept no nos fig figs vol vols pp ed eds "
-    # firms
+    # companies
     "inc ltd co corp bros "
     # months
     "jan feb mar apr jun jul aug sep sept oct nov dec".split()
 )
-# Words that begin a sentence and rarely a name. After an abbreviation only they do: "the U.S. Army", "the U.S. He".
+# Words that often begin a sentence and rarely a name. After an abbreviation only these start one: "the U.S. Army",
+# "the U.S. He".
 STARTERS = frozenset(
     """
     a above across after all also although an and another around as at atop because before behind below beneath
@@ -45,7 +48,7 @@ STARTERS = frozenset(
 
 
 class Candidates(NamedTuple):
-    """An image's candidates, and how many texts were left out because they said nothing, or nothing new."""
+    """The candidates of an image, and how many texts were left out as blank or as duplicates."""
 
     texts: tuple[str, ...]
     blank: int
@@ -53,11 +56,10 @@ class Candidates(NamedTuple):
 
 
 def candidates(captions: Iterable[str], descriptions: Iterable[str] = ()) -> Candidates:
-    """Captions, then the descriptions' sentences, in order, with single spaces, without blanks and duplicates.
+    """The captions, then the sentences of the descriptions, with single spaces, without blanks and duplicates.
 
-    Two are duplicates when they differ only in case, spaces and final punctuation, as a raw caption and a captioner's
-    sentence often do: training draws without replacement, and would spend two of its draws on the same words. The
-    first spelling stays.
+    Two texts are duplicates if they differ only in case, spaces and final punctuation, as a raw caption and a model's
+    sentence often do: training draws without replacement, and would draw the same words twice. The first is kept.
     """
     found: dict[str, str] = {}
     blank = duplicates = 0
@@ -75,12 +77,12 @@ def candidates(captions: Iterable[str], descriptions: Iterable[str] = ()) -> Can
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of a text, in order, without list markers and without pieces that hold no letter or digit.
+    """The sentences of a text, in order, without list markers and without parts that have no letter or digit.
 
-    A line's end ends a sentence, as captioners write lists and paragraphs but do not wrap lines. So does a stop (. ! ?
-    or an ellipsis) before white space, unless what follows begins in lower case (in a line that has capitals), the
-    stop lies within quotes or parentheses, or it belongs to an abbreviation or initial. In doubt sentences stay
-    together: half a sentence is a worse caption than two. Abbreviations are English ones.
+    The end of a line ends a sentence, because captioning models write lists and paragraphs but do not wrap lines. So
+    does a stop (. ! ? or an ellipsis) before white space, unless the next word is in lower case (in a line that has
+    capitals), the stop lies inside quotes or parentheses, or it belongs to an abbreviation or initial. In doubt,
+    sentences are not split: half a sentence is a worse caption than two. Abbreviations are English.
     """
     pieces = (piece for line in text.splitlines() for piece in _split_line(line))
     stripped = (_LIST_MARKER.sub("", piece.strip()) for piece in pieces)
@@ -103,7 +105,7 @@ def _split_line(line: str) -> Iterator[str]:
 
 
 def _ends_sentence(line: str, start: int, stop: re.Match, has_capitals: bool) -> bool:
-    """Whether the stop ends the sentence that began at `start`."""
+    """Whether the stop ends the sentence that starts at `start`."""
     following = line[stop.end() : stop.end() + 1]
     if stop[0][0] not in ".!?…" or not following:
         return True

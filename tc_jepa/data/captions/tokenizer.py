@@ -1,4 +1,4 @@
-"""Captions as the model reads them: ids or stored vectors in fixed shapes, with masks that say which are real."""
+"""Captions as arrays of a fixed shape: token ids or stored vectors, with masks that exclude padding."""
 
 from collections.abc import Sequence
 import os
@@ -11,40 +11,40 @@ import sentencepiece
 from tc_jepa.data.sources import Caption
 from tc_jepa.errors import UserError
 
-PAD, EOS, UNKNOWN = 0, 1, 2  # T5's convention, which a vocabulary must follow
+PAD, EOS, UNKNOWN = 0, 1, 2  # T5's ids, which a vocabulary must have
 
 
 def scenes_vocabulary_path() -> str:
-    """The vocabulary of the scenes' captions, which comes with the package."""
+    """The vocabulary of the scenes' captions, which is part of the package."""
     return str(Path(__file__).parents[1] / "scenes" / "vocabulary.model")
 
 
 class CaptionReader(Protocol):
-    """Captions of one kind to rows of S = `words` words. Implementations pickle."""
+    """Turns captions, all texts or all word vectors, into rows of S = `words` words. Implementations pickle."""
 
     words: int
     blank: Caption
 
     def encode(self, captions: Sequence[Caption]) -> tuple[np.ndarray, np.ndarray]:
-        """Words, [len(captions), S] or [len(captions), S, E], and which of them are real, bool [len(captions), S].
+        """Words, [len(captions), S] or [len(captions), S, E], and bool [len(captions), S]: not padding.
 
-        Nothing is real in the row of a caption that is blank.
+        The row of a blank caption is all padding.
         """
 
 
 class CaptionTokenizer:
-    """Captions to rows of S = `words` ids and back. Pickles.
+    """Turns captions into rows of S = `words` token ids, and back. Pickles.
 
-    `model` is a SentencePiece model, as its bytes or as the path of its file. `words` counts the closing eos. Raises
-    UserError where the file is missing or no such model, where its pad, eos and unk ids are not T5's, or where `words`
-    leaves no room for a word beside eos.
+    `model` is a SentencePiece model, as bytes or as the path of its file. `words` includes the final eos. Raises
+    UserError if the file is missing or not such a model, if its pad, eos and unk ids are not T5's, or if `words` leaves
+    no room for a token besides eos.
     """
 
     blank = ""
 
     def __init__(self, model: bytes | str | os.PathLike, words: int):
         if words < 2:
-            raise UserError(f"captions.words={words} leaves no room for a word beside eos: at least 2 are needed")
+            raise UserError(f"captions.words={words} leaves no room for a token besides eos; give at least 2")
         if isinstance(model, bytes):
             name, proto = "given as bytes", model
         else:
@@ -54,7 +54,7 @@ class CaptionTokenizer:
 
     @property
     def model(self) -> bytes:
-        """The SentencePiece model itself: equal for equal vocabularies."""
+        """The SentencePiece model as bytes: equal for equal vocabularies."""
         return self._pieces.serialized_model_proto()
 
     @property
@@ -62,10 +62,10 @@ class CaptionTokenizer:
         return self._pieces.get_piece_size()
 
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids, int32 [len(captions), S], and which of them are real, bool of the same shape.
+        """Ids, int32 [len(captions), S], and bool of the same shape: not padding.
 
-        Each caption ends with eos, also where it had to be cut; the rest of its row is PAD. An empty caption, or one
-        of white space, is missing: nothing in its row is real.
+        Each caption ends with eos, even if it was cut; the rest of its row is PAD. The row of a blank caption is all
+        padding.
         """
         ids = np.full((len(captions), self.words), PAD, np.int32)
         lengths = np.zeros((len(captions), 1), np.int32)
@@ -77,8 +77,8 @@ class CaptionTokenizer:
         return ids, np.arange(self.words) < lengths
 
     def lengths(self, captions: Sequence[str]) -> list[int]:
-        """Ids that each caption has before it is cut to S, eos included; a caption is cut where this is more than S."""
-        # One by one: SentencePiece starts threads for a list, which takes five times as long for one image.
+        """The number of ids of each caption before it is cut to S, eos included."""
+        # One at a time: SentencePiece starts threads for a list, which takes five times as long for one image.
         return [len(self._pieces.encode(caption)) + 1 for caption in captions]
 
     def decode(self, ids: np.ndarray) -> str:
@@ -87,12 +87,12 @@ class CaptionTokenizer:
 
 
 def is_blank(caption: Caption) -> bool:
-    """Whether a caption says nothing: white space only, or no vectors."""
+    """Whether a caption is empty: only white space, or no vectors."""
     return not (caption.strip() if isinstance(caption, str) else len(caption))
 
 
 def sample_captions(candidates: Sequence[Caption], count: int, rng: np.random.Generator) -> tuple[Caption, ...]:
-    """At most `count` of the candidates that are not blank, none twice, in random order."""
+    """Up to `count` of the candidates that are not blank, in random order, without replacement."""
     present = [caption for caption in candidates if not is_blank(caption)]
     return tuple(present[i] for i in rng.permutation(len(present))[:count])
 
@@ -100,11 +100,11 @@ def sample_captions(candidates: Sequence[Caption], count: int, rng: np.random.Ge
 def caption_arrays(
     candidates: Sequence[Caption], count: int, reader: CaptionReader | None, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
-    """One image's part of a Batch, with C = `count` captions of S words, sampled from the candidates.
+    """The fields of a Batch for one image, with C = `count` captions of S words, sampled from the candidates.
 
-    caption_words as the reader gives them, [C, S] or [C, S, E]; word_valid bool [C, S]; caption_valid bool [C].
-    Captions that the image lacks come last; their rows are 0 and not valid. An image without captions is normal.
-    Without a reader C = S = 0, and nothing is drawn from `rng`.
+    caption_words as the reader returns them, [C, S] or [C, S, E]; word_valid bool [C, S]; caption_valid bool [C]. If
+    the image has fewer captions, the last rows are 0 and not valid. It may have none. Without a reader C = S = 0, and
+    nothing is drawn from `rng`.
     """
     if reader is None:
         empty = np.zeros((0, 0), np.int32)
@@ -128,11 +128,11 @@ def _load(name: str, proto: bytes) -> sentencepiece.SentencePieceProcessor:
     try:
         pieces.LoadFromSerializedProto(proto)
     except RuntimeError as error:
-        raise UserError(f"vocabulary {name} is not a SentencePiece model: give a file that spm_train wrote") from error
+        raise UserError(f"vocabulary {name} is not a SentencePiece model: give a file written by spm_train") from error
     found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
     if found != (PAD, EOS, UNKNOWN):
         raise UserError(
-            f"vocabulary {name} has pad, eos, unk ids {found}, T5's are {(PAD, EOS, UNKNOWN)}: train it with "
+            f"vocabulary {name} has pad, eos, unk ids {found}, but T5's are {(PAD, EOS, UNKNOWN)}: train it with "
             f"--pad_id={PAD} --eos_id={EOS} --unk_id={UNKNOWN} --bos_id=-1"
         )
     return pieces

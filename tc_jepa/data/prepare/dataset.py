@@ -1,23 +1,13 @@
-"""Shards of work -> a TFDS dataset in ArrayRecord form: in processes, resumable, and only ever seen whole.
+"""Writing a TFDS dataset in ArrayRecord form: shard by shard, in several processes, resumable (storage/partial.py).
 
-Work under way lies in OUTPUT.partial:
-  command.json  what the command was asked for; another command is refused
-  progress/     a JSON file for every whole shard: what it was made from, and its counts
-  data/         the shards under their final names; becomes OUTPUT when all are whole
-
-It stays when the command is killed, interrupted or meets bad input, as soon as it holds a whole shard: the same command
-then keeps the shards whose input is unchanged and writes the others.
+A shard is kept when the command is run again and its digest, which covers all of its input, is the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
-import json
 import os
 from pathlib import Path
-import shutil
 import sys
 from typing import Any, NamedTuple, Protocol
 
@@ -32,12 +22,12 @@ from tc_jepa.data.prepare import workers as processes
 from tc_jepa.data.prepare.statistics import Counts, Summary
 from tc_jepa.data.prepared import VOCABULARY
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import refuse_existing, replace_text, replacing
+from tc_jepa.storage.files import refuse_existing, replacing
+from tc_jepa.storage.partial import DATA, delete_record, partial_path, PartialFolder, write_record
 
-FORMAT = 1  # of what a command writes: a partial of another format is not gone on with
+FORMAT = 1  # of the written files: unfinished work in another format is refused
 SHARD_IMAGES, MOST_SHARDS = 1000, 512
 DATASET = "captioned_images"
-COMMAND, PROGRESS, DATA, LOCK = "command.json", "progress", "data", "lock"
 
 
 class Shard(NamedTuple):
@@ -45,9 +35,9 @@ class Shard(NamedTuple):
 
     split: str
     index: int  # within its split
-    digest: str  # of everything that its content depends on, apart from the command
+    digest: str  # of everything that its content depends on, apart from the command's settings
     size: int  # in the units of the progress bar
-    items: Any  # what the reader is to read
+    items: Any  # what the reader reads
 
     @property
     def name(self) -> str:
@@ -55,41 +45,41 @@ class Shard(NamedTuple):
 
 
 class Record(NamedTuple):
-    """An image that is written: its features apart from "captions", and its candidates."""
+    """An image to write: its features without "captions", and its candidate captions."""
 
     example: dict[str, Any]
     candidates: Candidates
     size: int = 1  # in the units of the progress bar
 
 
-class Bad(NamedTuple):
-    """An image that cannot be: an error, or with skip_bad left out and counted."""
+class BadImage(NamedTuple):
+    """An image that cannot be read: an error, or with skip_bad left out and counted. `fix` says what to do about it."""
 
     message: str
-    mend: str
+    fix: str
     size: int = 1
 
 
 class Reader(Protocol):
-    """Reads a shard's items, in their order. Pickles."""
+    """Reads the items of a shard in order. Pickles."""
 
-    def read(self, items: Any) -> Iterator[Record | Bad]: ...
+    def read(self, items: Any) -> Iterator[Record | BadImage]: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """What all shards share. Pickles. `words` is S, for the count of candidates that are longer."""
+class DatasetSpec:
+    """What all shards of a dataset share. Pickles. `words` is S, to count the candidates that are longer."""
 
     reader: Reader
     features: tfds.features.FeaturesDict
-    vocabulary: bytes | None
-    words: int | None
-    skip_bad: bool
+    vocabulary: bytes | None = None
+    words: int | None = None
+    skip_bad: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Done:
-    """What progress/ says of a whole shard."""
+class FinishedShard:
+    """What is stored about a finished shard."""
 
     digest: str
     examples: int
@@ -99,10 +89,10 @@ class Done:
     summary: dict[str, Any]
 
 
-def features(*, mask: bool, classes: Sequence[str] = ()) -> dict[str, tfds.features.FeatureConnector]:
-    """What every dataset holds; `classes` are those of the masks, if they have names.
+def base_features(*, mask: bool, classes: Sequence[str] = ()) -> dict[str, tfds.features.FeatureConnector]:
+    """The features that every dataset has, and a mask, whose classes may have names.
 
-    Tasks go beside it, each under its name: prepared.PreparedSource finds them by type.
+    Label features are added to them under their own names; prepared.PreparedSource finds them by type.
     """
     found = {
         "image": tfds.features.Image(shape=(None, None, 3)),
@@ -110,17 +100,17 @@ def features(*, mask: bool, classes: Sequence[str] = ()) -> dict[str, tfds.featu
     }
     if mask:
         form = {"shape": (None, None, 1), "encoding_format": "png"}
-        # TFDS keeps the names of a LabeledImage in a text file beside the features.
+        # TFDS stores the class names of a LabeledImage in a text file beside the features.
         labelled = tfds.features.LabeledImage(labels=list(classes), **form) if classes else None
         found["mask"] = labelled or tfds.features.Image(**form)
     return found
 
 
 def shard_size(count: int) -> int:
-    """Images in each shard of a split of `count`: few enough to go on from, yet not too many shards.
+    """Images in each shard of a split with `count` images: small, so that a kill loses little, but not too many shards.
 
-    A reader keeps each shard's file open, and a process may often open 1,024. A power of two times SHARD_IMAGES, so
-    that an image more or less does not move every shard's bounds.
+    A reader keeps the file of each shard open, and a process may often open only 1,024. The size is a power of two
+    times SHARD_IMAGES, so that one image more or less does not move the bounds of every shard.
     """
     size = SHARD_IMAGES
     while count > size * MOST_SHARDS:
@@ -129,13 +119,13 @@ def shard_size(count: int) -> int:
 
 
 def spans(count: int) -> list[range]:
-    """Which images of a split of `count` each of its shards holds."""
+    """The images in each shard of a split with `count` images."""
     size = shard_size(count)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def read_vocabulary(path: str | None) -> bytes | None:
-    """Raises UserError where it is none that captions can be read with."""
+    """Raises UserError for a file that is not a SentencePiece model with T5's ids."""
     if path is None:
         return None
     CaptionTokenizer(path, words=2)
@@ -143,79 +133,84 @@ def read_vocabulary(path: str | None) -> bytes | None:
 
 
 def write(
-    output: Path, job: Job, shards: Sequence[Shard], command: dict[str, Any], *, workers: int, unit: str
+    output: Path, spec: DatasetSpec, shards: Sequence[Shard], settings: dict[str, Any], *, workers: int, unit: str
 ) -> Summary:
-    """Writes `shards` to the new folder `output`; the result does not depend on `workers`, 0 being this process.
+    """Writes `shards` to the new folder `output`. The result does not depend on `workers`; 0 uses this process only.
 
-    `command` identifies what was asked for, in JSON's types. Raises UserError for an existing output, a partial of
-    another command or in use by one, and for what the reader finds, then saying what is kept.
+    `settings` identify the command, in JSON's types. Raises UserError for an existing output, for unfinished work of
+    another command or in use by one, and for bad images, after saying how many shards are finished.
     """
     refuse_existing(output)
-    vocabulary = None if job.vocabulary is None else hashlib.blake2b(job.vocabulary, digest_size=8).hexdigest()
-    command = {"format": FORMAT} | command | {"vocabulary": vocabulary, "words": job.words}
-    with _partial(output, command) as partial:
-        done = _kept(partial, shards, job.skip_bad)
+    vocabulary = None if spec.vocabulary is None else hashlib.blake2b(spec.vocabulary, digest_size=8).hexdigest()
+    settings = {"format": FORMAT} | settings | {"vocabulary": vocabulary, "words": spec.words}
+    with PartialFolder(partial_path(output), settings) as partial:
+        done = _reusable(partial, shards, spec.skip_bad)
         todo = [shard for shard in shards if shard.name not in done]
         if done:
-            print(f"{partial}: {len(done)} of {len(shards)} shards are whole and stay", file=sys.stderr)
+            print(f"{partial.path}: continuing, {len(done)} of {len(shards)} shards are finished", file=sys.stderr)
         total = sum(shard.size for shard in shards)
         left = sum(shard.size for shard in todo)
         try:
             with tqdm(total=total, initial=total - left, unit=f" {unit}", unit_scale=unit == "B") as progress:
-                for shard, result in processes.run(ShardWriter(job, partial), todo, workers, progress.update):
+                for shard, result in processes.run(ShardWriter(spec, partial.path), todo, workers, progress.update):
                     done[shard.name] = result
                     for message in result.skipped:
                         progress.write(f"skipped {message}", file=sys.stderr)
         except UserError as error:
-            whole = len(list((partial / PROGRESS).glob("*.json")))
-            kept = f" ({whole} of {len(shards)} shards are whole: the same command goes on from there)" * bool(whole)
+            count = len(partial.records())
+            kept = f" ({count} of {len(shards)} shards are finished: the same command continues there)" * bool(count)
             raise UserError(f"{error}{kept}") from error
-        summary = _finish(partial / DATA, job, shards, done, output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        (partial / DATA).rename(output)
-    shutil.rmtree(partial)
+        summary = _empty_summary(spec)
+        for result in done.values():
+            summary.add(Summary.from_json(result.summary))
+        if not summary.images:
+            for path in partial.pieces():
+                path.unlink()  # nothing to continue from
+            raise UserError(f"{output} would be empty: no image decodes ({summary.skipped} skipped)")
+        _write_metadata(partial.data, spec, shards, done, summary)
+        partial.finish(output)
     return summary
 
 
 class ShardWriter:
-    """Writes one shard after the other in one process. Pickles."""
+    """Writes shards, one at a time, into the PartialFolder at `partial`. Pickles."""
 
-    def __init__(self, job: Job, partial: Path):
-        self._job, self._partial = job, partial
-        self._tokenizer = None if job.vocabulary is None else CaptionTokenizer(job.vocabulary, words=2)
+    def __init__(self, spec: DatasetSpec, partial: Path):
+        self._spec, self._partial = spec, partial
+        self._tokenizer = None if spec.vocabulary is None else CaptionTokenizer(spec.vocabulary, words=2)
 
-    def __call__(self, shard: Shard, advance: Callable[[int], None]) -> Done:
-        """`advance` is told the size of everything that was read."""
-        job, path = self._job, self._partial / DATA / _file_name(shard)
-        serializer = tfds.core.example_serializer.ExampleSerializer(job.features.get_serialized_info())
-        summary, skipped, example_bytes = _empty_summary(job), [], 0
+    def __call__(self, shard: Shard, advance: Callable[[int], None]) -> FinishedShard:
+        """Calls `advance` with the size of each item that was read. Raises UserError for a bad image."""
+        spec, path = self._spec, self._partial / DATA / _file_name(shard)
+        serializer = tfds.core.example_serializer.ExampleSerializer(spec.features.get_serialized_info())
+        summary, skipped, example_bytes = _empty_summary(spec), [], 0
         with replacing(path) as beside:
-            # The option that TFDS writes with: records in groups of one, each readable without its neighbours.
+            # The option that TFDS writes with: each record can be read without its neighbours.
             records = ArrayRecordWriter(os.fspath(beside), "group_size:1")
             try:
-                for record in job.reader.read(shard.items):
+                for record in spec.reader.read(shard.items):
                     if isinstance(record, Record):
                         serialized = self._serialized(record, serializer)
                         records.write(serialized)
                         example_bytes += len(serialized)
                         self._count(record.candidates, shard.split, summary)
-                    elif job.skip_bad:
+                    elif spec.skip_bad:
                         skipped.append(record.message)
                         summary.skipped += 1
                     else:
-                        raise UserError(f"{record.message}; {record.mend}, or pass --skip_bad")
+                        raise UserError(f"{record.message}; {record.fix}, or pass --skip_bad")
                     advance(record.size)
             finally:
                 records.close()
         examples = summary.images.total()
-        done = Done(shard.digest, examples, example_bytes, path.stat().st_size, skipped, summary.as_json())
-        replace_text(self._partial / PROGRESS / f"{shard.name}.json", json.dumps(dataclasses.asdict(done)))
+        done = FinishedShard(shard.digest, examples, example_bytes, path.stat().st_size, skipped, summary.as_json())
+        write_record(self._partial, shard.name, dataclasses.asdict(done))
         return done
 
     def _serialized(self, record: Record, serializer: tfds.core.example_serializer.ExampleSerializer) -> bytes:
         example = record.example | {"captions": list(record.candidates.texts)}
-        proto = serializer.get_tf_example(self._job.features.encode_example(example))
-        return proto.SerializeToString(deterministic=True)  # else a process orders features its own way
+        proto = serializer.get_tf_example(self._spec.features.encode_example(example))
+        return proto.SerializeToString(deterministic=True)  # otherwise the order of features differs between processes
 
     def _count(self, candidates: Candidates, split: str, summary: Summary) -> None:
         lengths = None if self._tokenizer is None else self._tokenizer.lengths(candidates.texts)
@@ -224,77 +219,29 @@ class ShardWriter:
         summary.duplicates += candidates.duplicates
 
 
-@contextlib.contextmanager
-def _partial(output: Path, command: dict[str, Any]) -> Iterator[Path]:
-    """The folder of work under way, held by this command alone. When the block fails, it stays if it has a shard."""
-    folder = output.with_name(f"{output.name}.partial")
-    missing = [parent for parent in output.absolute().parents if not parent.exists()]
-    if folder.exists() and not (folder / COMMAND).is_file():
-        raise UserError(f"{folder} is no work of this command but in its way; move it, or give another --output")
-    try:
-        for part in (DATA, PROGRESS):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output={output} cannot be made ({error.strerror}); give another") from error
-    with open(folder / LOCK, "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{folder} is being written by another command; wait for it, or give another --output"
-            ) from error
-        if any((folder / PROGRESS).glob("*.json")):
-            _check_command(folder, command)
-        else:
-            replace_text(folder / COMMAND, json.dumps(command, indent=1) + "\n")
-        try:
-            yield folder
-        except BaseException:
-            if not any((folder / PROGRESS).glob("*.json")):
-                shutil.rmtree(folder)
-                for parent in missing:
-                    parent.rmdir()
-            raise
-
-
-def _check_command(folder: Path, command: dict[str, Any]) -> None:
-    before, now = json.loads((folder / COMMAND).read_text()), json.loads(json.dumps(command))
-    names = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if names:
-        changes = ", ".join(f"{name} (there {before.get(name)}, here {now.get(name)})" for name in names)
-        raise UserError(
-            f"{folder} holds the work of another command: {changes}; give the same, another --output, or remove it"
-        )
-
-
-def _kept(partial: Path, shards: Sequence[Shard], skip_bad: bool) -> dict[str, Done]:
-    """By name, the shards that are whole and as they would be written now. Whatever else lies there is removed."""
+def _reusable(partial: PartialFolder, shards: Sequence[Shard], skip_bad: bool) -> dict[str, FinishedShard]:
+    """By name, the finished shards that would be written the same now. Deletes all others."""
     planned = {shard.name: shard for shard in shards}
     done, files = {}, set()
-    for record in sorted((partial / PROGRESS).iterdir()):
-        shard = planned.get(record.stem)
-        if record.suffix == ".json" and shard is not None:
-            was, path = Done(**json.loads(record.read_text())), partial / DATA / _file_name(shard)
-            unchanged = was.digest == shard.digest and (skip_bad or not was.skipped)
-            if unchanged and path.exists() and path.stat().st_size == was.file_bytes:
-                done[shard.name] = was
+    for name, values in partial.records().items():
+        shard, was = planned.get(name), FinishedShard(**values)
+        if shard is not None and was.digest == shard.digest and (skip_bad or not was.skipped):
+            path = partial.data / _file_name(shard)
+            if path.exists() and path.stat().st_size == was.file_bytes:
+                done[name] = was
                 files.add(path.name)
                 continue
-        record.unlink()
-    for path in (partial / DATA).iterdir():
+        delete_record(partial.path, name)
+    for path in partial.data.iterdir():
         if path.name not in files:
             path.unlink()
     return done
 
 
-def _finish(folder: Path, job: Job, shards: Sequence[Shard], done: dict[str, Done], output: Path) -> Summary:
-    """Writes what a dataset holds beside its shards."""
-    summary = _empty_summary(job)
-    for result in done.values():
-        summary.add(Summary.from_json(result.summary))
-    if not summary.images:
-        shutil.rmtree(folder.with_name(PROGRESS))  # nothing to go on from
-        raise UserError(f"{output} would be empty: no image decodes ({summary.skipped} skipped)")
+def _write_metadata(
+    folder: Path, spec: DatasetSpec, shards: Sequence[Shard], done: dict[str, FinishedShard], summary: Summary
+) -> None:
+    """Writes the files of a dataset beside its shards. Splits without images are left out."""
     infos = []
     for split in dict.fromkeys(shard.split for shard in shards):
         members = [shard for shard in shards if shard.split == split]
@@ -314,18 +261,17 @@ def _finish(folder: Path, job: Job, shards: Sequence[Shard], done: dict[str, Don
     identity = tfds.core.DatasetIdentity(
         name=DATASET, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="tc_jepa.data.prepare"
     )
-    info = tfds.core.DatasetInfo(builder=identity, features=job.features)
+    info = tfds.core.DatasetInfo(builder=identity, features=spec.features)
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
     info.set_splits(tfds.core.splits.SplitDict(infos))
     info.write_to_directory(folder)
-    if job.vocabulary is not None:
-        (folder / VOCABULARY).write_bytes(job.vocabulary)
+    if spec.vocabulary is not None:
+        (folder / VOCABULARY).write_bytes(spec.vocabulary)
     statistics.write(summary, folder)
-    return summary
 
 
-def _empty_summary(job: Job) -> Summary:
-    return Summary(words=None if job.vocabulary is None else Counts(), longest=job.words)
+def _empty_summary(spec: DatasetSpec) -> Summary:
+    return Summary(words=None if spec.vocabulary is None else Counts(), longest=spec.words)
 
 
 def _file_name(shard: Shard) -> str:
@@ -338,5 +284,5 @@ def _template(split: str, folder: Path) -> tfds.core.ShardedFileTemplate:
         data_dir=folder,
         split=split,
         filetype_suffix=tfds.core.FileFormat.ARRAY_RECORD.file_suffix,
-        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",  # without their number, which stays open to the end
+        template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_INDEX}",  # without the number of shards, known only at the end
     )

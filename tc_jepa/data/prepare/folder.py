@@ -1,4 +1,4 @@
-"""A folder of images with a captions.jsonl -> a dataset."""
+"""Images in a folder and a captions.jsonl that lists them."""
 
 from array import array
 from collections.abc import Iterator, Mapping
@@ -13,17 +13,19 @@ import tensorflow_datasets as tfds
 
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, texts
-from tc_jepa.data.prepare.dataset import Bad, Record, Shard
-from tc_jepa.data.prepare.masks import Meaning, read_meaning
+from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
+from tc_jepa.data.prepare.masks import MaskValues, read_mask_values
 from tc_jepa.data.prepare.pictures import DIGEST_BYTES
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import refuse_existing
 
+ClassLines = dict[str, str]  # by class, the first line that has it
+
 
 class Line(NamedTuple):
-    """One line of captions.jsonl, checked as far as it can be without opening an image."""
+    """One line of captions.jsonl, checked as far as possible without opening an image."""
 
     where: str  # FILE:NUMBER, for messages
     file: str
@@ -31,38 +33,44 @@ class Line(NamedTuple):
     split: str
     captions: list[str]
     descriptions: list[str]
-    annotations: dict[str, Any]  # those of label (str), labels (list of str) and mask (Path) that the line has
+    annotations: dict[str, Any]  # label (str), labels (list of str) and mask (Path), if the line has them
 
 
-class Place(NamedTuple):
+class LinePosition(NamedTuple):
     """Where in the file a line is."""
 
     number: int  # from 1
     offset: int  # in bytes
 
 
-Found = dict[str, str]  # classes, and the line that each is first on
-
-
-class Places:
-    """The places of one split's lines and a digest of each, packed: a dataset may have tens of millions."""
+class SplitLines:
+    """The positions of the lines of a split and a digest of each, packed: a dataset may have tens of millions."""
 
     def __init__(self):
         self.numbers, self.offsets, self.digests = array("Q"), array("Q"), bytearray()
 
-    def add(self, place: Place, digest: bytes) -> None:
-        self.numbers.append(place.number)
-        self.offsets.append(place.offset)
+    def add(self, position: LinePosition, digest: bytes) -> None:
+        self.numbers.append(position.number)
+        self.offsets.append(position.offset)
         self.digests += digest
 
     def shards(self, split: str, form: Mapping[str, Any]) -> Iterator[Shard]:
-        """Cut into shards. Classes, in `form`, are part of what makes them: one more may change all indices."""
-        beginning = json.dumps(form).encode()
+        """The shards of the split. `form`, the classes, enters their digests: a new class can change all indices."""
+        head = json.dumps(form).encode()
         for index, span in enumerate(dataset.spans(len(self.numbers))):
             numbers, offsets = self.numbers[span.start : span.stop], self.offsets[span.start : span.stop]
             lines = self.digests[span.start * DIGEST_BYTES : span.stop * DIGEST_BYTES]
-            digest = hashlib.blake2b(beginning + lines, digest_size=DIGEST_BYTES).hexdigest()
+            digest = hashlib.blake2b(head + lines, digest_size=DIGEST_BYTES).hexdigest()
             yield Shard(split, index, digest, len(numbers), (numbers, offsets))
+
+
+@dataclasses.dataclass
+class Listing:
+    """What all lines of a captions.jsonl have in common."""
+
+    splits: dict[str, SplitLines] = dataclasses.field(default_factory=dict)
+    classes: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # by task, "label" or "labels"
+    annotations: frozenset[str] = frozenset()  # keys that every line has, of "label", "labels" and "mask"
 
 
 def prepare_folder(
@@ -77,76 +85,87 @@ def prepare_folder(
     words: int | None = None,
     workers: int = 0,
 ) -> Summary:
-    """Writes the images that `captions` lists, and what it says of them, to the new folder `output`.
+    """Writes the images that `captions` lists, with everything that it says of them, to the new folder `output`.
 
-    `captions` holds one JSON object a line: "file", relative to `images`; "captions", a list of strings, empty for an
-    image without any; and optionally "descriptions" (a long text or a list of them, whose sentences are captions too),
-    "split" (train, val or test; train when absent), "label" (a string), "labels" (a list of strings) and "mask"
-    (relative to `images`: a PNG of class indices as large as the upright image). Other keys are ignored, as are blank
-    lines. Label, labels and mask are each on every line or on none, because every image of a dataset answers the same
-    questions. A file is listed once: twice could put it in two splits.
+    sources.SOURCES["folder"] describes the file `captions`, a captions.jsonl. A file is listed only once, because twice
+    could put it in two splits. Labels and masks are on every line or on none, because all images of a dataset answer
+    the same questions. `classes`, `first_class` and `ignore_index` are as in prepare_segmentation; without `classes`
+    the values of masks are class indices without names.
 
-    `classes` names those of the masks, a file with a name a line; with it `first_class` and `ignore_index` say what the
-    masks' values mean, as in prepare_segmentation. Without it those are class indices without names.
+    `vocabulary`, a SentencePiece model with T5's ids, is stored with the data. With it and `words`, S, the candidates
+    of more than S tokens are counted; they are stored in full and cut when they are read. Images that do not decode are
+    an error, or with `skip_bad` are reported on stderr, left out and counted. The work is done in `workers` processes,
+    0: in this one; the result is the same.
 
-    `vocabulary`, a SentencePiece model in T5's id convention, is stored with the data; with `words`, S, the candidates
-    that are longer are counted. They are stored whole, and cut when they are read. Images that do not decode are an
-    error, or with `skip_bad` named on stderr, left out and counted. `workers` processes do the work, 0: this one.
-
-    Raises UserError, naming file and line, also for a label that only another split than train has; such a one among
-    `labels` is named on stderr. What dataset.write says of work under way holds.
+    Raises UserError, which names the file and line, also for a "label" of another split that train does not have
+    (such "labels" are reported on stderr). Interrupted work can be resumed (dataset.write).
     """
     folder, listing = Path(images), Path(captions)
     if not folder.is_dir():
-        raise UserError(f"--images={folder} is no folder; give the one that the files in {listing} are relative to")
+        raise UserError(f"--images={folder} is not a folder; give the one that the files in {listing} are relative to")
     if not listing.is_file():
-        raise UserError(f"--captions={listing} is no file; give one with a JSON object a line")
+        raise UserError(f"--captions={listing} is not a file; give one with a JSON object per line")
     refuse_existing(Path(output))
     model = dataset.read_vocabulary(vocabulary)
-    meaning = None if classes is None else read_meaning(classes, first_class, ignore_index)
-    places, tasks, features = _survey(listing, folder, meaning)
-    form = tasks if meaning is None else tasks | {"mask": dataclasses.asdict(meaning)}
-    shards = [shard for split, lines in places.items() for shard in lines.shards(split, form)]
-    job = dataset.Job(LineReader(listing, folder.resolve(), meaning), features, model, words, skip_bad)
-    command = {"source": "folder", "images": str(folder.resolve()), "captions": str(listing.resolve())}
+    values = None if classes is None else read_mask_values(classes, first_class, ignore_index)
+    found = _survey(listing, folder.resolve(), has_classes=values is not None)
+    form = found.classes if values is None else found.classes | {"mask": dataclasses.asdict(values)}
+    shards = [shard for split, lines in found.splits.items() for shard in lines.shards(split, form)]
+    reader = LineReader(listing, folder.resolve(), values)
+    spec = dataset.DatasetSpec(reader, _features(found, values), model, words, skip_bad)
+    settings = {"source": "folder", "images": str(folder.resolve()), "captions": str(listing.resolve())}
     if classes is not None:
-        values = {"first_class": first_class, "ignore_index": ignore_index}
-        command |= {"classes": str(Path(classes).resolve())} | values
-    return dataset.write(Path(output), job, shards, command, workers=workers, unit="images")
+        settings |= {"classes": str(Path(classes).resolve()), "first_class": first_class, "ignore_index": ignore_index}
+    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="images")
 
 
 @dataclasses.dataclass(frozen=True)
 class LineReader:
-    """Reads the images that some of the file's lines name."""
+    """Reads the images that some lines of the file name."""
 
     listing: Path
     root: Path
-    meaning: Meaning | None
+    values: MaskValues | None
 
-    def read(self, items: tuple[array, array]) -> Iterator[Record | Bad]:
+    def read(self, items: tuple[array, array]) -> Iterator[Record | BadImage]:
         with open(self.listing, "rb") as file:
             for number, offset in zip(*items):
                 file.seek(offset)
                 line = _parse(file.readline(texts.LIMIT), f"{self.listing}:{number}", self.root)
-                yield _record(line, self.meaning)
+                yield _record(line, self.values)
+
+
+def _record(line: Line, values: MaskValues | None) -> Record | BadImage:
+    picture = pictures.read_image(line.path, f"{line.where}: {line.file}", "correct it, remove its line")
+    if isinstance(picture, BadImage):
+        return picture
+    example = {"image": picture.data, "file": line.file, **line.annotations}
+    if "mask" in example:
+        pair = _mask_pair(line)
+        mask = pictures.read_mask(pair.mask, pair.where, picture.shape)
+        example["mask"] = mask.data if values is None else values.encode(mask, pair.where)
+    return Record(example, candidates(line.captions, line.descriptions))
+
+
+def _mask_pair(line: Line) -> pictures.MaskPair:
+    mask = line.annotations["mask"]
+    return pictures.MaskPair(line.path, mask, f"{line.where}: mask {mask}")
 
 
 # Reading captions.jsonl
 
 
-def _lines(listing: Path) -> Iterator[tuple[Place, bytes]]:
-    """Lines that are not blank, read so that one of gigabytes is refused and not held."""
+def _lines(listing: Path) -> Iterator[tuple[LinePosition, bytes]]:
+    """The lines that are not blank. A line of gigabytes is refused before it is read."""
     number = offset = 0
     with open(listing, "rb") as file:
         while raw := file.readline(texts.LIMIT + 1):
             number += 1
             if len(raw) > texts.LIMIT:
                 size = f"{texts.LIMIT >> 20} MiB"
-                raise UserError(
-                    f"{listing}:{number} is longer than {size}; write one JSON object a line, an image each"
-                )
+                raise UserError(f"{listing}:{number} is longer than {size}; write one JSON object per line and image")
             if raw.strip():
-                yield Place(number, offset), raw
+                yield LinePosition(number, offset), raw
             offset += len(raw)
 
 
@@ -165,43 +184,40 @@ def _parse(raw: bytes, where: str, root: Path) -> Line:
         labels = texts.strings(entry["labels"], "labels", where)
         annotations["labels"] = sorted({texts.class_name(name, where) for name in labels})
     if "mask" in entry:
-        annotations["mask"] = _inside(root, entry["mask"], "mask", where)
+        annotations["mask"] = _path_inside(root, entry["mask"], "mask", where)
     captions = texts.strings(entry["captions"], "captions", where)
     descriptions = []
     if "descriptions" in entry:
         descriptions = texts.string_or_strings(entry["descriptions"], "descriptions", where)
-    path = _inside(root, entry["file"], "file", where)
+    path = _path_inside(root, entry["file"], "file", where)
     return Line(where, entry["file"], path, split, captions, descriptions, annotations)
 
 
-def _inside(root: Path, value: Any, key: str, where: str) -> Path:
+def _path_inside(root: Path, value: Any, key: str, where: str) -> Path:
     relative = texts.string(value, key, where)
     try:
         path = (root / relative).resolve()
         is_file = path.is_file()
-    except (ValueError, OSError, RuntimeError) as error:  # a null byte, a name too long, links in a circle
-        raise UserError(f'{where}: "{key}" {relative!r} is no usable path ({error}); correct it') from error
+    except (ValueError, OSError, RuntimeError) as error:  # a null byte, a name that is too long, circular links
+        raise UserError(f'{where}: "{key}" {relative!r} is not a usable path ({error}); correct it') from error
     if Path(relative).is_absolute() or not path.is_relative_to(root):
         raise UserError(f'{where}: "{key}" {relative!r} leaves the images folder; give a path inside {root}')
     if not is_file:
-        raise UserError(f'{where}: "{key}" {relative!r} is missing from {root}; put a file there or remove the line')
+        raise UserError(f'{where}: "{key}" {relative!r} is missing from {root}; add the file or remove the line')
     return path
 
 
-def _survey(
-    listing: Path, folder: Path, meaning: Meaning | None
-) -> tuple[dict[str, Places], dict[str, list[str]], tfds.features.FeaturesDict]:
-    """Lines by split, classes by task, and the features that hold all. Raises UserError where lines contradict."""
-    root = folder.resolve()
-    numbers: dict[str, int] = {}  # by image
-    found: dict[str, dict[str, Found]] = {"label": {}, "labels": {}}  # by task and split
-    places: dict[str, Places] = {}
-    first = None
-    for place, raw in _lines(listing):
-        line = _parse(raw, f"{listing}:{place.number}", root)
+def _survey(listing: Path, root: Path, *, has_classes: bool) -> Listing:
+    """Reads and checks all lines. `has_classes`: names of the masks' classes were given. Raises UserError."""
+    result, first = Listing(), None
+    numbers: dict[str, int] = {}  # by image, its line
+    found: dict[str, dict[str, ClassLines]] = {"label": {}, "labels": {}}  # by task and split
+    masks: list[pictures.MaskPair] = []
+    for position, raw in _lines(listing):
+        line = _parse(raw, f"{listing}:{position.number}", root)
         first = first or line
-        before = numbers.setdefault(str(line.path), place.number)
-        if before != place.number:
+        before = numbers.setdefault(str(line.path), position.number)
+        if before != position.number:
             raise UserError(f"{line.where}: {line.file} is already on line {before}; put its captions on one line")
         for key in sorted(first.annotations.keys() ^ line.annotations.keys()):
             has, lacks = (first, line) if key in first.annotations else (line, first)
@@ -210,31 +226,41 @@ def _survey(
             given, names = line.annotations[task], found[task].setdefault(line.split, {})
             for name in [given] if task == "label" else given:
                 names.setdefault(name, line.where)
-        places.setdefault(line.split, Places()).add(place, _digest(raw, line))
+        if "mask" in line.annotations:
+            masks.append(_mask_pair(line))
+        result.splits.setdefault(line.split, SplitLines()).add(position, _digest(raw, line))
     if first is None:
         raise UserError(f"{listing} has no lines; a dataset needs at least one image")
     for task, splits in found.items():
         _check_in_train(task, splits)
-    classes = {task: sorted(set().union(*splits.values())) for task, splits in found.items()}
-    if meaning is not None and "mask" not in first.annotations:
-        raise UserError(f'--classes names those of masks, and {listing} has none; leave it out, or add "mask"')
-    names = () if meaning is None else meaning.classes
-    features = dataset.features(mask="mask" in first.annotations, classes=names)
+    result.annotations = frozenset(first.annotations)
+    result.classes = {task: sorted(set().union(*splits.values())) for task, splits in found.items()}
+    if has_classes and not masks:
+        raise UserError(
+            f'--classes names the classes of masks, but {listing} has no "mask"; leave out the flag, or add masks'
+        )
+    if "labels" in result.annotations and not result.classes["labels"]:
+        raise UserError(f'{listing}: "labels" is empty on every line; leave out the key, or add labels')
+    pictures.check_mask_sizes(masks)
+    return result
+
+
+def _features(found: Listing, values: MaskValues | None) -> tfds.features.FeaturesDict:
+    names = () if values is None else values.classes
+    features = dataset.base_features(mask="mask" in found.annotations, classes=names)
     features["file"] = tfds.features.Text()
-    if "label" in first.annotations:
-        features["label"] = tfds.features.ClassLabel(names=classes["label"])
-    if "labels" in first.annotations:
-        if not classes["labels"]:
-            raise UserError(f'{listing}: "labels" is empty on every line; leave the key out, or name some')
-        features["labels"] = tfds.features.Sequence(tfds.features.ClassLabel(names=classes["labels"]))
-    return places, classes, tfds.features.FeaturesDict(features)
+    if "label" in found.annotations:
+        features["label"] = tfds.features.ClassLabel(names=found.classes["label"])
+    if "labels" in found.annotations:
+        features["labels"] = tfds.features.Sequence(tfds.features.ClassLabel(names=found.classes["labels"]))
+    return tfds.features.FeaturesDict(features)
 
 
-def _check_in_train(task: str, found: Mapping[str, Found]) -> None:
-    """For a class of another split that train has not: UserError where an image has one label, else a line on stderr.
+def _check_in_train(task: str, found: Mapping[str, ClassLines]) -> None:
+    """Reports a class of another split that train does not have: UserError for "label", a line on stderr for "labels".
 
-    One label that cannot be learned is a mistake of the listing. Among many some are rare, and chance puts all images
-    of one into a small split.
+    A single label that cannot be learned is a mistake in the listing. Among many labels some are rare, and all images
+    of one may fall into a small split by chance.
     """
     for split, names in found.items():
         alone = [name for name in names if name not in found.get(TRAIN, names)]  # without train, nothing is learned
@@ -249,15 +275,3 @@ def _check_in_train(task: str, found: Mapping[str, Found]) -> None:
 def _digest(raw: bytes, line: Line) -> bytes:
     files = [line.path, line.annotations["mask"]] if "mask" in line.annotations else [line.path]
     return pictures.digest(raw.strip(), files)
-
-
-def _record(line: Line, meaning: Meaning | None) -> Record | Bad:
-    picture = pictures.read_image(line.path, f"{line.where}: {line.file}", "mend it, remove its line")
-    if isinstance(picture, Bad):
-        return picture
-    example = {"image": picture.data, "file": line.file, **line.annotations}
-    if "mask" in example:
-        where = f"{line.where}: mask {example['mask']}"
-        given = pictures.read_mask(example["mask"], where, picture.shape)
-        example["mask"] = given.data if meaning is None else meaning.stored(given, where)
-    return Record(example, candidates(line.captions, line.descriptions))

@@ -1,4 +1,4 @@
-"""Images in folders that are named after their classes -> a dataset with labels."""
+"""Images in folders that are named after their classes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
@@ -8,29 +8,29 @@ import tensorflow_datasets as tfds
 
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, texts, trees
-from tc_jepa.data.prepare.dataset import Bad, Record
+from tc_jepa.data.prepare.dataset import BadImage, Record
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import refuse_existing
 
-NAMED = 5  # classes that an error lists
+LISTED = 5  # classes that an error message lists
 
 
 def prepare_imagefolder(images: str, output: str, skip_bad: bool = False, workers: int = 0) -> Summary:
     """Writes the images of `images`/SPLIT/CLASS, or deeper below, with their classes to the new folder `output`.
 
-    Splits are train, val and test, or training, validation and testing; all hold the same classes. An image's `file` is
-    relative to `images`. There are no captions. Every file below a class is held to be an image: one that does not
-    decode is an error, or with `skip_bad` named on stderr, left out and counted. `workers` is that of prepare_folder.
+    Splits are train, val and test, or training, validation and testing; all have the same classes. The feature `file`
+    of an image is its path relative to `images`. There are no captions. Every file below a class must be an image: one
+    that does not decode is an error, or with `skip_bad` is reported on stderr, left out and counted. `workers` is as
+    in prepare_folder.
 
-    Raises UserError, naming the folder or file: for classes that only some splits have, a class without images, a file
-    directly in a split. What dataset.write says of work under way holds, and what trees says of
-    links and hidden files.
+    Raises UserError, which names the folder or file, for classes that only some splits have, a class without images,
+    and a file directly in a split. Links and hidden files are treated as in trees.py; interrupted work can be resumed.
     """
     root = Path(images)
     refuse_existing(Path(output))
     folders = trees.split_folders(root, "images")
-    found = {split: _survey(root, folder.name) for split, folder in folders.items()}
+    found = {split: _files_by_class(root, folder.name) for split, folder in folders.items()}
     _check_same({folders[split].name: list(members) for split, members in found.items()}, root)
     classes = sorted(next(iter(found.values())))
     shards = [
@@ -38,12 +38,11 @@ def prepare_imagefolder(images: str, output: str, skip_bad: bool = False, worker
         for split, members in found.items()
         for shard in trees.shards(split, [(name,) for names in members.values() for name in names], [root], classes)
     ]
-    features = dataset.features(mask=False)
+    features = dataset.base_features(mask=False)
     features |= {"file": tfds.features.Text(), "label": tfds.features.ClassLabel(names=classes)}
-    reader = ClassReader(root.resolve())
-    job = dataset.Job(reader, tfds.features.FeaturesDict(features), vocabulary=None, words=None, skip_bad=skip_bad)
-    command = {"source": "imagefolder", "images": str(root.resolve())}
-    return dataset.write(Path(output), job, shards, command, workers=workers, unit="images")
+    spec = dataset.DatasetSpec(ClassReader(root.resolve()), tfds.features.FeaturesDict(features), skip_bad=skip_bad)
+    settings = {"source": "imagefolder", "images": str(root.resolve())}
+    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="images")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +51,10 @@ class ClassReader:
 
     root: Path
 
-    def read(self, items: Sequence[tuple[str]]) -> Iterator[Record | Bad]:
+    def read(self, items: Sequence[tuple[str]]) -> Iterator[Record | BadImage]:
         for (name,) in items:
             path = self.root / name
-            picture = pictures.read_image(path, str(path), "mend or remove it")
+            picture = pictures.read_image(path, str(path), "correct or remove it")
             if isinstance(picture, pictures.Picture):
                 label = name.split("/")[1]
                 yield Record({"image": picture.data, "file": name, "label": label}, candidates([], []))
@@ -63,35 +62,35 @@ class ClassReader:
                 yield picture
 
 
-def _survey(root: Path, split: str) -> dict[str, list[str]]:
-    """By class, in their order, its files relative to `root`."""
+def _files_by_class(root: Path, split: str) -> dict[str, list[str]]:
+    """The files of each class, relative to `root`."""
     found = {}
     for entry in trees.entries(root / split):
         if not entry.is_dir():
             raise UserError(
-                f"{root / split / entry.name} lies directly in a split; put it into a folder named after its class"
+                f"{root / split / entry.name} lies directly in a split; move it into a folder named after its class"
             )
         name = texts.class_name(texts.string(entry.name, "class", str(root / split)), str(root / split))
         found[name] = list(trees.files_below(root, f"{split}/{name}"))
         if not found[name]:
-            raise UserError(f"{root / split / name} has no images; put some there, or remove the folder")
+            raise UserError(f"{root / split / name} has no images; add some, or remove the folder")
     if not found:
-        raise UserError(f"{root / split} holds no folders of classes; put images into {root / split}/CLASS")
+        raise UserError(f"{root / split} has no folders of classes; move images into {root / split}/CLASS")
     return found
 
 
 def _check_same(classes: Mapping[str, Sequence[str]], root: Path) -> None:
-    """UserError for classes that not all splits have."""
+    """Raises UserError for classes that only some splits have."""
     shared = set.intersection(*map(set, classes.values()))
     alone = {split: [name for name in names if name not in shared] for split, names in classes.items()}
     parts = [f"{split} has {_listed(names)}" for split, names in alone.items() if names]
     if parts:
         raise UserError(
-            f"the splits in {root} have different classes: {'; '.join(parts)}, which not all have; give every split "
-            "every class, or remove those"
+            f"the splits in {root} have different classes: {'; '.join(parts)}; give every split every class, or remove "
+            "those"
         )
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"

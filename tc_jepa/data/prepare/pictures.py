@@ -1,17 +1,20 @@
-"""Images and masks from the user's files, held to decode and to fit each other."""
+"""Image and mask files that were checked: they decode, and masks have the size of their images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from tc_jepa.data.images import decode_image, decode_mask
-from tc_jepa.data.prepare.dataset import Bad
+from tc_jepa.data.images import decode_image, decode_mask, image_shape
+from tc_jepa.data.prepare.dataset import BadImage
 from tc_jepa.errors import UserError
 
 DIGEST_BYTES = 16
+READERS = 8  # threads that read the headers of images
 
 
 class Picture(NamedTuple):
@@ -22,10 +25,18 @@ class Picture(NamedTuple):
 
 
 class Mask(NamedTuple):
-    """A mask's file, and what it holds."""
+    """A mask file and its content."""
 
     data: bytes
     indices: np.ndarray  # uint8 [height, width]
+
+
+class MaskPair(NamedTuple):
+    """The paths of an image and its mask; `where` names the mask in messages."""
+
+    image: Path
+    mask: Path
+    where: str
 
 
 def read(path: Path, where: str) -> bytes:
@@ -35,35 +46,61 @@ def read(path: Path, where: str) -> bytes:
         raise UserError(f"{where} cannot be read ({error.strerror}); make it readable") from error
 
 
-def read_image(path: Path, where: str, mend: str) -> Picture | Bad:
-    """Bad where it does not decode, with `mend` for what to do about it. UserError where it cannot be read."""
+def read_image(path: Path, where: str, fix: str) -> Picture | BadImage:
+    """A BadImage with `fix` if the file does not decode. Raises UserError if it cannot be read."""
     data = read(path, where)
     try:
         return Picture(data, decode_image(data).shape[:2])
     except ValueError as error:
-        return Bad(f"{where} does not decode: {error}", mend)
+        return BadImage(f"{where} does not decode: {error}", fix)
 
 
 def read_mask(path: Path, where: str, shape: tuple[int, int]) -> Mask:
-    """A PNG of class indices. UserError where it is none, or has another height and width than its image's `shape`."""
+    """A PNG of class indices. Raises UserError for any other file and for a size other than `shape`, its image's."""
     data = read(path, where)
     try:
         indices = decode_mask(data)
     except ValueError as error:
         raise UserError(f"{where} does not decode: {error}; save it as a PNG of class indices") from error
     if indices.shape != shape:
-        sizes = f"{indices.shape[1]} x {indices.shape[0]} pixels and its upright image {shape[1]} x {shape[0]}"
-        raise UserError(f"{where} is {sizes}; draw it at the image's size")
+        raise UserError(_wrong_size(where, indices.shape, shape))
     return Mask(data, indices)
 
 
+def check_mask_sizes(pairs: Sequence[MaskPair]) -> None:
+    """Raises UserError, with their number and the first, for masks whose size differs from their upright image's.
+
+    It reads the headers of the files. Files whose header cannot be read are left to read_image and read_mask.
+    """
+    with ThreadPoolExecutor(READERS) as pool:  # a network file system answers slowly, but many at once
+        wrong = [message for message in pool.map(_size_error, pairs) if message]
+    if len(wrong) > 1:
+        raise UserError(f"{len(wrong)} of {len(pairs)} masks differ in size from their images; the first: {wrong[0]}")
+    if wrong:
+        raise UserError(wrong[0])
+
+
 def digest(content: bytes, files: Iterable[Path]) -> bytes:
-    """Of `content` and of files as far as size and time of change tell. UserError for a file that is not there."""
+    """A digest of `content` and of the sizes and modification times of `files`. Raises UserError for a missing file."""
     stamps = []
     for path in files:
         try:
             stat = path.stat()
         except OSError as error:
-            raise UserError(f"{path} cannot be read ({error.strerror}); mend or remove it") from error
+            raise UserError(f"{path} cannot be read ({error.strerror}); correct or remove it") from error
         stamps.append((stat.st_size, stat.st_mtime_ns))
     return hashlib.blake2b(content + repr(stamps).encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def _size_error(pair: MaskPair) -> str | None:
+    try:
+        with Image.open(pair.mask) as mask, open(pair.image, "rb") as image:
+            found, wanted = mask.size[::-1], image_shape(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    return None if found == wanted else _wrong_size(pair.where, found, wanted)
+
+
+def _wrong_size(where: str, found: tuple[int, int], wanted: tuple[int, int]) -> str:
+    sizes = f"has {found[1]} x {found[0]} pixels and its upright image {wanted[1]} x {wanted[0]}"
+    return f"{where} {sizes}; give the mask the size of its image"

@@ -1,4 +1,4 @@
-"""Drawn scenes -> a dataset."""
+"""Drawn scenes."""
 
 from collections.abc import Iterator, Mapping
 import dataclasses
@@ -21,35 +21,35 @@ from tc_jepa.storage.files import refuse_existing
 def prepare_scenes(
     count: int,
     output: str,
-    seed: int,
-    size: int,
+    seed: int = 0,
+    size: int = 64,
     vocabulary: str | None = None,
     words: int | None = None,
     workers: int = 0,
 ) -> Summary:
-    """Writes `count` training scenes of `size` x `size` pixels, and a tenth as many (at least 1) to val and to test.
+    """Writes `count` training scenes of `size` x `size` pixels, and a tenth as many (at least 1) each to val and test.
 
-    The vocabulary stored with them is the scenes' own unless another is given. `words` and `workers` are those of
-    prepare_folder. Raises UserError for a count or size below 1, a bad vocabulary and an existing output.
+    The vocabulary stored with them is the scenes' own unless another is given. `words` and `workers` are as in
+    prepare_folder. Raises UserError for a count or size below 1, an invalid vocabulary and an existing output.
     """
     refuse_existing(Path(output))
     held_out = max(1, count // 10)
     counts = {TRAIN: count, VALIDATION: held_out, TEST: held_out}
     sources = {split: SceneSource(seed, split, number, size) for split, number in counts.items()}
     model = dataset.read_vocabulary(vocabulary or scenes_vocabulary_path())
-    job = dataset.Job(SceneReader(sources), _features(sources[TRAIN]), model, words, skip_bad=False)
+    spec = dataset.DatasetSpec(SceneReader(sources), _features(sources[TRAIN]), model, words)
     shards = []
     for split, number in counts.items():
         for index, span in enumerate(dataset.spans(number)):
             digest = f"{span.start}:{span.stop}"
             shards.append(dataset.Shard(split, index, digest, len(span), (split, span.start, span.stop)))
-    command = {"source": "scenes", "count": count, "seed": seed, "size": size}
-    return dataset.write(Path(output), job, shards, command, workers=workers, unit="images")
+    settings = {"source": "scenes", "count": count, "seed": seed, "size": size}
+    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="images")
 
 
 @dataclasses.dataclass(frozen=True)
 class SceneReader:
-    """Images and masks become PNGs; captions stay as they are."""
+    """Draws scenes. Images and masks are encoded as PNGs; captions are taken as they are."""
 
     sources: Mapping[str, Source]
 
@@ -60,7 +60,7 @@ class SceneReader:
 
 
 def _features(source: Source) -> tfds.features.FeaturesDict:
-    features = dataset.features(mask=True)
+    features = dataset.base_features(mask=True)
     for name, task in source.tasks.items():
         label = tfds.features.ClassLabel(names=task.classes)
         features[name] = label if task.kind == "single" else tfds.features.Sequence(label)

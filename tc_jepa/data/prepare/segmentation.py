@@ -1,4 +1,4 @@
-"""A tree of images beside one of masks -> a dataset with masks whose classes have names."""
+"""Images in one folder and their masks in another."""
 
 from collections.abc import Iterator, Sequence
 import dataclasses
@@ -8,8 +8,8 @@ import tensorflow_datasets as tfds
 
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, trees
-from tc_jepa.data.prepare.dataset import Bad, Record
-from tc_jepa.data.prepare.masks import Meaning, PNG, read_meaning
+from tc_jepa.data.prepare.dataset import BadImage, Record
+from tc_jepa.data.prepare.masks import MaskValues, PNG, read_mask_values
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import refuse_existing
@@ -25,87 +25,91 @@ def prepare_segmentation(
     skip_bad: bool = False,
     workers: int = 0,
 ) -> Summary:
-    """Writes images and their masks, with the classes' names, to the new folder `output`.
+    """Writes images and their masks, with the names of the classes, to the new folder `output`.
 
-    The mask of `images`/SPLIT/NAME.jpg, or of any other ending, is `masks`/SPLIT/NAME.png, at any depth below; splits
-    are train, val and test, or training, validation and testing. A mask is a grey or palette PNG as large as its
-    upright image. `classes` is a file with a name a line: the first is the value `first_class` in the masks, the next
-    one the value after it. 255 counts nowhere, and `ignore_index` neither. Stored are indices of `classes`, 255 =
-    ignore. There are no captions. `skip_bad` leaves out and counts images that do not decode; `workers` is that of
-    prepare_folder.
+    The mask of `images`/SPLIT/NAME.jpg, or of any other image type, is `masks`/SPLIT/NAME.png, at any depth. Splits
+    are train, val and test, or training, validation and testing. A mask is a grey or palette PNG with the size of its
+    upright image. `classes` is a file with one class name per line: the first line names the value `first_class` in
+    the masks, the next line the next value. 255 is ignored, and `ignore_index` too. What is stored are indices of
+    `classes`, 255 = ignore. There are no captions. With `skip_bad`, images that do not decode are left out and counted.
+    `workers` is as in prepare_folder.
 
-    Raises UserError, naming the file: for an image without a mask, a mask without an image, one of another size or with
-    values that are none of the classes, a bad list of classes. What dataset.write says of work under way holds, and
-    what trees says of links and hidden files.
+    Raises UserError, which names the file, for an image without mask, a mask without image, masks of another size
+    (their number and the first) or with values that are not classes, and an invalid list of classes. Links and hidden
+    files are treated as in trees.py; interrupted work can be resumed.
     """
     roots = Path(images), Path(masks)
     refuse_existing(Path(output))
-    meaning = read_meaning(classes, first_class, ignore_index)
+    values = read_mask_values(classes, first_class, ignore_index)
     image_splits, mask_splits = (trees.split_folders(root, flag) for root, flag in zip(roots, ("images", "masks")))
     for split in sorted(image_splits.keys() ^ mask_splits.keys()):
         has, lacks = roots if split in image_splits else roots[::-1]
-        raise UserError(f"{has} has the split {split} and {lacks} has not; give both the same splits")
-    form = dataclasses.asdict(meaning)
-    shards = [
-        shard
-        for split, folder in image_splits.items()
-        for shard in trees.shards(split, _pairs(folder, mask_splits[split]), roots, form)
-    ]
-    features = dataset.features(mask=True, classes=meaning.classes) | {"file": tfds.features.Text()}
-    reader = PairReader(*(root.resolve() for root in roots), meaning)
-    job = dataset.Job(reader, tfds.features.FeaturesDict(features), vocabulary=None, words=None, skip_bad=skip_bad)
-    places = {"images": str(reader.images), "masks": str(reader.masks), "classes": str(Path(classes).resolve())}
-    values = {"first_class": first_class, "ignore_index": ignore_index}
-    command = {"source": "segmentation"} | places | values
-    return dataset.write(Path(output), job, shards, command, workers=workers, unit="images")
+        raise UserError(f"{has} has the split {split} but {lacks} has not; give both the same splits")
+    pairs = {split: _pairs(folder, mask_splits[split]) for split, folder in image_splits.items()}
+    reader = PairReader(*(root.resolve() for root in roots), values)
+    pictures.check_mask_sizes([reader.paths(*pair) for found in pairs.values() for pair in found])
+    form = dataclasses.asdict(values)
+    shards = [shard for split, found in pairs.items() for shard in trees.shards(split, found, roots, form)]
+    features = dataset.base_features(mask=True, classes=values.classes) | {"file": tfds.features.Text()}
+    spec = dataset.DatasetSpec(reader, tfds.features.FeaturesDict(features), skip_bad=skip_bad)
+    settings = {
+        "source": "segmentation",
+        "images": str(reader.images),
+        "masks": str(reader.masks),
+        "classes": str(Path(classes).resolve()),
+        "first_class": first_class,
+        "ignore_index": ignore_index,
+    }
+    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="images")
 
 
 @dataclasses.dataclass(frozen=True)
 class PairReader:
-    """Reads images and masks, relative to the roots of their trees."""
+    """Reads images and masks, whose paths are relative to the roots of their folders."""
 
     images: Path
     masks: Path
-    meaning: Meaning
+    values: MaskValues
 
-    def read(self, items: Sequence[tuple[str, str]]) -> Iterator[Record | Bad]:
+    def paths(self, name: str, mask: str) -> pictures.MaskPair:
+        return pictures.MaskPair(self.images / name, self.masks / mask, f"mask {self.masks / mask}")
+
+    def read(self, items: Sequence[tuple[str, str]]) -> Iterator[Record | BadImage]:
         for name, mask in items:
-            path, where = self.images / name, f"mask {self.masks / mask}"
-            picture = pictures.read_image(path, str(path), "mend it, or remove it with its mask")
+            paths = self.paths(name, mask)
+            picture = pictures.read_image(paths.image, str(paths.image), "correct it, or remove it with its mask")
             if isinstance(picture, pictures.Picture):
-                given = pictures.read_mask(self.masks / mask, where, picture.shape)
-                data = self.meaning.stored(given, where)
+                given = pictures.read_mask(paths.mask, paths.where, picture.shape)
+                data = self.values.encode(given, paths.where)
                 yield Record({"image": picture.data, "file": name, "mask": data}, candidates([], []))
             else:
                 yield picture
 
 
 def _pairs(images: Path, masks: Path) -> list[tuple[str, str]]:
-    """Images of a split with their masks, each relative to the root of its tree."""
+    """The images of a split with their masks, each relative to the root of its folder."""
     unpaired = {}
     for name in trees.files_below(masks.parent, masks.name):
         path = PurePosixPath(name)
         if path.suffix.lower() != PNG:
-            raise UserError(f"{masks.parent / name} is among the masks and no {PNG}; move it away")
+            raise UserError(f"{masks.parent / name} is among the masks but not a {PNG} file; move it away")
         unpaired[_stem(path)] = name
     pairs, names = [], {}
     for name in trees.files_below(images.parent, images.name):
         stem = _stem(PurePosixPath(name))
         if stem in names:
-            raise UserError(f"{images.parent / name} and {names[stem]} would have one mask; rename one")
+            raise UserError(f"{images.parent / name} and {names[stem]} would share a mask; rename one")
         if stem not in unpaired:
-            raise UserError(
-                f"{images.parent / name} has no mask {masks / stem}{PNG}; put it there, or remove the image"
-            )
+            raise UserError(f"{images.parent / name} has no mask {masks / stem}{PNG}; add it, or remove the image")
         names[stem] = name
         pairs.append((name, unpaired.pop(stem)))
     for name in unpaired.values():
-        raise UserError(f"{masks.parent / name} is the mask of no image in {images}; remove it, or add the image")
+        raise UserError(f"{masks.parent / name} has no image in {images}; remove it, or add the image")
     if not pairs:
-        raise UserError(f"{images} holds no images; put some there, or remove the folder")
+        raise UserError(f"{images} has no images; add some, or remove the folder")
     return pairs
 
 
 def _stem(path: PurePosixPath) -> str:
-    """What an image and its mask have in common: the path below the split, without its ending."""
+    """What an image and its mask have in common: the path below the split, without the file type."""
     return str(path.relative_to(path.parts[0]).with_suffix(""))

@@ -1,4 +1,4 @@
-"""What a preparation wrote, counted: one line, histograms, captions.json and a plot (the paper's Fig. 7)."""
+"""Counts of what was prepared: a line of text, histograms, captions.json and a plot (the paper's Fig. 7)."""
 
 import collections
 import dataclasses
@@ -16,18 +16,18 @@ Counts = collections.Counter
 
 @dataclasses.dataclass
 class Summary:
-    """Counts over all images. Those of shards add up, and travel as JSON."""
+    """Counts over images. The counts of shards can be added, and stored as JSON."""
 
     images: Counts[str] = dataclasses.field(default_factory=Counts)  # by split
     captions: Counts[int] = dataclasses.field(default_factory=Counts)  # images by their number of candidates
-    words: Counts[int] | None = None  # candidates by their ids, eos included; None: no vocabulary, not counted
-    longest: int | None = None  # S, if known: candidates with more words are cut to it
+    words: Counts[int] | None = None  # candidates by their tokens, end of sentence included; None: no vocabulary
+    longest: int | None = None  # S, if known: candidates with more tokens are cut when they are read
     blank: int = 0
     duplicates: int = 0
     skipped: int = 0  # images left out
 
     def add(self, other: "Summary") -> None:
-        """Adds another's counts. Both count words, or neither does."""
+        """Adds the counts of `other`. Either both count words or neither."""
         self.images.update(other.images)
         self.captions.update(other.captions)
         if self.words is not None:
@@ -45,7 +45,7 @@ class Summary:
 
     @property
     def cut(self) -> int | None:
-        """Candidates that are longer than S; None where words are not counted."""
+        """Candidates with more than S tokens; None if words are not counted."""
         if self.words is None or self.longest is None:
             return None
         return sum(count for length, count in self.words.items() if length > self.longest)
@@ -73,12 +73,12 @@ class Summary:
 
 
 def text(summary: Summary) -> str:
-    """Both histograms for a terminal, and what was left out of them; one line where no image has a caption."""
+    """Both histograms for a terminal, and what was left out; one line if no image has captions."""
     if not any(summary.captions):
         return "no image has captions"
     parts = [_bars("candidates per image", "images", summary.captions)]
     if summary.words is None:
-        parts.append("words per candidate: not counted, as words are those of a vocabulary; give --vocabulary")
+        parts.append("words per candidate: not counted without a vocabulary; give --vocabulary")
     elif summary.words:
         parts.append(_bars("words per candidate, end of sentence included", "candidates", summary.words))
         if summary.cut is not None:
@@ -89,7 +89,7 @@ def text(summary: Summary) -> str:
 
 
 def write(summary: Summary, folder: Path) -> None:
-    """captions.json and captions.png."""
+    """Writes captions.json, and captions.png if any image has captions."""
     report = {
         "images": {split: summary.images[split] for split in SPLITS if summary.images[split]},
         "images_by_candidates": summary.as_json()["captions"],
@@ -101,7 +101,8 @@ def write(summary: Summary, folder: Path) -> None:
         "skipped": summary.skipped,
     }
     (folder / JSON_FILE).write_text(json.dumps(report, indent=1) + "\n")
-    _plot(summary, folder / PLOT_FILE)
+    if any(summary.captions):
+        _plot(summary, folder / PLOT_FILE)
 
 
 def _mean(counts: Counts[int]) -> float:
@@ -123,7 +124,7 @@ def _bars(title: str, unit: str, counts: Counts[int]) -> str:
 
 
 def _plot(summary: Summary, path: Path) -> None:
-    from matplotlib.figure import Figure  # not pyplot, which may want a display
+    from matplotlib.figure import Figure  # not pyplot, which may need a display
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -1,7 +1,7 @@
-"""Image-text tar shards, as img2dataset writes them for WebDataset -> a dataset.
+"""Image-text tars, as img2dataset writes them for WebDataset.
 
-A sample is the run of members whose names are alike up to the first dot of their last part: 00042.jpg, 00042.txt and
-00042.json. Members are read in memory and never extracted.
+A sample is a run of consecutive members whose names agree up to the first dot of the last part: 00042.jpg, 00042.txt
+and 00042.json. Members are read into memory and never extracted.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.images import decode_image
 from tc_jepa.data.prepare import dataset, texts
-from tc_jepa.data.prepare.dataset import Bad, Record, Shard
+from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
 from tc_jepa.errors import UserError
@@ -27,8 +27,8 @@ from tc_jepa.storage.files import refuse_existing
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 IMAGE_LIMIT = 1 << 28  # bytes
 TEXT, JSON = "txt", "json"
-LOOKED_AT = 100  # samples that must hold, together, every field asked for
-MEND = "mend the tar"
+CHECKED_SAMPLES = 100  # of each split; every requested field must occur in one of them
+FIX = "correct the tar"
 
 
 class Sample(NamedTuple):
@@ -37,11 +37,11 @@ class Sample(NamedTuple):
 
 
 class BrokenTar(Exception):
-    """A tar that cannot be read to its end; says why."""
+    """A tar that cannot be read to its end. The message says why."""
 
 
 def prepare_tars(
-    inputs: Sequence[str],
+    input: Sequence[str],
     output: str,
     vocabulary: str | None = None,
     skip_bad: bool = False,
@@ -52,37 +52,34 @@ def prepare_tars(
 ) -> Summary:
     """Writes the samples of tars to the new folder `output`, in the order of the tars' names and of their members.
 
-    `inputs` are patterns of files for split train, or after "val:" or "test:" for those. A sample needs an image (jpg,
-    jpeg, png or webp). Its captions come from `caption_fields`, those that are split into sentences from
-    `description_fields`: "txt" is the text beside the image, any other name a key of the JSON beside it, which holds
-    a string, a list of strings, or null. A sample may lack a field. Other members are ignored.
+    sources.SOURCES["tars"] describes `input` and the layout. A field is a string, a list of strings, or null, and a
+    sample may lack it. Other members are ignored. The remaining arguments are as in prepare_folder. With `skip_bad`,
+    samples are left out and counted that have no image, an image that does not decode, or invalid JSON or text, and
+    so is everything after the point where a tar is damaged.
 
-    The remaining arguments are those of prepare_folder. `skip_bad` leaves out and counts samples without an image,
-    with one that does not decode, with JSON or text that is none, and what follows the point where a tar breaks off.
-
-    Raises UserError, naming tar and member; for members that are links or devices, or whose names leave the folder,
-    with `skip_bad` too. What dataset.write says of work under way holds. A shard holds one tar or several, whole.
+    Raises UserError, which names the tar and member; even with `skip_bad` for members that are links or devices or
+    whose names leave the folder. Interrupted work can be resumed. A shard contains one or several whole tars.
     """
     refuse_existing(Path(output))
     model = dataset.read_vocabulary(vocabulary)
-    paths = _find(inputs)
+    paths = _find(input)
     reader = TarReader(tuple(caption_fields), tuple(description_fields))
     for members in paths.values():
         reader.check_fields(members[0])
-    features = tfds.features.FeaturesDict(dataset.features(mask=False) | {"file": tfds.features.Text()})
-    job = dataset.Job(reader, features, model, words, skip_bad)
+    features = tfds.features.FeaturesDict(dataset.base_features(mask=False) | {"file": tfds.features.Text()})
+    spec = dataset.DatasetSpec(reader, features, model, words, skip_bad)
     shards = [shard for split, members in paths.items() for shard in _shards(split, members)]
-    command = {
+    settings = {
         "source": "tars",
-        "input": list(inputs),
+        "input": list(input),
         "caption_fields": list(caption_fields),
         "description_fields": list(description_fields),
     }
-    return dataset.write(Path(output), job, shards, command, workers=workers, unit="B")
+    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="B")
 
 
 def _find(inputs: Sequence[str]) -> dict[str, list[Path]]:
-    """By split, in the splits' order, the tars that its patterns match, each once, sorted."""
+    """The sorted tars that the patterns of each split match, without duplicates, in the order of the splits."""
     found: dict[str, set[str]] = {split: set() for split in SPLITS}
     for given in inputs:
         split, colon, pattern = given.partition(":")
@@ -90,14 +87,14 @@ def _find(inputs: Sequence[str]) -> dict[str, list[Path]]:
             split, pattern = TRAIN, given
         matched = glob.glob(pattern, recursive=True)
         if not matched:
-            raise UserError(f"--input={given} matches no file; give a pattern such as 'DIR/*.tar', in quotes")
+            raise UserError(f"--input={given} matches no file; give a pattern such as 'DIR/*.tar' in quotes")
         found[split].update(matched)
     for one, other in itertools.combinations(SPLITS, 2):
         for path in sorted(found[one] & found[other]):
             raise UserError(f"--input: {path} is given for both {one} and {other}; a tar belongs to one split")
     for path in itertools.chain.from_iterable(found.values()):
         if not Path(path).is_file():
-            raise UserError(f"--input: {path} is no file; give a pattern that matches tars alone")
+            raise UserError(f"--input: {path} is not a file; give a pattern that matches only tars")
     return {split: [Path(path) for path in sorted(paths)] for split, paths in found.items() if paths}
 
 
@@ -113,16 +110,16 @@ def _shards(split: str, paths: list[Path]) -> Iterator[Shard]:
 
 @dataclasses.dataclass(frozen=True)
 class TarReader:
-    """Reads the samples of some tars; the fields are those of prepare_tars."""
+    """Reads the samples of tars. The fields are those of prepare_tars."""
 
     captions: tuple[str, ...]
     descriptions: tuple[str, ...]
 
-    def read(self, items: Sequence[Path]) -> Iterator[Record | Bad]:
+    def read(self, items: Sequence[Path]) -> Iterator[Record | BadImage]:
         for path in items:
             yield from self._read(path)
 
-    def _read(self, path: Path) -> Iterator[Record | Bad]:
+    def _read(self, path: Path) -> Iterator[Record | BadImage]:
         size, position, number = path.stat().st_size, 0, 0
         try:
             with _open(path) as tar:
@@ -132,23 +129,23 @@ class TarReader:
                     try:
                         record = self._record(tar, sample)
                     except UserError as error:
-                        record = Bad(str(error), MEND)
+                        record = BadImage(str(error), FIX)
                     yield record._replace(size=position - before)
         except BrokenTar as error:
-            yield Bad(f"{path} is broken after {number} samples ({error})", "fetch it again", size - position)
+            yield BadImage(f"{path} is broken after {number} samples ({error})", "fetch it again", size - position)
 
     def check_fields(self, path: Path) -> None:
-        """Refuses a field that none of the tar's first samples has, naming those that they have."""
+        """Raises UserError, which lists the available fields, for a field that none of the tar's first samples has."""
         present: set[str] = set()
         number = 0
         try:
             with _open(path) as tar:
-                for sample in itertools.islice(_samples(tar, path), LOOKED_AT):
+                for sample in itertools.islice(_samples(tar, path), CHECKED_SAMPLES):
                     number += 1
                     present |= {TEXT} & sample.members.keys()
                     try:
                         present |= _json(tar, sample).keys()
-                    except UserError:  # said, or skipped, when the sample's turn comes
+                    except UserError:  # reported, or skipped, when the sample is read
                         continue
         except BrokenTar:
             pass
@@ -195,41 +192,41 @@ def _open(path: Path) -> tarfile.TarFile:
 
 
 def _samples(tar: tarfile.TarFile, path: Path) -> Iterator[Sample]:
-    """Raises UserError for members that no harmless tar holds, and BrokenTar."""
+    """Raises BrokenTar, and UserError for members that do not occur in harmless tars."""
     seen: set[str] = set()
     for key, run in itertools.groupby(_members(tar, path), key=lambda pair: pair[0]):
         where, members = f"{path}: {key}", {}
         if key in seen:
-            raise UserError(f"{where} comes twice; put the members of a sample side by side (tar --sort=name)")
+            raise UserError(f"{where} occurs twice; the members of a sample must be consecutive (tar --sort=name)")
         seen.add(key)
         for _, member in run:
             ending = PurePosixPath(member.name).name.partition(".")[2]
             if ending in members:
-                raise UserError(f"{where} has two members .{ending}; give every sample a name of its own")
+                raise UserError(f"{where} has two members .{ending}; give every sample its own name")
             members[ending] = member
         yield Sample(where, members)
 
 
 def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
-    """Files with the keys of their samples."""
+    """The files in a tar, each with the key of its sample."""
     try:
         while (member := tar.next()) is not None:
-            if member.size < 0:  # tarfile would go backwards, for ever
-                raise BrokenTar(f"member {member.name!r} is said to have {member.size} bytes")
+            if member.size < 0:  # tarfile would go backwards forever
+                raise BrokenTar(f"the size of member {member.name!r} is {member.size} bytes")
             name = PurePosixPath(member.name)
             if name.is_absolute() or ".." in name.parts:
                 raise UserError(f"{path}: the name of member {member.name!r} leaves the tar's folder; remove it")
             if not member.isreg() and not member.isdir():
-                raise UserError(f"{path}: member {member.name!r} is a link or device; put the file itself there")
+                raise UserError(f"{path}: member {member.name!r} is a link or device; replace it with the file itself")
             if member.isreg() and not name.name.startswith("."):
                 yield str(name.parent / name.name.partition(".")[0]), member
-        # tarfile takes a damaged header, and the end of the file, for the end of the tar.
+        # tarfile takes both a damaged header and the end of the file for the end of the tar.
         tar.fileobj.seek(tar.offset)
         mark = tar.fileobj.read(tarfile.BLOCKSIZE)
     except (tarfile.TarError, EOFError, ValueError) as error:
         raise BrokenTar(str(error)) from error
     if mark != bytes(tarfile.BLOCKSIZE):
-        raise BrokenTar("it has no end" if not mark.strip(b"\0") else "a damaged header")
+        raise BrokenTar("its end is missing" if not mark.strip(b"\0") else "a damaged header")
 
 
 def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int, where: str) -> bytes:
@@ -258,6 +255,6 @@ def _json(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
 
 
 def _field(entry: dict[str, Any], field: str, where: str) -> list[str]:
-    """A field's texts: none where it is missing or null."""
+    """The texts of a field, [] if it is missing or null."""
     value = entry[field] if field in entry else None
     return [] if value is None else texts.string_or_strings(value, field, where)

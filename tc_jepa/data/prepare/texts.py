@@ -1,33 +1,33 @@
-"""Text from the user's files, held to be text."""
+"""Checked texts and JSON from the user's files."""
 
 import json
 from typing import Any
 
 from tc_jepa.errors import UserError
 
-LIMIT = 1 << 20  # bytes of one line of captions.jsonl, and of one text beside an image
+LIMIT = 1 << 20  # bytes of one line of captions.jsonl, and of one text file in a tar
 
 
-def parse(raw: bytes, where: str, form: str) -> dict[str, Any]:
-    """A JSON object. Raises UserError, which ends with `form`, where `raw` is none."""
+def parse(raw: bytes, where: str, expected: str) -> dict[str, Any]:
+    """A JSON object. Raises UserError for anything else; `expected` says what should be written instead."""
     try:
         entry = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        reason = str(error).split(":")[0]  # what follows counts lines within this one
-        raise UserError(f"{where} is not JSON ({reason}); {form}") from error
+        reason = str(error).split(":")[0]  # the rest is a position within this line
+        raise UserError(f"{where} is not JSON ({reason}); {expected}") from error
     if not isinstance(entry, dict):
-        raise UserError(f"{where} is not a JSON object; {form}")
+        raise UserError(f"{where} is not a JSON object; {expected}")
     return entry
 
 
 def string(value: Any, key: str, where: str) -> str:
     if not isinstance(value, str):
         shown = repr(value) if len(repr(value)) <= 80 else f"a {type(value).__name__}"
-        raise UserError(f'{where}: "{key}" holds {shown}, which is not a string; put it in quotes')
+        raise UserError(f'{where}: "{key}" is {shown}, not a string; put it in quotes')
     try:
         value.encode()
-    except UnicodeEncodeError as error:  # JSON can spell half a surrogate pair
-        raise UserError(f'{where}: "{key}" holds {value!r}, which is not Unicode; remove that character') from error
+    except UnicodeEncodeError as error:  # JSON can contain half a surrogate pair
+        raise UserError(f'{where}: "{key}" {value!r} is not valid Unicode; remove that character') from error
     return value
 
 
@@ -42,6 +42,7 @@ def string_or_strings(value: Any, key: str, where: str) -> list[str]:
 
 
 def class_name(name: str, where: str) -> str:
-    if name.splitlines() != [name.strip()]:  # TFDS keeps class names in a text file, one a line
-        raise UserError(f"{where}: {name!r} is no class name; give words on one line, without space around them")
+    """`name`. Raises UserError unless it is one line without space around it: TFDS stores one class name per line."""
+    if name.splitlines() != [name.strip()]:
+        raise UserError(f"{where}: {name!r} is not a class name; use words on one line, without space around them")
     return name

@@ -1,6 +1,6 @@
-"""Trees of folders whose first level is the splits: what both sources of that form share.
+"""Folders whose first level are the splits, as imagefolder and segmentation read them.
 
-Links are followed. Names that begin with a dot are left out, such as those that file managers leave behind.
+Links are followed. Names that begin with a dot, such as the files of file managers, are ignored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,32 +17,32 @@ FOLDERS = {TRAIN: ("train", "training"), VALIDATION: ("val", "validation"), TEST
 
 
 def split_folders(root: Path, flag: str) -> dict[str, Path]:
-    """The splits' folders directly in `root`, in the splits' order; files beside them are left alone.
+    """The folders of the splits directly in `root`, in the order of the splits. Files beside them are ignored.
 
-    UserError, naming `flag`, where there is none, a split twice, or a folder beside them that is none.
+    Raises UserError, which names `flag`, if there is no split, one split twice, or another folder beside them.
     """
     if not root.is_dir():
-        raise UserError(f"--{flag}={root} is no folder; give one that holds train and val")
-    held = [entry.name for entry in entries(root) if entry.is_dir()]
-    found = {split: [name for name in names if name in held] for split, names in FOLDERS.items()}
+        raise UserError(f"--{flag}={root} is not a folder; give one that contains train and val")
+    present = [entry.name for entry in entries(root) if entry.is_dir()]
+    found = {split: [name for name in names if name in present] for split, names in FOLDERS.items()}
     for names in found.values():
         if len(names) > 1:
-            raise UserError(f"--{flag}={root} holds both {names[0]} and {names[1]}, which are one split; join them")
+            raise UserError(f"--{flag}={root} has both {names[0]} and {names[1]}, the same split; merge them")
     folders = {split: root / names[0] for split, names in found.items() if names}
     if not folders:
         raise UserError(
-            f"--{flag}={root} holds neither train nor val nor test; move what is there into {root}/train, and images "
-            "to test on into val or test"
+            f"--{flag}={root} contains neither train nor val nor test; move its content into {root}/train, and "
+            "images to test on into val or test"
         )
-    others = [name for name in held if root / name not in folders.values()]
+    others = [name for name in present if root / name not in folders.values()]
     if others:
         known = ", ".join(name for names in FOLDERS.values() for name in names)
-        raise UserError(f"{root / others[0]} is no split ({known}) but beside one; rename it, or move it away")
+        raise UserError(f"{root / others[0]} is not a split ({known}) but lies beside one; rename or move it")
     return folders
 
 
 def entries(folder: Path) -> list[os.DirEntry]:
-    """What a folder holds, by name. UserError where it cannot be read."""
+    """The content of a folder, by name. Raises UserError if it cannot be read."""
     try:
         with os.scandir(folder) as found:
             return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
@@ -51,10 +51,10 @@ def entries(folder: Path) -> list[os.DirEntry]:
 
 
 def files_below(root: Path, folder: str, above: Sequence[str] = ()) -> Iterator[str]:
-    """All files in root/folder and deeper, relative to `root`, in a fixed order."""
+    """All files below root/folder, relative to `root`, in a fixed order. Raises UserError for circular links."""
     real = os.path.realpath(root / folder)
     if real in above:
-        raise UserError(f"{root / folder} is a link to a folder that it lies in; remove it")
+        raise UserError(f"{root / folder} is a link to a folder that contains it; remove it")
     for entry in entries(root / folder):
         name = texts.string(f"{folder}/{entry.name}", "file", str(root))
         if entry.is_dir():
@@ -64,9 +64,9 @@ def files_below(root: Path, folder: str, above: Sequence[str] = ()) -> Iterator[
 
 
 def shards(split: str, items: Sequence[tuple[str, ...]], roots: Sequence[Path], form: object) -> Iterator[Shard]:
-    """A split's items, each some files relative to `roots`, cut into shards.
+    """The shards of a split. An item is one file, or several, each relative to one of `roots`.
 
-    `form`, in JSON's types, is all else that records depend on, such as the classes.
+    `form`, in JSON's types, is everything else that the records depend on, such as the classes.
     """
     head = json.dumps(form).encode()
     for index, span in enumerate(dataset.spans(len(items))):

@@ -1,24 +1,42 @@
-"""Labels for photographs that have only captions: the most frequent content words of the captions.
+"""Labels for images that have only captions: the most frequent content words of the captions.
 
-They make a probe of data that nobody labelled. An image has a word if one of its captions has it.
+They make a classification task of data that nobody labelled. An image has a word if one of its captions has it.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 import random
 import re
 from typing import Any
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+from tc_jepa.data.prepare import texts
 from tc_jepa.data.sources import TEST, TRAIN
 from tc_jepa.errors import UserError
 
 SEED = 0
 
 
+def read_listing(path: Path) -> list[dict[str, Any]]:
+    """The objects in a captions.jsonl. Raises UserError, which names the line, for one without a list "captions"."""
+    try:
+        rows = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"--captions={path} cannot be read ({error.strerror}); give a captions.jsonl") from error
+    lines = []
+    for number, row in enumerate(rows, 1):
+        if row.strip():
+            where = f"{path}:{number}"
+            line = texts.parse(row, where, 'write {"file": "...", "captions": ["..."]}')
+            texts.strings(line.get("captions"), "captions", where)
+            lines.append(line)
+    return lines
+
+
 def content_words(captions: Sequence[str]) -> set[str]:
-    """Words of three letters and more that are no stop words (scikit-learn's list), in lower case."""
+    """The words of at least three letters that are not in scikit-learn's list of stop words, in lower case."""
     found = {word for caption in captions for word in re.findall(r"[a-z]+", caption.lower())}
     return {word for word in found if len(word) > 2 and word not in ENGLISH_STOP_WORDS}
 
@@ -26,24 +44,29 @@ def content_words(captions: Sequence[str]) -> set[str]:
 def label_by_words(
     lines: Sequence[Mapping[str, Any]], split: str, count: int, fit_share: float
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """The lines of one split of a captions.jsonl, with "labels" and new splits; and the words, the commonest first.
+    """The lines of one split of a captions.jsonl, with "labels" and new splits; and the words, most common first.
 
-    The labels are the `count` words that most of its images have; of equally common ones, the first in the alphabet. A
-    share of the images, drawn at random, becomes split train, to fit probes on, the others test. UserError where the
-    split is empty, a part would be, or there are too few words.
+    The labels are the `count` words that occur in most images; ties are broken alphabetically. A random share of the
+    images, `fit_share`, becomes split train, to fit probes on, and the others become test. Raises UserError if one of
+    them would be empty, or if there are too few words.
     """
     chosen = [line for line in lines if line.get("split", TRAIN) == split]
     fitted = round(fit_share * len(chosen))
     if not 0 < fitted < len(chosen):
-        raise UserError(f"{len(chosen)} images of split {split!r} cannot be parted {fit_share:g} to fit on and to test")
-    held = [content_words(line["captions"]) for line in chosen]
-    frequency = Counter(word for words in held for word in words)
+        raise UserError(
+            f"{len(chosen)} images of split {split!r} do not divide into a share of {fit_share:g} and a rest; "
+            "give another --split or --fit_share"
+        )
+    words_of = [content_words(line["captions"]) for line in chosen]
+    frequency = Counter(word for words in words_of for word in words)
     words = sorted(frequency, key=lambda word: (-frequency[word], word))[:count]
     if len(words) < count:
-        raise UserError(f"the captions of split {split!r} have only {len(words)} content words, not {count}")
+        raise UserError(
+            f"the captions of split {split!r} have only {len(words)} content words, fewer than --count={count}"
+        )
     to_fit = set(random.Random(SEED).sample(range(len(chosen)), fitted))
     labelled = [
-        {**line, "split": TRAIN if i in to_fit else TEST, "labels": [word for word in words if word in held[i]]}
+        {**line, "split": TRAIN if i in to_fit else TEST, "labels": [word for word in words if word in words_of[i]]}
         for i, line in enumerate(chosen)
     ]
     return labelled, words

@@ -1,4 +1,4 @@
-"""One function over many items, in this process or in several, with one progress bar and a quick end."""
+"""Applying a function to many items, in this process or in several, with one progress bar and a prompt stop."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -20,10 +20,10 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 def run(
     function: Callable[[Item, Advance], Result], items: Sequence[Item], workers: int, advance: Advance
 ) -> Iterator[tuple[Item, Result]]:
-    """Pairs of item and function(item, advance), as they get ready; `workers` 0, or a single item: in this process.
+    """Yields (item, function(item, advance)) as they finish. With `workers` 0, or a single item, in this process.
 
-    The first error is raised as it is, and ends the others' work at their next call of `advance`, as does closing the
-    iterator. Function, items and results pickle.
+    The first error is raised unchanged. It stops the other processes at their next call of `advance`, and so does
+    closing the iterator. Function, items and results must pickle.
     """
     workers = min(workers, len(items))
     if workers < 2:
@@ -34,16 +34,16 @@ def run(
 
 
 def _run_in_workers(function, items, workers, advance):
-    # Not fork: TFDS and OpenCV have threads by now.
+    # Not fork: TFDS and OpenCV have started threads.
     context = multiprocessing.get_context("spawn")
-    told, stop = context.Value("q", 0), context.Event()
-    executor = futures.ProcessPoolExecutor(workers, context, _begin, (function, told, stop))
+    count, stop = context.Value("q", 0), context.Event()
+    executor = futures.ProcessPoolExecutor(workers, context, _start_worker, (function, count, stop))
     shown = 0
     try:
         waiting = {executor.submit(_work, item): item for item in items}
         while waiting:
             ready, _ = futures.wait(waiting, POLL, futures.FIRST_COMPLETED)
-            shown, before = told.value, shown
+            shown, before = count.value, shown
             advance(shown - before)
             for future in ready:
                 yield waiting.pop(future), future.result()
@@ -60,14 +60,14 @@ def _run_in_workers(function, items, workers, advance):
 
 
 class _Stopped(Exception):
-    """The main process wants no more."""
+    """The main process has stopped the work."""
 
 
-_work_on: Callable = None
+_call: Callable = None
 
 
-def _begin(function, told, stop) -> None:
-    """Interrupts are the main process's business; its end, however sudden, is this process's end too."""
+def _start_worker(function, total, stop) -> None:
+    """Ignores interrupts, which the main process handles. Ends this process when the main process ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -75,15 +75,15 @@ def _begin(function, told, stop) -> None:
     def advance(count: int) -> None:
         if stop.is_set():
             raise _Stopped
-        with told.get_lock():
-            told.value += count
+        with total.get_lock():
+            total.value += count
 
-    global _work_on
-    _work_on = lambda item: function(item, advance)  # noqa: E731
+    global _call
+    _call = lambda item: function(item, advance)  # noqa: E731
 
 
 def _work(item):
-    return _work_on(item)
+    return _call(item)
 
 
 def _end_with_parent() -> None:

@@ -1,16 +1,14 @@
-"""Sentences about a scene, every one of them true of the picture.
+"""True sentences about a scene.
 
-Three kinds: an object with its attributes and place, a relation between two objects, the whole scene. Wording varies:
-templates and synonyms are drawn at random. "the" names the only object of its colour and shape, "a" one of several.
+There are three kinds: an object with its attributes and position, a relation between two objects, the whole scene.
+Templates and synonyms are drawn at random. "the" names the only object of its colour and shape, "a" one of several.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 import random
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # scenes imports this module
-    from tc_jepa.data.scenes.source import Scene, SceneObject
+from tc_jepa.data.scenes.scene import Scene, SceneObject
 
 SYNONYMS = {
     "small": ("small", "little"),
@@ -30,7 +28,7 @@ SYNONYMS = {
 }
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 THINGS = (("object", "objects"), ("shape", "shapes"), ("figure", "figures"))
-EDGE = 0.12  # of the image, from its middle: nearer than this an object is neither left nor right, neither up nor down
+EDGE = 0.12  # of the image: an object closer than this to the middle is neither left nor right, neither top nor bottom
 PLACES = {  # (column, row), each -1, 0 or 1
     (-1, -1): ("near the top left", "in the upper left", "at the top left"),
     (0, -1): ("near the top", "at the top", "in the upper part"),
@@ -43,7 +41,7 @@ PLACES = {  # (column, row), each -1, 0 or 1
     (1, 1): ("near the bottom right", "in the lower right", "at the bottom right"),
 }
 
-OBJECT_TEMPLATES = (  # no two can give the same words
+OBJECT_TEMPLATES = (  # no two can produce the same sentence
     "a {size} {texture} {colour} {shape} {place}",
     "there is a {size} {colour} {shape} {place}",
     "{place} there is a {colour} {shape}",
@@ -73,21 +71,21 @@ RELATION_TEMPLATES = {
     ),
     "larger": ("{a} is larger than {b}", "{a} is bigger than {b}", "{b} is smaller than {a}"),
 }
-CLEARLY_APART = 0.15  # of the image: between two centres of which one is "left of" or "above" the other
-OBJECT_SENTENCES = 8  # shared out among the objects, rounded up: at least 8 in a scene
+CLEARLY_APART = 0.15  # of the image: the least distance of two centres for "left of" and "above"
+OBJECT_SENTENCES = 8  # divided among the objects, rounded up: at least 8 in a scene
 SCENE_SENTENCES = 4
-MOST_RELATIONS = 10  # as many pairs as five objects have; a crowd has more, which would crowd out the objects
-MOST_LISTED = 5  # objects that a sentence lists: more would not fit into the words that a caption is cut to
+MOST_RELATIONS = 10  # the pairs of five objects; those of more objects would outnumber the sentences about objects
+MOST_LISTED = 5  # objects that a sentence lists: more would not fit into the length that captions are cut to
 
 
-def captions(scene: "Scene", rng: random.Random) -> tuple[str, ...]:
+def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Different sentences: between 12 and 24 for one to five objects, up to 28 for eight."""
     return tuple(
         dict.fromkeys([*_object_sentences(scene, rng), *_relation_sentences(scene, rng), *_scene_sentences(scene, rng)])
     )
 
 
-def _object_sentences(scene: "Scene", rng: random.Random) -> list[str]:
+def _object_sentences(scene: Scene, rng: random.Random) -> list[str]:
     each = -(-OBJECT_SENTENCES // len(scene.objects))
     templates = rng.sample(OBJECT_TEMPLATES, len(OBJECT_TEMPLATES))
     return [
@@ -97,8 +95,8 @@ def _object_sentences(scene: "Scene", rng: random.Random) -> list[str]:
     ]
 
 
-def _relation_sentences(scene: "Scene", rng: random.Random) -> list[str]:
-    """One sentence for each two objects that some relation holds between, unless they share colour and shape."""
+def _relation_sentences(scene: Scene, rng: random.Random) -> list[str]:
+    """One sentence for each two objects in some relation, unless they have the same colour and shape."""
     named = Counter((item.colour, item.shape) for item in scene.objects)
     sentences = []
     for j, b in enumerate(scene.objects):
@@ -113,10 +111,10 @@ def _relation_sentences(scene: "Scene", rng: random.Random) -> list[str]:
     return sentences if len(sentences) <= MOST_RELATIONS else rng.sample(sentences, MOST_RELATIONS)
 
 
-def relations(a: "SceneObject", b: "SceneObject", covered: bool) -> list[tuple[str, "SceneObject", "SceneObject"]]:
-    """What clearly holds between two objects, as (key of RELATION_TEMPLATES, its {a}, its {b}).
+def relations(a: SceneObject, b: SceneObject, covered: bool) -> list[tuple[str, SceneObject, SceneObject]]:
+    """The relations that clearly hold between two objects, as (key of RELATION_TEMPLATES, its {a}, its {b}).
 
-    `covered`: b hides some of a.
+    `covered`: b hides a part of a.
     """
     held = []
     right, down = b.x - a.x, b.y - a.y
@@ -131,7 +129,7 @@ def relations(a: "SceneObject", b: "SceneObject", covered: bool) -> list[tuple[s
     return held
 
 
-def _scene_sentences(scene: "Scene", rng: random.Random) -> list[str]:
+def _scene_sentences(scene: Scene, rng: random.Random) -> list[str]:
     objects = scene.objects
     background, number = _word(scene.background.pattern, rng), NUMBERS[len(objects)]
     things = rng.choice(THINGS)[len(objects) > 1]
@@ -158,8 +156,8 @@ def _scene_sentences(scene: "Scene", rng: random.Random) -> list[str]:
     return [_article(sentence) for sentence in rng.sample(sentences, SCENE_SENTENCES)]
 
 
-def _inventory(objects: Sequence["SceneObject"], rng: random.Random) -> str:
-    """All the objects; from four on without their colours, to stay short."""
+def _inventory(objects: Sequence[SceneObject], rng: random.Random) -> str:
+    """A list of all objects; without colours if there are more than three, to stay short."""
     if len(objects) > 3:
         return _listed([f"a {_word(item.shape, rng)}" for item in objects])
     return _listed([f"a {_word(item.colour, rng)} {_word(item.shape, rng)}" for item in objects])
@@ -169,18 +167,18 @@ def _listed(parts: list[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def _name(item: "SceneObject", named: Counter, rng: random.Random) -> str:
+def _name(item: SceneObject, named: Counter, rng: random.Random) -> str:
     article = "the" if named[item.colour, item.shape] == 1 else "a"
     return f"{article} {_word(item.colour, rng)} {_word(item.shape, rng)}"
 
 
-def name_with_article(item: "SceneObject") -> str:
-    """The object's colour and shape in their first words: "a red star"."""
+def name_with_article(item: SceneObject) -> str:
+    """The object's colour and shape without synonyms: "a red star"."""
     return _article(f"a {item.colour} {item.shape}")
 
 
-def _wording(item: "SceneObject", rng: random.Random) -> dict[str, str]:
-    """The fields of OBJECT_TEMPLATES."""
+def _wording(item: SceneObject, rng: random.Random) -> dict[str, str]:
+    """Random words for the fields of OBJECT_TEMPLATES."""
     fields = {name: _word(getattr(item, name), rng) for name in ("size", "texture", "colour", "shape")}
     return fields | {"place": rng.choice(PLACES[_third(item.x), _third(item.y)])}
 
@@ -194,5 +192,5 @@ def _word(word: str, rng: random.Random) -> str:
 
 
 def _article(sentence: str) -> str:
-    """Puts "an" before the one word of the scenes that needs it."""
+    """Replaces "a" by "an" before the only word that needs it."""
     return sentence.replace("a orange", "an orange")

@@ -1,14 +1,14 @@
-"""The outlines of the scenes' shapes, around (0, 0) and of about the same size to the eye."""
+"""The outlines of the scenes' shapes, centred at (0, 0) and of about the same apparent size."""
 
 import math
 
 import numpy as np
 
-REACH = 1.2  # of its radius: how far an object's outline comes at most from its centre, however turned
+REACH = 1.2  # of its radius: the largest distance of an object's outline from its centre, at any rotation
 
 
 def _arc(radius: float, start: float, stop: float, points: int, x: float = 0) -> np.ndarray:
-    """Points around (x, 0), from angle `start` up to `stop` in degrees, `stop` left out."""
+    """Points around (x, 0), from angle `start` up to `stop` in degrees, `stop` excluded."""
     angles = np.radians(np.linspace(start, stop, points, endpoint=False))
     return np.stack([x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
 
@@ -32,7 +32,7 @@ def _cross(arm: float, half: float) -> np.ndarray:
 
 
 def _crescent() -> np.ndarray:
-    tip, bite = 51, 82  # degrees at which the two circles meet, seen from the centre of either
+    tip, bite = 51, 82  # degrees at which the two circles meet, as seen from the centre of each
     inner = 1.15 * math.sin(math.radians(tip)) / math.sin(math.radians(bite))
     centre = 1.15 * math.cos(math.radians(tip)) - inner * math.cos(math.radians(bite))
     points = np.concatenate([_arc(1.15, tip, 360 - tip, 32), _arc(inner, 360 - bite, bite, 24, centre)])
@@ -49,7 +49,7 @@ _OUTLINES = {
     "ring": [_arc(1.1, 0, 360, 40), _arc(0.55, 0, 360, 24)],
     "crescent": [_crescent()],
 }
-# Homogeneous, [points, 3], so that turning, scaling and moving is one product.
+# Homogeneous coordinates, [points, 3], so that rotation, scaling and translation are one matrix product.
 UNIT_OUTLINES = {
     name: [np.concatenate([points, np.ones((len(points), 1))], axis=1) for points in contours]
     for name, contours in _OUTLINES.items()

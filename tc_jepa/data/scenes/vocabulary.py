@@ -2,8 +2,8 @@
 
     python -m tc_jepa.data.scenes.vocabulary --output=tc_jepa/data/scenes/vocabulary.model
 
-The same command writes the same bytes. Every word of the captions is one piece; all small letters and digits are pieces
-too, so that other lower-case English can be spelt.
+The command is deterministic. Every word of the captions is one piece; all lower-case letters and digits are pieces
+too, so that other lower-case English can be encoded.
 """
 
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ def train(scenes: int = SCENES) -> bytes:
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=captions(scenes),
         model_writer=model,
-        model_type="bpe",  # merges until words are whole, where unigram prefers to keep frequent endings apart
+        model_type="bpe",  # merges until words are whole; unigram tends to keep frequent endings separate
         vocab_size=SIZE,
         hard_vocab_limit=False,
         required_chars=string.ascii_lowercase + string.digits + ",.:'-",
@@ -56,6 +56,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Not at import: other commands in the same process have an --output of their own.
+    # Not at import: other commands in the same process define --output too.
     flags.DEFINE_string("output", None, "File to write the SentencePiece model to.", required=True)
     app.run(main)

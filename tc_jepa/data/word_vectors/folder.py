@@ -1,16 +1,16 @@
-"""Word vectors that a frozen text encoder computed before training: their format on disk, and reading them.
+"""Word vectors that a frozen text encoder computed before training: the format on disk, and reading it.
 
-A folder holds words.json and ArrayRecord shards (write_words.py writes both). Record i of a split's shards, in the
-order that words.json lists them, belongs to image i of the split, whose candidates are those that PreparedSource reads
-(none blank, none twice), and is the bytes of a safetensors file:
+A folder has the file words.json and ArrayRecord shards; write.py writes both. Record i of a split's shards, in the
+order in which words.json lists them, belongs to image i of the split, whose candidates are those that PreparedSource
+reads (no blank ones, no duplicates). A record is the bytes of a safetensors file:
 
-  vectors   [words of all candidates, E], of words.json's dtype: the candidates' vectors, one after the other
-  lengths   int32 [candidates]: how many of the vectors are each candidate's, 1 to S
+  vectors   [words of all candidates, E], of words.json's dtype: the candidates' vectors, one candidate after the other
+  lengths   int32 [candidates]: how many of the vectors belong to each candidate, 1 to S
   captions  uint8 [32]: sha256 of the image's candidates, json.dumps(list of all of them)
 
 words.json: format "tc_jepa word vectors"; version 1; encoder, a name; weights and vocabulary, sha256 or null; words,
-the longest caption S; width, E; dtype (bfloat16, float16 or float32); splits, by name: a list of shards, each with
-file, images, bytes, and sha256 of the file. ArrayRecord keeps a checksum of every record.
+the length S of the longest caption; width, E; dtype (bfloat16, float16 or float32); splits, by name: a list of shards,
+each with file, images, bytes, and sha256 of the file. ArrayRecord stores a checksum of every record.
 """
 
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ from tc_jepa.data.prepared import PreparedSource
 from tc_jepa.data.sources import Example
 from tc_jepa.errors import UserError
 
-FORMAT, VERSION, STAMP_FILE = "tc_jepa word vectors", 1, "words.json"
+FORMAT, VERSION, INFO_FILE = "tc_jepa word vectors", 1, "words.json"
 
 
 class FloatType(NamedTuple):
-    """How a dtype is called in safetensors, what NumPy calls it, and the bits that are all set in NaN and infinity."""
+    """A dtype's name in safetensors, its NumPy type, and the bits that are all set in NaN and infinity."""
 
     stored: str
     numpy: type
@@ -49,10 +49,11 @@ DTYPES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class WordsStamp:
-    """What made the vectors, and their form. `weights` and `vocabulary` are sha256, None where nobody gave them.
+class WordVectorInfo:
+    """The encoder that made the vectors, and their form. `weights` and `vocabulary` are sha256, or None if not given.
 
     `words` is S, to which captions were cut before they were encoded: another S gives other vectors, not only fewer.
+    `width` is E, the number of channels.
     """
 
     encoder: str
@@ -63,11 +64,11 @@ class WordsStamp:
     dtype: str
 
 
-STAMP_TYPES = {"encoder": str, "words": int, "width": int, "dtype": str}
+INFO_TYPES = {"encoder": str, "words": int, "width": int, "dtype": str}
 
 
-class Shard(NamedTuple):
-    """A line of words.json."""
+class VectorShard(NamedTuple):
+    """One shard as words.json lists it."""
 
     file: str
     images: int
@@ -75,31 +76,33 @@ class Shard(NamedTuple):
     sha256: str
 
 
-class WordsFolder:
-    """A folder of word vectors. Raises UserError where `path` is none, or not a whole one.
+class WordVectorFolder:
+    """A finished folder of word vectors. Raises UserError if `path` is not one.
 
-    `stamp` says what made it, `identity` (a sha256) what is in it, to the last bit, `counts` the images by split.
+    `info` describes the vectors, `identity` is a sha256 of their content, `counts` the number of images by split.
     """
 
     def __init__(self, path: str):
         self.path = path
-        mend = "give a folder that launch.encode_captions or write_words finished"
+        fix = "give a folder that launch.encode_captions or write_word_vectors finished"
         try:
-            text = (Path(path) / STAMP_FILE).read_bytes()
+            text = (Path(path) / INFO_FILE).read_bytes()
         except OSError as error:
-            raise UserError(f"{path} holds no readable {STAMP_FILE} ({error.strerror}); {mend}") from error
+            raise UserError(f"{path} has no readable {INFO_FILE} ({error.strerror}); {fix}") from error
         try:
             values = json.loads(text)
             kind = values.pop("format"), values.pop("version")
-            shards = {name: tuple(Shard(**shard) for shard in split) for name, split in values.pop("splits").items()}
-            self.stamp = WordsStamp(**values)
-            if wrong := [key for key, kind in STAMP_TYPES.items() if type(values[key]) is not kind]:
+            shards = {
+                name: tuple(VectorShard(**shard) for shard in split) for name, split in values.pop("splits").items()
+            }
+            self.info = WordVectorInfo(**values)
+            if wrong := [key for key, kind in INFO_TYPES.items() if type(values[key]) is not kind]:
                 raise TypeError(f"{wrong[0]} is {values[wrong[0]]!r}")
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise UserError(f"{path}/{STAMP_FILE} is no description of word vectors ({error}); {mend}") from error
-        if kind != (FORMAT, VERSION) or self.stamp.dtype not in DTYPES:
+            raise UserError(f"{path}/{INFO_FILE} does not describe word vectors ({error}); {fix}") from error
+        if kind != (FORMAT, VERSION) or self.info.dtype not in DTYPES:
             raise UserError(
-                f"{path} is {kind[0]!r}, version {kind[1]}, in {self.stamp.dtype}; this program reads {FORMAT!r}, "
+                f"{path} is {kind[0]!r}, version {kind[1]}, in {self.info.dtype}; this program reads {FORMAT!r}, "
                 f"version {VERSION}, in {', '.join(DTYPES)}"
             )
         self.identity = hashlib.sha256(text).hexdigest()
@@ -107,44 +110,46 @@ class WordsFolder:
         self._shards = shards
 
     def check(self, name: str, key: str, wanted: str | int) -> None:
-        """UserError where a key of the stamp is not what the setting called `name` asks for."""
-        found = getattr(self.stamp, key)
+        """Raises UserError if the field `key` of the info differs from `wanted`, the value of the setting `name`."""
+        found = getattr(self.info, key)
         if found != wanted:
             raise UserError(
                 f"{self.path} was encoded with {key} {short(found)}, {name} has {short(wanted)}; encode the captions "
-                f"anew, or change the setting"
+                f"again, or change the setting"
             )
 
-    def attach(self, source: PreparedSource, split: str) -> "WordSource":
-        """The images of a split with their vectors. UserError where shards are missing or of other data."""
+    def attach(self, source: PreparedSource, split: str) -> "WordVectorSource":
+        """The images of a split with their vectors. Raises UserError for missing shards and those of other data."""
         shards = self._shards.get(split)
         if shards is None:
-            raise UserError(f"{self.path} has no vectors of split {split!r}; encode the captions anew")
+            raise UserError(f"{self.path} has no vectors of split {split!r}; encode the captions again")
         for shard in shards:
             path = Path(self.path) / shard.file
             if path.parent != Path(self.path):
-                raise UserError(f"{self.path}/{STAMP_FILE} names a shard outside of its folder: {shard.file}")
+                raise UserError(f"{self.path}/{INFO_FILE} lists a shard outside its folder: {shard.file}")
             size = path.stat().st_size if path.is_file() else None
             if size != shard.bytes:
                 raise UserError(
                     f"{path} is {'missing' if size is None else f'{size} bytes, not {shard.bytes}'}; restore it, or "
-                    f"encode the captions anew"
+                    f"encode the captions again"
                 )
-        return WordSource(source, self.stamp, f"{self.path}, split {split}", self.path, shards)
+        return WordVectorSource(source, self.info, f"{self.path}, split {split}", self.path, shards)
 
 
-class WordSource:
+class WordVectorSource:
     """A split's images with stored vectors for captions: a sources.Captioned.
 
-    An image's captions are compared with the ones that were encoded when it is read, which costs nothing beside
-    decoding it; those of the first and last image at once. UserError where they differ.
+    When an image is read, its captions are compared with those that were encoded, which is cheap beside decoding the
+    image; those of the first and last image are compared at once. Raises UserError if they differ.
     """
 
-    def __init__(self, source: PreparedSource, stamp: WordsStamp, name: str, folder: str, shards: Sequence[Shard]):
+    def __init__(
+        self, source: PreparedSource, info: WordVectorInfo, name: str, folder: str, shards: Sequence[VectorShard]
+    ):
         count = sum(shard.images for shard in shards)
         if count != len(source):
-            raise UserError(f"{name} has vectors of {count} images, the data {len(source)}; encode the captions anew")
-        self._source, self._stamp, self._name = source, stamp, name
+            raise UserError(f"{name} has vectors of {count} images, the data {len(source)}; encode the captions again")
+        self._source, self._info, self._name = source, info, name
         self._records = ArrayRecordDataSource([f"{Path(folder) / file}[0:{images}]" for file, images, *_ in shards])
         for index in {0, count - 1}:
             self._read(index, source.captions(index))
@@ -158,21 +163,21 @@ class WordSource:
 
     def _read(self, index: int, captions: Sequence[str]) -> tuple[np.ndarray, ...]:
         try:
-            return unpack(self._records[index], captions, self._stamp)
+            return unpack(self._records[index], captions, self._info)
         except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
             reason = " ".join(str(error).split())
-            raise UserError(f"{self._name}: image {index}: {reason}; encode the captions anew") from error
+            raise UserError(f"{self._name}: image {index}: {reason}; encode the captions again") from error
 
 
-class WordVectors:
-    """Lays the vectors of captions out in rows: a captions.CaptionReader."""
+class WordVectorReader:
+    """Puts the stored vectors of captions into arrays of a fixed shape: a tokenizer.CaptionReader."""
 
-    def __init__(self, stamp: WordsStamp):
-        self.words = stamp.words
-        self.blank = np.zeros((0, stamp.width), DTYPES[stamp.dtype].numpy)
+    def __init__(self, info: WordVectorInfo):
+        self.words = info.words
+        self.blank = np.zeros((0, info.width), DTYPES[info.dtype].numpy)
 
     def encode(self, captions: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Vectors [len(captions), S, E] in the stored type, zero where not real, and which are, bool without E."""
+        """Vectors [len(captions), S, E] in the stored dtype, 0 in padding, and bool [len(captions), S]: not padding."""
         vectors = np.zeros((len(captions), self.words, self.blank.shape[1]), self.blank.dtype)
         for row, caption in zip(vectors, captions, strict=True):
             row[: len(caption)] = caption
@@ -185,9 +190,9 @@ def digest(captions: Sequence[str]) -> bytes:
     return hashlib.sha256(json.dumps(list(captions)).encode()).digest()
 
 
-def pack(vectors: Sequence[np.ndarray], captions: Sequence[str], stamp: WordsStamp) -> bytes:
-    """An image's record, from the vectors [words, E] of all its candidates, in the stored type."""
-    blank = np.zeros((0, stamp.width), DTYPES[stamp.dtype].numpy)
+def pack(vectors: Sequence[np.ndarray], captions: Sequence[str], info: WordVectorInfo) -> bytes:
+    """The record of an image, from the vectors [words, E] of all its candidates in the stored dtype."""
+    blank = np.zeros((0, info.width), DTYPES[info.dtype].numpy)
     tensors = {
         "vectors": np.concatenate([blank, *vectors]),
         "lengths": np.array([len(caption) for caption in vectors], np.int32),
@@ -196,32 +201,32 @@ def pack(vectors: Sequence[np.ndarray], captions: Sequence[str], stamp: WordsSta
     return safetensors.numpy.save(tensors)
 
 
-def unpack(record: bytes, captions: Sequence[str], stamp: WordsStamp) -> tuple[np.ndarray, ...]:
-    """The vectors [words, E] of each of the candidates `captions`; ValueError where the record is not theirs."""
-    form = DTYPES[stamp.dtype]
-    tensors = dict(safetensors.deserialize(record))  # safetensors.numpy.load knows no bfloat16
+def unpack(record: bytes, captions: Sequence[str], info: WordVectorInfo) -> tuple[np.ndarray, ...]:
+    """The vectors [words, E] of each of the candidates `captions`. Raises ValueError if the record is not theirs."""
+    form = DTYPES[info.dtype]
+    tensors = dict(safetensors.deserialize(record))  # safetensors.numpy.load does not support bfloat16
     kinds = {name: tensor["dtype"] for name, tensor in tensors.items()}
     if kinds != (wanted := {"vectors": form.stored, "lengths": "I32", "captions": "U8"}):
         raise ValueError(f"the record holds {kinds}, not {wanted}")
     if bytes(tensors["captions"]["data"]) != digest(captions):
-        raise ValueError("its vectors are of other captions than the data has")
+        raise ValueError("its vectors belong to other captions than the data has")
     vectors = np.frombuffer(tensors["vectors"]["data"], form.numpy).reshape(tensors["vectors"]["shape"])
     lengths = np.frombuffer(tensors["lengths"]["data"], np.int32)
     if len(lengths) != len(captions) or (lengths < 1).any():
         raise ValueError(f"{len(captions)} captions have vectors of lengths {lengths.tolist()}")
-    if vectors.shape != (lengths.sum(), stamp.width) or (lengths > stamp.words).any():
-        raise ValueError(f"vectors {vectors.shape} of lengths {lengths.tolist()} do not fit {STAMP_FILE}")
+    if vectors.shape != (lengths.sum(), info.width) or (lengths > info.words).any():
+        raise ValueError(f"vectors {vectors.shape} of lengths {lengths.tolist()} do not fit {INFO_FILE}")
     if not is_finite(vectors, form):
         raise ValueError("its vectors are not all finite")
     return tuple(np.split(vectors, np.cumsum(lengths)[:-1])) if len(lengths) else ()
 
 
 def is_finite(vectors: np.ndarray, form: FloatType) -> bool:
-    """As np.isfinite, by the bits: bfloat16's own takes many times longer."""
+    """Whether all values are finite. Tests the bits: np.isfinite takes many times longer for bfloat16."""
     bits = vectors.view(np.uint32 if vectors.itemsize == 4 else np.uint16)
     return not ((bits & form.not_finite) == form.not_finite).any()
 
 
 def short(value: str | int | None) -> str:
-    """A sha256 by its first letters, anything else as it is."""
+    """The first 12 digits of a sha256, any other value as a string."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

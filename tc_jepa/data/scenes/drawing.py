@@ -1,0 +1,110 @@
+"""Drawing a scene: pictures, masks and boxes at any size, all from the same geometry."""
+
+from collections.abc import Iterable
+import math
+
+import cv2
+import numpy as np
+
+from tc_jepa.data.scenes.outlines import REACH, UNIT_OUTLINES
+from tc_jepa.data.scenes.scene import Background, COLOURS, Scene, SceneObject, SHAPES
+
+DARK_BAND, DARK_EDGE = 0.45, 0.6  # of the object's own colour
+STRIPE_PERIOD = 0.075  # of the image: at 64 pixels the bands are 2.4 pixels wide, and a small object has room for five
+SHIFT = 6  # fractional bits of the coordinates passed to OpenCV
+
+
+def draw(scene: Scene, size: int) -> np.ndarray:
+    """The picture: uint8 [size, size, 3], RGB."""
+    first, second = np.array(scene.background.rgb)
+    blend = np.stack([(second - first) / 255, first], axis=1)  # of (pattern, 1), for each channel
+    image = cv2.transform((255 * _pattern(scene.background, size)).astype(np.uint8), blend)
+    for item in scene.objects:
+        _draw_object(image, item)
+    return image
+
+
+def draw_mask(scene: Scene, size: int, attribute: str = "shape") -> np.ndarray:
+    """uint8 [size, size]: 0 is background, 1 + the index of an object's shape (in SHAPES) or colour (in COLOURS)."""
+    classes = {"shape": SHAPES, "colour": COLOURS}[attribute]
+    return _paint(scene, size, [1 + classes.index(getattr(item, attribute)) for item in scene.objects])
+
+
+def draw_instances(scene: Scene, size: int) -> np.ndarray:
+    """uint8 [size, size]: 0 is background, 1 + i the visible part of object i."""
+    return _paint(scene, size, range(1, 1 + len(scene.objects)))
+
+
+def _paint(scene: Scene, size: int, values: Iterable[int]) -> np.ndarray:
+    mask = np.zeros((size, size), np.uint8)
+    for item, value in zip(scene.objects, values):
+        cv2.fillPoly(mask, contours(item, size), value, shift=SHIFT)
+    return mask
+
+
+def boxes(scene: Scene, size: int) -> np.ndarray:
+    """float32 [objects, 4]: left, top, right, bottom in pixels, back to front, hidden parts included."""
+    outlines = [_outline(item, size)[0] for item in scene.objects]
+    return np.array([[*outer.min(axis=0), *outer.max(axis=0)] for outer in outlines], np.float32)
+
+
+def _pattern(background: Background, size: int) -> np.ndarray:
+    """float32 [size, size] in 0..1: the share of the second colour."""
+    across = (np.arange(size, dtype=np.float32) + 0.5) / size
+    step_x, step_y = math.cos(background.angle), math.sin(background.angle)
+    if background.pattern == "gradient":
+        ramp = step_x * across + step_y * across[:, None]
+        return (ramp - ramp.min()) / max(np.ptp(ramp), 1e-6)
+    if background.pattern == "speckled":
+        return cv2.resize(_grain(background, 48), (size, size), interpolation=cv2.INTER_AREA)
+    if background.pattern == "cloudy":
+        return cv2.resize(_grain(background, 6), (size, size), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    frequency = 2 * math.pi * background.cycles
+    along = np.cos(frequency * (step_x * across + step_y * across[:, None]) + background.phase[0])
+    if background.pattern == "striped":
+        return (0.5 + 2 * along).clip(0, 1)
+    crosswise = np.cos(frequency * (step_y * across - step_x * across[:, None]) + background.phase[1])
+    if background.pattern == "dotted":
+        return (2 * (along + crosswise - 0.75)).clip(0, 1)
+    return (0.5 + 3 * along * crosswise).clip(0, 1)  # checked
+
+
+def _grain(background: Background, cells: int) -> np.ndarray:
+    return np.random.default_rng(background.grain).random((cells, cells), np.float32)
+
+
+def _draw_object(image: np.ndarray, item: SceneObject) -> None:
+    """Antialiased, with its stripes if any, and a darker edge that separates it from neighbours of the same colour."""
+    outlines = contours(item, len(image))
+    cv2.fillPoly(image, outlines, item.rgb, cv2.LINE_AA, SHIFT)
+    if item.texture == "striped":
+        _draw_bands(image, item)
+    edge = [DARK_EDGE * channel for channel in item.rgb]
+    cv2.polylines(image, outlines, True, edge, 1 + len(image) // 100, cv2.LINE_AA, SHIFT)
+
+
+def _draw_bands(image: np.ndarray, item: SceneObject) -> None:
+    """Draws the dark bands of a striped object, in the window of the image that it fills."""
+    size = len(image)
+    left, top = int((item.x - REACH * item.radius) * size), int((item.y - REACH * item.radius) * size)
+    span = math.ceil(2 * REACH * item.radius * size) + 1
+    window = image[top : top + span, left : left + span]
+    inside = cv2.fillPoly(np.zeros(window.shape[:2], np.uint8), contours(item, size, left, top), 1, shift=SHIFT)
+    step = 2 * math.pi / (STRIPE_PERIOD * size)
+    x = (np.arange(window.shape[1]) + (left + 0.5 - item.x * size)) * (step * math.cos(item.stripe_angle))
+    y = (np.arange(window.shape[0]) + (top + 0.5 - item.y * size)) * (step * math.sin(item.stripe_angle))
+    window[(np.cos(x + y[:, None]) < 0) & (inside > 0)] = [DARK_BAND * channel for channel in item.rgb]
+
+
+def contours(item: SceneObject, size: int, left: int = 0, top: int = 0) -> list[np.ndarray]:
+    """The outline in OpenCV's form: int32 [points, 2] in 1/2**SHIFT pixels, from the middle of pixel (left, top)."""
+    return [np.rint(points).astype(np.int32) for points in _outline(item, size, left + 0.5, top + 0.5, 1 << SHIFT)]
+
+
+def _outline(item: SceneObject, size: int, left: float = 0, top: float = 0, unit: int = 1) -> list[np.ndarray]:
+    """Closed contours, float64 [points, 2], in 1/unit pixels from (left, top); the second, if any, is a hole."""
+    scale = unit * size * item.radius
+    cosine, sine = scale * math.cos(item.angle), scale * math.sin(item.angle)
+    centre = (unit * (item.x * size - left), unit * (item.y * size - top))
+    affine = np.array([(cosine, sine), (-sine, cosine), centre])
+    return [points @ affine for points in UNIT_OUTLINES[item.shape]]

@@ -1,0 +1,131 @@
+"""Folders of unfinished work: a command that was stopped continues where it was when it is run again.
+
+While a command makes the folder OUTPUT, it works in OUTPUT.partial:
+
+  command.json  the settings that the result depends on; a command with other settings is refused
+  lock          locked while a command works, so that no two work at once
+  data/         finished pieces under their final names; becomes OUTPUT when all are there
+  progress/     a JSON file for each finished piece, for commands that need more than its name
+
+When a command fails, the folder stays if data/ holds a finished piece, and is removed otherwise.
+"""
+
+from collections.abc import Mapping
+import json
+from pathlib import Path
+import secrets
+import shutil
+from typing import Any
+
+from tc_jepa.errors import UserError
+from tc_jepa.storage.files import held, refuse_existing, replace_text
+
+SETTINGS, LOCK, DATA, PROGRESS = "command.json", "lock", "data", "progress"
+SHOWN = 40  # characters of a setting in a message
+
+
+class PartialFolder:
+    """A folder of unfinished work that this process has locked. As a context manager it closes, or discards on failure.
+
+    `settings` are what the result depends on, in JSON's types. Raises UserError, before anything is changed, for a
+    folder that another command is using, that has finished pieces of other settings, or that this class did not create.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        self.path, self.data = path, path / DATA
+        self._new_parents = [parent for parent in path.absolute().parents if not parent.exists()]
+        if path.is_dir() and not (path / SETTINGS).is_file() and _foreign(path):
+            raise UserError(f"{path} exists but was not created by this command; move it, or give another output")
+        try:
+            for part in (DATA, PROGRESS):
+                (path / part).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{path} cannot be created ({error.strerror}); give another output") from error
+        self._lock = held(path / LOCK)
+        try:
+            if self.pieces():
+                _check_settings(path, settings)
+            else:
+                replace_text(path / SETTINGS, json.dumps(settings, indent=1) + "\n")
+        except BaseException:
+            self.close()
+            raise
+
+    def pieces(self) -> list[Path]:
+        """The finished files in data/, by name. Files that a kill left half-written end in .tmp."""
+        return sorted(path for path in self.data.iterdir() if path.suffix != ".tmp")
+
+    def records(self) -> dict[str, Any]:
+        """What write_record has stored, by name."""
+        return {path.stem: json.loads(path.read_text()) for path in sorted((self.path / PROGRESS).glob("*.json"))}
+
+    def finish(self, output: Path) -> None:
+        """Moves data/ to `output` and removes the rest."""
+        refuse_existing(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        self.data.rename(output)
+        self.discard()
+
+    def discard(self) -> None:
+        """Removes the folder with all that is in it."""
+        aside = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}")
+        self.path.rename(aside)  # first, so that no other command finds half of it
+        self.close()  # before its file is deleted: NFS keeps a file that is open
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def close(self) -> None:
+        """Unlocks the folder and leaves it for a later command."""
+        self._lock.close()
+
+    def __enter__(self) -> "PartialFolder":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        if error is None or self.pieces():
+            self.close()
+            return
+        self.discard()
+        for parent in self._new_parents:
+            parent.rmdir()
+
+
+def partial_path(output: Path) -> Path:
+    """Where an unfinished `output` is being made."""
+    return output.with_name(f"{output.name}.partial")
+
+
+def write_record(path: Path, name: str, values: Any) -> None:
+    """Stores JSON values about the finished piece `name` of the PartialFolder at `path`. Any process may call it."""
+    replace_text(path / PROGRESS / f"{name}.json", json.dumps(values))
+
+
+def delete_record(path: Path, name: str) -> None:
+    (path / PROGRESS / f"{name}.json").unlink()
+
+
+def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """The keys whose values differ, with both values, shortened; "" if none."""
+    names = [name for name in before | now if before.get(name) != now.get(name)]
+    return ", ".join(f"{name} (there {_shown(before.get(name))}, here {_shown(now.get(name))})" for name in names)
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
+    before, now = json.loads((path / SETTINGS).read_text()), json.loads(json.dumps(settings))
+    if changes := describe_changes(before, now):
+        raise UserError(
+            f"{path} has unfinished work of other settings: {changes}; give the same settings, remove that folder, or "
+            "give another output"
+        )
+
+
+def _foreign(path: Path) -> bool:
+    """Whether a folder without settings has more in it than a command leaves that is killed while it starts."""
+    own = {LOCK, DATA, PROGRESS, f"{SETTINGS}.tmp"}
+    return any(entry.name not in own for entry in path.iterdir()) or any(
+        entry for part in (DATA, PROGRESS) if (path / part).is_dir() for entry in (path / part).iterdir()
+    )
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
