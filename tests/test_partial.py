@@ -77,10 +77,12 @@ def test_only_one_command_at_a_time(tmp_path):
     code += "folder = PartialFolder(pathlib.Path(sys.argv[1]), {'size': 1}); (folder.data / 'one').touch(); "
     code += "print('locked', flush=True); time.sleep(600)"
     with subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        with pytest.raises(UserError, match="out.partial is in use"):
-            PartialFolder(path, {"size": 1})
-        process.kill()
+        try:
+            process.stdout.readline()
+            with pytest.raises(UserError, match="out.partial is in use"):
+                PartialFolder(path, {"size": 1})
+        finally:
+            process.kill()
     PartialFolder(path, {"size": 1}).close()
 
 
