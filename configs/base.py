@@ -9,6 +9,7 @@ from typing import Any
 import ml_collections
 
 from configs.keys import empty, flatten, given, Key, Keys, unless, when
+from tc_jepa.evaluation.tasks import TASKS
 from tc_jepa.storage.files import local_path
 
 DTYPES = ("float32", "bfloat16")
@@ -360,7 +361,7 @@ KEYS = Keys(
         "evaluation.tasks",
         "knn,linear_fast,rank",
         "tasks of launch.evaluate by default, separated by commas; those that the run cannot have are left out",
-        choices=("knn", "linear", "linear_fast", "attentive", "lowshot", "rank", "segmentation", "grounding"),
+        choices=tuple(TASKS),
         listed=True,
     ),
     runtime(

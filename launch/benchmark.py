@@ -1,10 +1,10 @@
-"""How fast the evaluation is on this machine: nothing else should run beside it.
+"""Measures the speed of the evaluation on this machine. Run nothing else meanwhile.
 
   python -m launch.benchmark [--encoder=nano] [--image_size=64] [--patch_size=8] [--images=2000]
 
-Prints the rate of extracting pooled features from images that are in memory, beside that of the bare forward pass on
-the device, and what the bank of 24 linear heads takes beside a single head on each of its inputs. Each figure is the
-median of --repeats, taken in turn, after compilation.
+Prints the rate of extracting pooled features from images in memory and that of the forward pass alone, and the time of
+the bank of 24 linear heads and of a single head on each of its inputs. Each figure is the median of --repeats, in turn,
+after compilation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,15 +16,17 @@ from absl import flags, logging
 from launch import common
 from tc_jepa.errors import UserError
 
-ENCODER = flags.DEFINE_string("encoder", "nano", "Size of the encoder, of model.encoder; its weights are random.")
+ENCODER = flags.DEFINE_string(
+    "encoder", "nano", "Size of the encoder, as model.encoder names it; its weights are random."
+)
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Side of the images in pixels.", 1)
 PATCH_SIZE = flags.DEFINE_integer("patch_size", 8, "Side of the patches in pixels.", 1)
-IMAGES = flags.DEFINE_integer("images", 2000, "How many are read.", 1)
+IMAGES = flags.DEFINE_integer("images", 2000, "Number of images that are read.", 1)
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 250, "Images at once, over all devices.", 1)
-EXAMPLES = flags.DEFINE_integer("examples", 4000, "That the heads are fitted on.", 6)
-CLASSES = flags.DEFINE_integer("classes", 100, "That the heads tell apart.", 2)
-EPOCHS = flags.DEFINE_integer("epochs", 20, "Of training the heads.", 1)
-REPEATS = flags.DEFINE_integer("repeats", 5, "Of each measurement.", 1)
+EXAMPLES = flags.DEFINE_integer("examples", 4000, "Number of examples that the heads are fitted on.", 6)
+CLASSES = flags.DEFINE_integer("classes", 100, "Number of classes of the heads.", 2)
+EPOCHS = flags.DEFINE_integer("epochs", 20, "Epochs of training the heads.", 1)
+REPEATS = flags.DEFINE_integer("repeats", 5, "Repeats of each measurement.", 1)
 
 BANK = "the bank of 24 heads"
 
@@ -35,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
 
     logging.set_verbosity(logging.ERROR)
     if ENCODER.value not in vit.SIZES:
-        raise UserError(f"--encoder={ENCODER.value} is no size; one of {', '.join(vit.SIZES)}")
+        raise UserError(f"--encoder={ENCODER.value} is unknown; one of {', '.join(vit.SIZES)}")
     if IMAGE_SIZE.value % PATCH_SIZE.value:
         raise UserError(f"--image_size={IMAGE_SIZE.value} is not divisible by --patch_size={PATCH_SIZE.value}")
     seconds = in_turn(extraction())
@@ -51,7 +53,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def in_turn(measured: Mapping[str, Callable[[], None]]) -> dict[str, float]:
-    """Median seconds of each; the first turn, which compiles, counts nowhere."""
+    """Median seconds of each; the first turn, which compiles, is left out."""
     seconds: dict[str, list[float]] = {name: [] for name in measured}
     for turn in range(REPEATS.value + 1):
         for name, call in measured.items():
@@ -63,6 +65,7 @@ def in_turn(measured: Mapping[str, Callable[[], None]]) -> dict[str, float]:
 
 
 def extraction() -> dict[str, Callable[[], None]]:
+    """The forward pass alone, and the extraction of pooled features."""
     import jax
     import numpy as np
 
@@ -99,10 +102,11 @@ def extraction() -> dict[str, Callable[[], None]]:
 
 
 def heads() -> dict[str, Callable[[], None]]:
+    """Training the bank of linear heads, and one head on each input."""
     import numpy as np
 
-    from tc_jepa.evaluation import linear_bank
     from tc_jepa.evaluation.scores import Truth
+    from tc_jepa.evaluation.tasks import linear
     from tc_jepa.models.vit import SIZES
 
     width, rng = SIZES[ENCODER.value].width, np.random.default_rng(0)
@@ -111,10 +115,10 @@ def heads() -> dict[str, Callable[[], None]]:
         for name, layers in (("last", 1), ("last_four", 4))
     }
     truth = Truth("single", np.eye(CLASSES.value, dtype=bool)[rng.integers(CLASSES.value, size=EXAMPLES.value)])
-    banks = {BANK: linear_bank.HEADS}
+    banks = {BANK: linear.HEADS}
     for name in ("last_four", "last"):
-        banks[f"one head on {name}"] = [head for head in linear_bank.HEADS if head.features == name][:1]
-    return {name: lambda bank=bank: linear_bank.fit(bank, views, truth, EPOCHS.value) for name, bank in banks.items()}
+        banks[f"one head on {name}"] = [head for head in linear.HEADS if head.features == name][:1]
+    return {name: lambda bank=bank: linear.fit(bank, views, truth, EPOCHS.value) for name, bank in banks.items()}
 
 
 if __name__ == "__main__":

@@ -15,8 +15,6 @@ from tc_jepa.storage.files import local_path
 
 flags.disclaim_key_flags()  # flags that define_path defines are those of its caller, for --help
 CONFIG_FLAG = "config"
-# tc_jepa.evaluation.evaluate.PROTOCOLS, here for --help, which loads nothing heavy.
-EVALUATION_TASKS = ("knn", "linear", "linear_fast", "attentive", "lowshot", "rank", "segmentation", "grounding")
 
 
 def run(main: Callable[[Sequence[str]], None], leave: Callable[[int], None] = sys.exit) -> None:

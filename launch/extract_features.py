@@ -1,11 +1,11 @@
-"""Frozen features of a prepared dataset, on disk, with labels and file names.
+"""Writes the frozen features of a prepared dataset to disk, with labels and file names.
 
   python -m launch.extract_features --encoder=runs/photos --data=data/photos --output=features/photos
 
-Writes npz files of at most --images_per_shard images each, in the order of the data, and features.json, which says what
-they are; tc_jepa/evaluation/extract.py describes both. The encoder is a workdir's newest checkpoint (--step picks
-another), a converted folder or a Hugging Face one. All devices are used. The output appears when it is whole; the work
-grows in OUTPUT.partial, and the same command goes on with it after a kill.
+Writes .npz files of at most --images_per_shard images each, in the order of the data, and features.json, which says
+what they are; tc_jepa/evaluation/extract.py describes both. The encoder is a workdir's newest checkpoint (--step picks
+another), a converted folder or a Hugging Face one. All devices are used. The work is done in OUTPUT.partial, which is
+renamed to OUTPUT when it is complete; after a kill the same command resumes it.
 """
 
 from collections.abc import Sequence

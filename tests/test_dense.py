@@ -11,8 +11,9 @@ from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Example, Phrase
 from tc_jepa.errors import UserError
+from tc_jepa.evaluation.examples import Examples
 from tc_jepa.evaluation.reading import FrozenReader
-from tc_jepa.evaluation.runner import class_names, evaluate, with_gains
+from tc_jepa.evaluation.runner import evaluate, with_gains
 from tc_jepa.evaluation.scores import mean_of_images, Measured
 from tc_jepa.evaluation.tasks import grounding, segmentation
 from tc_jepa.evaluation.tasks.segmentation import IGNORED, Labelled
@@ -70,12 +71,12 @@ def test_ignored_pixels_count_nowhere(rng, short):
     assert confusion.sum() == (test.labels != IGNORED).sum()
     assert (confusion.sum(axis=(1, 2)) == 7 * 8).all()
     everything = test._replace(labels=np.full_like(test.labels, IGNORED))
-    with pytest.raises(UserError, match="every pixel of the masks is 255"):
+    with pytest.raises(UserError, match="255"):
         segmentation.confusions(predicted, everything.labels, 3)
-    with pytest.raises(UserError, match="every pixel of the masks is 255"):
+    with pytest.raises(UserError, match="255"):
         train.labels[np.arange(40) % 5 > 0] = IGNORED  # all but those that choose
         segmentation.segment(train, test.features, 3, shapes_of(test))
-    with pytest.raises(UserError, match="only 5 train examples"):
+    with pytest.raises(UserError, match="segmentation .*5"):
         segmentation.segment(Labelled(*(x[:5] for x in train)), test.features, 3, shapes_of(test))
 
 
@@ -221,9 +222,9 @@ def test_a_class_that_only_larger_masks_hold_is_a_class_of_all(short):
 
 
 def test_classes_have_their_names_or_numbers():
-    masks = np.array([[0, 2], [IGNORED, 1]], np.uint8)
-    assert class_names(("a", "b", "c"), masks) == ("a", "b", "c")
-    assert class_names((), masks) == ["0", "1", "2"]
+    examples = Examples(Masked(), np.arange(1))
+    assert segmentation.class_names("mask", examples, examples) == ("background", "dog", "traffic light")
+    assert segmentation.class_names("unnamed", examples, examples) == ["0", "1", "2"]
 
 
 def test_gains_are_over_baselines_that_have_the_score():
@@ -302,7 +303,7 @@ def test_overlap_is_one_for_a_map_that_is_the_object_and_its_area_for_one_that_k
     assert right.image.tolist() == [i for i in range(40) if i % 5]  # the others chose the threshold
     blind = grounding.overlap(grounding.Pointed(cosines=np.zeros((40, 8)), **place, **rest), "shape")
     np.testing.assert_allclose(blind.iou, 2 / 8)
-    with pytest.raises(UserError, match="only 0 images with phrases of kind colour"):
+    with pytest.raises(UserError, match="colour"):
         grounding.overlap(grounding.Pointed(cosines=covered, **place, **rest), "colour")
 
 
@@ -358,7 +359,7 @@ def test_a_word_is_found_by_its_pieces():
     ids, _ = TOKENIZER.encode(["a zebra by a red star"])
     chosen = grounding.word_pieces(TOKENIZER, ids[0], "zebra")
     assert chosen.sum() > 1 and TOKENIZER.decode(ids[0][chosen]) == "zebra"
-    with pytest.raises(UserError, match="'circle' is not a word of the caption 'a zebra by a red star'"):
+    with pytest.raises(UserError, match="circle.*a zebra by a red star"):
         grounding.word_pieces(TOKENIZER, ids[0], "circle")
 
 

@@ -62,15 +62,15 @@ def test_other_data_has_the_usual_names_and_scenes_are_the_runs(config):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("model.encoder=tiny", "--set=model.encoder=tiny: only evaluation"),
-        ("data.path=x", "--set=data.path=x: --data says that"),
-        ("data.mask_feture=x", "did you mean data.mask_feature?"),
-        ("data.mask_feature=x", "is no prepared folder; leave it out"),
+        ("model.encoder=tiny", "model.encoder"),
+        ("data.path=x", "--data"),
+        ("data.mask_feture=x", "data.mask_feature?"),
+        ("data.mask_feature=x", "--set=data.mask_feature=x"),
     ],
 )
-def test_what_cannot_be_set_is_refused(text, message):
+def test_what_cannot_be_set_is_refused(text, named):
     with pytest.raises(UserError) as error:
         set_keys(base.get_config(), text)
-    assert message in str(error.value)
+    assert named in str(error.value)

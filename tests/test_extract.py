@@ -98,14 +98,14 @@ def test_a_killed_extraction_goes_on_and_equals_one_that_was_not(data, pixels, t
         ours, theirs = read(path), read(halves / path.name)
         assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
     assert not halves.with_name("halves.partial").exists()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="--output=.*halves"):
         extract.extract(pixels, sources(data), halves, **SETTINGS)
 
 
 def test_features_that_are_not_finite_are_refused(data, tmp_path):
     mesh = sharding.make_mesh(data=-1, fsdp=1)
     huge = encoder.FrozenEncoder(
-        lambda params, images: encoder.Features(images.reshape(-1, 1, 768) * 1e4, images[:, 0, 0] * 1e4),
+        lambda params, images: encoder.EncoderOutput(images.reshape(-1, 1, 768) * 1e4, images[:, 0, 0] * 1e4),
         {},
         width=3,
         image_size=SIZE,
@@ -114,13 +114,13 @@ def test_features_that_are_not_finite_are_refused(data, tmp_path):
         mesh=mesh,
     )
     settings = SETTINGS | {"kinds": ("pooled",), "dtype": "float16"}
-    with pytest.raises(UserError, match="pooled features are not finite in float16; give --dtype=float32"):
+    with pytest.raises(UserError, match="pooled.*float16.*--dtype"):
         extract.extract(huge, sources(data), tmp_path / "features", **settings)
 
 
 @pytest.mark.parametrize("kinds", [[], ["cls"], ["pooled", "pooled"]])
 def test_unknown_kinds_of_features_are_refused(kinds):
-    with pytest.raises(UserError, match="give one or both of pooled, patches"):
+    with pytest.raises(UserError, match="--features=.*pooled, patches"):
         extract.check_kinds(kinds)
 
 
@@ -139,11 +139,11 @@ def test_the_command_reads_a_converted_folder(data, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{output}: patches features of 1 val, 1 test images\n"
     assert read(output / "test-00000-of-00001.npz")["patches"].shape == (1, 36, 32)
-    for arguments, said in (
-        (["--output=x", "--splits=train,dev"], "has no split dev; it holds train, val, test"),
-        (["--output=x", "--image_size=30"], "--image_size=30 is not divisible by the encoder's patch size, 4"),
-        ([], "give --output"),
+    for arguments, named in (
+        (["--output=x", "--splits=train,dev"], "split dev"),
+        (["--output=x", "--image_size=30"], "--image_size=30"),
+        ([], "--output"),
     ):
         refused = launch(*arguments)
-        assert refused.returncode == 2 and said in refused.stderr, refused.stderr
+        assert refused.returncode == 2 and named in refused.stderr, refused.stderr
         assert refused.stderr.count("error:") == 1 and not (ROOT / "x").exists()

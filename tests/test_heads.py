@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import linear_bank
-from tc_jepa.evaluation.linear_bank import Head, HEADS, INPUTS
+from tc_jepa.evaluation.heads import Fitted
 from tc_jepa.evaluation.scores import Truth, value_of
-from tc_jepa.evaluation.tasks import attentive, linear
+from tc_jepa.evaluation.tasks import attentive, linear, linear_fast
+from tc_jepa.evaluation.tasks.linear import HEADS, HeadSetting, INPUTS
 
 WIDTHS = dict(zip(INPUTS, (6, 10)))
 CLASSES = 3
@@ -23,7 +23,7 @@ def rng():
 
 @pytest.fixture
 def short(monkeypatch):
-    monkeypatch.setattr(linear_bank, "FEWEST_STEPS", 100)
+    monkeypatch.setattr(linear, "FEWEST_STEPS", 100)
     monkeypatch.setattr(attentive, "FEWEST_STEPS", 1)
     monkeypatch.setattr(attentive, "SETTINGS", attentive.SETTINGS[-2:])
 
@@ -46,8 +46,8 @@ def one_view(features: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name: x[None] for name, x in features.items()}
 
 
-def linear_scores(train, truth: Truth, test) -> linear_bank.Fitted:
-    return linear_bank.class_scores(one_view(train), train, {"task": truth}, test)["task"]
+def linear_scores(train, truth: Truth, test) -> Fitted:
+    return linear.class_scores(one_view(train), train, {"task": truth}, test)["task"]
 
 
 # linear
@@ -64,13 +64,13 @@ def test_the_bank_finds_a_written_label_and_scores_chance_on_a_random_one(kind, 
     assert value_of(test, hidden.scores) == pytest.approx({"single": 1 / 3, "multi": 0.4}[kind], abs=0.15)
 
 
-def lars(head: Head, features: np.ndarray, truth: Truth) -> linear.Probe:
+def lars(head: HeadSetting, features: np.ndarray, truth: Truth) -> linear_fast.LinearClassifier:
     """One head, trained as vissl/optimizers/lars.py does, in float64, with the recipe's rates written out."""
     D, C = features.shape[1], truth.classes.shape[1]
     weights = np.random.default_rng(0).uniform(-(D**-0.5), D**-0.5, (D, C))
     bias, momentum, mean, variance = np.zeros(C), [np.zeros((D, C)), np.zeros(C)], np.zeros(D), np.ones(D)
-    size, epochs = linear_bank.batch_and_epochs(len(features))
-    for epoch, rows in linear_bank.batches(len(features), size, epochs):
+    size, epochs = linear.batch_and_epochs(len(features))
+    for epoch, rows in linear.batches(len(features), size, epochs):
         x, scale = features[rows].astype(np.float64), 1.0
         if head.batch_norm:
             mean, variance = 0.9 * mean + 0.1 * x.mean(axis=0), 0.9 * variance + 0.1 * x.var(axis=0)
@@ -85,18 +85,20 @@ def lars(head: Head, features: np.ndarray, truth: Truth) -> linear.Probe:
         rate = head.rate * 0.1 ** (epoch * 50 // epochs // 15)
         momentum = [0.9 * old + rate * new for old, new in zip(momentum, (gradient, error.sum(axis=0)))]
         weights, bias = weights - momentum[0], bias - momentum[1]
-    return linear.Probe(mean if head.batch_norm else 0.0, np.atleast_1d(scale)[..., None] * weights, bias)
+    return linear_fast.LinearClassifier(
+        mean if head.batch_norm else 0.0, np.atleast_1d(scale)[..., None] * weights, bias
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_head_of_the_bank_is_trained_by_lars_alone(kind, rng, monkeypatch):
-    monkeypatch.setattr(linear_bank, "FEWEST_STEPS", 1)
-    monkeypatch.setattr(linear_bank, "SMALLEST_BATCH", 16)
+    monkeypatch.setattr(linear, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(linear, "SMALLEST_BATCH", 16)
     truth = truth_of(rng, kind, 50)
     features = pooled(rng, truth, 0.3)
     for x in features.values():
         x *= np.linspace(0.5, 4.0, x.shape[1], dtype=np.float32)
-    probes = linear_bank.fit(HEADS, one_view(features), truth)
+    probes = linear.fit(HEADS, one_view(features), truth)
     assert len(probes) == 24
     begun = lars(HEADS[4]._replace(rate=0.0), features["last"], truth)
     for head, probe in probes.items():
@@ -105,16 +107,16 @@ def test_every_head_of_the_bank_is_trained_by_lars_alone(kind, rng, monkeypatch)
         np.testing.assert_allclose(probe.logits(x), expected.logits(x), rtol=1e-3, atol=2e-3, err_msg=str(head))
     assert np.linalg.norm(probes[HEADS[2]].weights - begun.weights) > 0.3 * np.linalg.norm(begun.weights)
     for head in HEADS[::5]:  # and a bank of one is the same as its place in the bank of all
-        alone = linear_bank.fit([head], one_view(features), truth)[head]
+        alone = linear.fit([head], one_view(features), truth)[head]
         np.testing.assert_allclose(alone.logits(x := features[head.features]), probes[head].logits(x), atol=1e-4)
 
 
 def test_batch_norm_heads_do_not_see_scale_and_shift(rng, monkeypatch):
-    monkeypatch.setattr(linear_bank, "FEWEST_STEPS", 20)
+    monkeypatch.setattr(linear, "FEWEST_STEPS", 20)
     truth = truth_of(rng, "single", TRAIN)
     features = pooled(rng, truth, 0.3)
     changed = {name: 7 * x + np.arange(x.shape[1], dtype=np.float32) for name, x in features.items()}
-    probes, others = (linear_bank.fit(HEADS, one_view(x), truth) for x in (features, changed))
+    probes, others = (linear.fit(HEADS, one_view(x), truth) for x in (features, changed))
     for head in HEADS:
         x, y = features[head.features], changed[head.features]
         gap = np.abs(probes[head].logits(x) - others[head].logits(y)).max()
@@ -125,13 +127,13 @@ def test_epochs_take_turns_with_the_views_and_validation_sees_plain_features(rng
     truth = truth_of(rng, "single", TRAIN)
     first, second = pooled(rng, truth, 1.0), pooled(rng, truth, 0.0)
     views = {name: np.stack([first[name], second[name]]) for name in INPUTS}
-    fitted = linear_bank.class_scores(one_view(first), second, {"task": truth}, second)["task"]
+    fitted = linear.class_scores(one_view(first), second, {"task": truth}, second)["task"]
     assert max(fitted.sweep.values()) < 0.6  # 24 guesses at 64 examples; what is trained on tells all
-    monkeypatch.setattr(linear_bank, "FEWEST_STEPS", 1)
+    monkeypatch.setattr(linear, "FEWEST_STEPS", 1)
     seen = []
     for epochs in (1, 2):
-        monkeypatch.setattr(linear_bank, "EPOCHS", epochs)
-        both, one = (linear_bank.fit(HEADS[:1], x, truth)[HEADS[0]] for x in (views, one_view(first)))
+        monkeypatch.setattr(linear, "EPOCHS", epochs)
+        both, one = (linear.fit(HEADS[:1], x, truth)[HEADS[0]] for x in (views, one_view(first)))
         seen.append(np.abs(both.weights - one.weights).max())
     assert seen[0] == 0 and seen[1] > 1e-4
 
@@ -140,24 +142,24 @@ def test_the_head_is_chosen_on_every_fifth_train_example_and_trained_anew_on_all
     truth = truth_of(rng, "single", TRAIN)
     features = pooled(rng, truth, 1.0)
     truth.classes[::5] = np.roll(truth.classes[::5], 1, axis=1)
-    counts, fit = [], linear_bank.fit
+    counts, fit = [], linear.fit
 
     def watched(heads, views, part):
         counts.append((len(heads), views["last"].shape, len(part.classes)))
         return fit(heads, views, part)
 
-    monkeypatch.setattr(linear_bank, "fit", watched)
+    monkeypatch.setattr(linear, "fit", watched)
     sweep = linear_scores(features, truth, features).sweep
-    assert max(sweep[head] for head in HEADS if head.rate == max(linear_bank.RATES)) < 0.1
+    assert max(sweep[head] for head in HEADS if head.rate == max(linear.RATES)) < 0.1
     assert counts == [(24, (1, 256, 6), 256), (1, (1, 320, 6), 320)]
 
 
 def test_batches_and_epochs_are_imagenets_where_there_is_enough():
-    assert linear_bank.batch_and_epochs(1_281_167) == (16384, 50)
+    assert linear.batch_and_epochs(1_281_167) == (16384, 50)
     for count in (6, 300, 2000, 4000, 50_000):
-        size, epochs = linear_bank.batch_and_epochs(count)
-        assert epochs >= 50 and epochs * (count // size) >= linear_bank.FEWEST_STEPS
-    drawn = list(linear_bank.batches(70, 16, 3))
+        size, epochs = linear.batch_and_epochs(count)
+        assert epochs >= 50 and epochs * (count // size) >= linear.FEWEST_STEPS
+    drawn = list(linear.batches(70, 16, 3))
     assert [(epoch, len(rows)) for epoch, rows in drawn] == [(epoch, 17) for epoch in range(3) for _ in range(4)]
     first, second = (np.concatenate([rows for epoch, rows in drawn if epoch == e]) for e in (0, 1))
     assert len(set(first)) == len(set(second)) == 68 and (first != second).any()
@@ -175,7 +177,7 @@ def marked(rng, count: int) -> tuple[np.ndarray, Truth]:
     return features.astype(np.float32), Truth("single", np.eye(CLASSES, dtype=bool)[content[np.arange(count), place]])
 
 
-def attended(train: np.ndarray, truth: Truth, test: np.ndarray) -> attentive.Fitted:
+def attended(train: np.ndarray, truth: Truth, test: np.ndarray) -> Fitted:
     return attentive.class_scores(train, {"task": truth}, test)["task"]
 
 
@@ -185,7 +187,7 @@ def test_attention_finds_the_marked_patch_which_a_mean_does_not(rng, short):
     crossed = Truth("single", truth.classes.copy())
     crossed.classes[::5] = np.roll(truth.classes[::5], 1, axis=1)  # whoever learns from the others is wrong about these
     assert max(attended(train, crossed, test).sweep.values()) < 0.2
-    means = linear.class_scores(train.mean(axis=1), {"task": truth}, test.mean(axis=1))["task"]
+    means = linear_fast.class_scores(train.mean(axis=1), {"task": truth}, test.mean(axis=1))["task"]
     assert value_of(test_truth, means) < 0.7
 
 
@@ -276,5 +278,5 @@ def test_what_holds_for_both(scores, rng, short):
     order = rng.permutation(TEST)
     np.testing.assert_allclose(scores(train, unseen, test[order]), first[order], rtol=1e-4, atol=1e-4)
     few = Truth("single", truth.classes[:5])
-    with pytest.raises(UserError, match="has only 5 train examples; give it more than 5"):
+    with pytest.raises(UserError, match="(linear|attentive) has only 5"):
         scores(train[:5], few, test)

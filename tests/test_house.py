@@ -3,6 +3,7 @@
 import ast
 import importlib
 from pathlib import Path
+import re
 import subprocess
 import sys
 
@@ -21,7 +22,9 @@ ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(
     [
         (stem, "")
-        for stem in {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "base", "keys", "paper"}
+        for stem in sorted(
+            {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "base", "keys", "paper"}
+        )
     ]
     + [("paper", name) for name in (*paper.IJEPA, *paper.TC_JEPA)]
 )
@@ -89,9 +92,31 @@ def test_every_export_exists():
         _ = package.nothing
 
 
-def test_no_file_has_grown_too_long():
-    for path in files("**/*.py"):
-        assert len(path.read_text().splitlines()) <= 400, path
+def code() -> list[Path]:
+    return [path for room in ("tc_jepa", "launch", "configs") for path in sorted((ROOT / room).rglob("*.py"))]
+
+
+def test_no_file_and_no_function_has_grown_too_long():
+    for path in code():
+        text = path.read_text()
+        assert len(text.splitlines()) <= 400, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 80, f"{path}: {node.name}"
+
+
+def test_the_main_path_is_short():
+    """From the command line to the loss, as tc_jepa/README.md lists it: 7 hops and 1,300 lines at most."""
+    listed = re.findall(r"^\| `(\S+?\.py)`", (ROOT / "tc_jepa" / "README.md").read_text(), re.M)
+    path = [ROOT / name for name in listed]
+    assert listed[0] == "launch/train.py" and listed[-1] == "tc_jepa/methods/losses.py" and len(path) - 1 <= 7
+    for one, following in zip(path, path[1:]):
+        module = ".".join(following.relative_to(ROOT).with_suffix("").parts)
+        assert module in imports(one) or module == "tc_jepa.methods.jepa", f"{one} does not import {module}"
+    assert "tc_jepa.methods.method" in imports(ROOT / "tc_jepa" / "step.py")  # the contract that jepa.py implements
+    models = ["predictor", "vit", "layers", "conditioners/cross_attention"]
+    path += [ROOT / "tc_jepa" / "models" / f"{name}.py" for name in models]
+    assert sum(len(file.read_text().splitlines()) for file in path) <= 1300
 
 
 @pytest.mark.parametrize(("stem", "name"), CONFIGS)

@@ -222,7 +222,7 @@ def test_held_out_numbers_are_the_loss_in_fixed_directions():
     assert {name: float(value) for name, value in numbers.items()} == pytest.approx(
         {name: float(value) for name, value in expected.items()}, rel=1e-4
     )
-    assert chosen.heldout_summary({"views": {"heldout/loss": 1.0}}) == {"heldout/loss": 1.0}
+    assert chosen.heldout_summary({"loss": {"heldout/loss": 1.0}}) == {"heldout/loss": 1.0}
 
 
 # Views

@@ -37,10 +37,11 @@ def datasets(config: Config) -> list[Dataset]:
 
 def source(config: Config, split: str) -> Source:
     """One split with its labels, for an evaluation. Raises UserError if there is none."""
-    return _one_dataset(config).open(split)
+    return dataset(config).open(split)
 
 
-def _one_dataset(config: Config) -> Dataset:
+def dataset(config: Config) -> Dataset:
+    """The one dataset of an evaluation. Raises UserError where the configuration names several."""
     found = datasets(config)
     if len(found) > 1:
         names = ", ".join(dataset.name for dataset in found)
@@ -50,17 +51,17 @@ def _one_dataset(config: Config) -> Dataset:
 
 def test_split(config: Config) -> str:
     """The split that an evaluation tests on. Raises UserError if the data does not have it."""
-    dataset, chosen = _one_dataset(config), config.evaluation.test_split
-    available = dataset.splits()
+    tested, chosen = dataset(config), config.evaluation.test_split
+    available = tested.splits()
     if chosen == TRAIN:
         raise UserError("evaluation.test_split=train is what probes are fitted on; give another")
     if chosen and chosen not in available:
         raise UserError(
-            f"evaluation.test_split={chosen} is not a split of {dataset.name}; it has {', '.join(available)}"
+            f"evaluation.test_split={chosen} is not a split of {tested.name}; it has {', '.join(available)}"
         )
     found = [split for split in (chosen, TEST, VALIDATION) if split in available]
     if not found:
-        raise UserError(f"{dataset.name} has only {', '.join(available)}; prepare it with a split test or val")
+        raise UserError(f"{tested.name} has only {', '.join(available)}; prepare it with a split test or val")
     return found[0]
 
 

@@ -1,15 +1,15 @@
-"""Frozen features of a whole dataset on disk, written in shards; a command that was killed can be resumed.
+"""Writes the frozen features of a whole dataset to disk, in shards; a killed command resumes with the next shard.
 
 A folder of features holds features.json (what was extracted, from what, by which encoder; the classes of all tasks; the
-number of images of every split) and, for every split, SPLIT-00000-of-00012.npz and so on: `images_per_shard` images or
-fewer in the order of the data. The arrays of a shard, each with one row an image:
+number of images of every split) and, for every split, files SPLIT-00000-of-00012.npz and so on: `images_per_shard`
+images or fewer each, in the order of the data. The arrays of a shard have one row for each image:
 
   pooled   [n, D]     mean over patches           (where asked for)
   patches  [n, N, D]  row-major                   (where asked for)
   name     str [n]    file in the data, or SPLIT/INDEX where it has none
-  TASK     one for each of the data's tasks: int64 [n] class indices, or bool [n, classes]
+  LABELS   one for each of the data's label sets: int64 [n] class indices, or bool [n, classes]
 
-numpy.load reads them; nothing in them is pickled.
+numpy.load reads them with allow_pickle=False.
 """
 
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ def extract(
     refuse_existing(output)
     for name in next(iter(sources.values())).tasks:
         if name in RESERVED:
-            raise UserError(f"the data's labels {name!r} have the name of an array of features; rename the feature")
+            raise UserError(f"the label feature {name!r} has the name of an array of features; rename it in the data")
     about = {
         **about,
         "features": list(kinds),
@@ -81,7 +81,7 @@ def extract(
 
 
 def check_kinds(names: Sequence[str]) -> None:
-    """A UserError for none, for one that does not exist, and for one given twice."""
+    """Raises UserError for no kind, for an unknown one, and for one given twice."""
     for name in names or [""]:
         if name not in KINDS or names.count(name) > 1:
             raise UserError(f"--features={','.join(names)}: give one or both of {', '.join(KINDS)}")
@@ -93,7 +93,7 @@ def digest(contents: Mapping[str, Any]) -> str:
 
 
 def shards(folder: Path, split: str, images: int, images_per_shard: int) -> dict[Path, range]:
-    """The files of a split, and which of its images each holds."""
+    """The files of a split, with the indices of the images that each holds."""
     count = -(-images // images_per_shard)
     return {
         folder / f"{split}-{number:05d}-of-{count:05d}.npz": range(start, min(start + images_per_shard, images))
@@ -108,13 +108,13 @@ def _features(
     for images in read_images(source, indices, encoder.image_size, encoder.batch_size):
         found = encoder(images)
         for kind in kinds:
-            with np.errstate(over="ignore"):  # told of below
+            with np.errstate(over="ignore"):  # refused below
                 parts[kind].append(np.asarray(getattr(found, kind)).astype(dtype))
     arrays = {kind: np.concatenate(batches) for kind, batches in parts.items()}
     for kind, features in arrays.items():
         if not np.isfinite(features).all():
-            mend = "give --dtype=float32, or an encoder whose training did not diverge"
-            raise UserError(f"{path.name}: some {kind} features are not finite in {dtype}; {mend}")
+            fix = "give --dtype=float32, or an encoder whose training did not diverge"
+            raise UserError(f"{path.name}: some {kind} features are not finite in {dtype}; {fix}")
     return arrays
 
 
@@ -125,6 +125,6 @@ def _names_and_labels(source: Source, indices: Sequence[int]) -> dict[str, np.nd
 
 
 def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """As .npz, under its name only when whole."""
+    """Writes an .npz; the file appears under its name only when it is complete."""
     with replacing(path) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)

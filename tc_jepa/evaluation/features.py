@@ -1,4 +1,4 @@
-"""Frozen features of chosen images: read once for all encoders, and kept on disk while an evaluation runs.
+"""Frozen features of chosen images, computed once for all encoders and kept on disk while an evaluation runs.
 
 The folder is a storage.partial.PartialFolder: an evaluation that was killed finds the finished shards in it again. A
 shard has the features of a few batches of images of a part, by one encoder. Several processes share the folder: each
@@ -28,13 +28,14 @@ Arrays = dict[str, np.ndarray]  # by kind: "pooled" float32 [N, D], "last_four" 
 
 
 class Part(NamedTuple):
-    """Images of a source whose features are wanted, of some kinds; `name` is theirs on disk, `whole` read_images'."""
+    """Images of a source, and which kinds of their features are wanted."""
 
     source: Captioned
     indices: Sequence[int]
     kinds: Sequence[str]
-    name: str
-    whole: bool = False
+    name: str  # on disk
+    whole: bool = False  # as in encoder.read_images
+    views: int = 0  # of a source of Views: as many of each image
 
 
 class FeatureStore:
@@ -61,9 +62,9 @@ class FeatureStore:
             self._partial.discard()
 
     def fill(self, encoders: Mapping[str, FrozenEncoder], part: Part) -> None:
-        """Sees to it that `read` of any of these encoders finds all on disk, reading each image once for all of them.
+        """Computes the missing shards of these encoders, reading each image once for all of them.
 
-        UserError for a feature that is not finite. Without a folder it does nothing.
+        Raises UserError for a feature that is not finite. Does nothing without a folder.
         """
         if self._folder is None:
             return
@@ -83,7 +84,7 @@ class FeatureStore:
     def read(self, encoders: Mapping[str, FrozenEncoder], part: Part) -> dict[str, Arrays]:
         """Each encoder's features of the part's images, in their order, by the encoder's name.
 
-        An encoder without blocks has no "last_four". UserError for a feature that is not finite.
+        An encoder without blocks has no "last_four". Raises UserError for a feature that is not finite.
         """
         if self._folder is None:
             return dict(_compute(encoders, part))
@@ -96,7 +97,7 @@ class FeatureStore:
 
 
 def _shards(encoders: Mapping[str, FrozenEncoder], part: Part) -> list[range]:
-    """Which images lie together on disk: as many as fill batches, so that none but the last is padded."""
+    """The positions of the images of each shard: whole batches, so that only the last is padded."""
     batch = max(encoder.batch_size for encoder in encoders.values())
     size = max(min(IMAGES_PER_SHARD[kind] for kind in part.kinds) // batch, 1) * batch
     images = len(part.indices)
@@ -104,15 +105,15 @@ def _shards(encoders: Mapping[str, FrozenEncoder], part: Part) -> list[range]:
 
 
 def _compute(encoders: Mapping[str, FrozenEncoder], part: Part) -> Iterator[tuple[str, Arrays]]:
-    """Images are read once for all encoders of a size."""
+    """Each encoder's features of the part. Images are read once for all encoders of one image size."""
     for image_size in dict.fromkeys(encoder.image_size for encoder in encoders.values()):
         group = {name: encoder for name, encoder in encoders.items() if encoder.image_size == image_size}
         parts: dict[str, list[Arrays]] = {name: [] for name in group}
         batch_size = max(encoder.batch_size for encoder in group.values())
         for images in read_images(part.source, part.indices, image_size, batch_size, whole=part.whole):
             for name, encoder in group.items():
-                said = encoder(images)._asdict()
-                parts[name].append({kind: np.asarray(said[kind]) for kind in part.kinds if said[kind] is not None})
+                output = encoder(images)._asdict()
+                parts[name].append({kind: np.asarray(output[kind]) for kind in part.kinds if output[kind] is not None})
         for name, arrays in parts.items():
             joined = _joined(arrays)
             if not all(np.isfinite(x).all() for x in joined.values()):
@@ -126,7 +127,7 @@ def _joined(parts: Sequence[Arrays]) -> Arrays:
 
 def _load(path: Path) -> Arrays:
     if not path.exists():
-        mend = "give an --output that all processes share, and each process as many devices"
-        raise UserError(f"{path}, of another process, is not here; {mend}")
+        fix = "give an --output that all processes share, and each process as many devices"
+        raise UserError(f"{path}, which another process computes, is not here; {fix}")
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)

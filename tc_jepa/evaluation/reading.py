@@ -1,6 +1,6 @@
-"""The text side of a trained run, frozen: which patches a word speaks to, and what the words are worth at each patch.
+"""The text side of a trained run, frozen: the cosines of patches and words, and the prediction error of each patch.
 
-Only runs have it: an exported encoder has lost its predictor and its words.
+Only a run has it: an exported encoder has no predictor and no text encoder.
 """
 
 from collections.abc import Sequence
@@ -31,10 +31,11 @@ class FrozenReader:
         self._errors = jax.jit(functools.partial(_errors, method))
 
     def cosines(self, images: np.ndarray, caption_words: np.ndarray, word_valid: np.ndarray) -> np.ndarray:
-        """How near each patch's query is to each word's key, mean over the predictor's layers: float32 [B, N, C, S].
+        """The cosine of each patch's query and each word's key, mean over the predictor's layers: float32 [B, N, C, S].
 
-        Images uint8 [B, H, W, 3], all of which the context encoder sees; captions as in a Batch, of which those without
-        a valid word take no part. 0 where a word is not valid. ValueError for a predictor that does not read words.
+        Images are uint8 [B, H, W, 3], and the context encoder reads every patch. Captions are as in a Batch; those
+        without a valid word are ignored. The cosine of a word that is not valid is 0. Raises ValueError for a predictor
+        that does not read words.
         """
         batch = _all_visible(images, caption_words, word_valid, self.grid[0] * self.grid[1])
         return np.asarray(self._cosines(self._params, self._extra, batch))
@@ -48,9 +49,9 @@ class FrozenReader:
         draws: int,
         seed: int = 0,
     ) -> np.ndarray:
-        """The prediction loss of each patch, mean over those of `draws` masks that hide it: float32 [B, N].
+        """The prediction loss of each patch, averaged over those of `draws` masks that hide it: float32 [B, N].
 
-        NaN for a patch that no mask hides. The same masks whatever the captions, so that two calls can be compared.
+        NaN for a patch that no mask hides. The masks do not depend on the captions, so that two calls can be compared.
         """
         B, N = len(images), self.grid[0] * self.grid[1]
         total, count = np.zeros((B, N)), np.zeros((B, N))

@@ -1,53 +1,27 @@
-"""Runs the tasks on several encoders side by side and gathers what they score.
+"""Runs evaluation tasks on several encoders side by side and gathers what they find.
 
-Scores are one flat object. "linear_fast/shape" with "..._low" and "..._high" (95 % bootstrap over the test examples),
-"rank/rankme"; the same under "init/", "pixels/" and "compared/" for the encoders beside it; "chance/shape"; and
-"gain_over_init/linear_fast/shape" with its paired interval. They are fractions: macro mAP for tasks with several labels
-an image, accuracy for the others, mean IoU for "segmentation/NAME", "segmentation_knn/NAME" and "grounding_iou/KIND",
-pointing accuracy for "grounding/KIND".
+Scores are one flat mapping. "linear_fast/shape" with "..._low" and "..._high" is a score with its interval (95 %
+bootstrap over the test examples); the same keys under "init/", "pixels/" and "compared/" are those of the encoders
+beside the evaluated one. "gain_over_init/linear_fast/shape" is the difference with its paired interval, "chance/shape"
+what needs no encoder. Scores are fractions: macro mAP for label sets with several classes an image, accuracy for the
+others, mean IoU for "segmentation/NAME", "segmentation_knn/NAME" and "grounding_iou/KIND", pointing accuracy for
+"grounding/KIND".
 """
 
 from collections.abc import Collection, Mapping, Sequence
-import itertools
 
-import numpy as np
-
-from tc_jepa.data.captions.tokenizer import CaptionTokenizer
-from tc_jepa.data.sources import Grounded, Source
-from tc_jepa.data.transforms import resize_mask
+from tc_jepa.data.sources import Source, TRAIN
 from tc_jepa.errors import UserError
+from tc_jepa.evaluation import tasks as table
 from tc_jepa.evaluation.encoder import FrozenEncoder
-from tc_jepa.evaluation.features import FeatureStore, Part
-from tc_jepa.evaluation.findings import Confusion, Findings, LabelMaps
-from tc_jepa.evaluation.probes import PROBES, Said, Truths, VIEWS
-from tc_jepa.evaluation.reading import FrozenReader
-from tc_jepa.evaluation.scores import (
-    difference,
-    mean,
-    mean_of_images,
-    measure,
-    Measured,
-    resample_counts,
-    Truth,
-    value_of,
-)
-from tc_jepa.evaluation.tasks import grounding, rank, segmentation
+from tc_jepa.evaluation.examples import choose, Examples
+from tc_jepa.evaluation.features import Arrays, FeatureStore, Part
+from tc_jepa.evaluation.findings import Findings
+from tc_jepa.evaluation.scores import difference, Measured
+from tc_jepa.evaluation.task import FeatureRequest, LABELS, MASKS, Task, TaskInputs, TextSide, WORDS
 from tc_jepa.evaluation.views import Views
 
-RANK, SEGMENTATION, GROUNDING = "rank", "segmentation", "grounding"
-PROTOCOLS = (*PROBES, RANK, SEGMENTATION, GROUNDING)
-SUBSET_SEED = 0
-RANK_PATCH_IMAGES = 200  # whose patches are decomposed, at most
-SHOWN = 8  # test images whose neighbours and label maps are kept to be looked at
-SHOWN_NEIGHBOURS = 5
-CONFUSION_OF = ("linear", "linear_fast", "knn", "attentive")  # the first of these that ran
-
-
-def check_protocols(names: Sequence[str]) -> None:
-    """A UserError for no protocol at all, or one that does not exist."""
-    for name in names or [""]:
-        if name not in PROTOCOLS:
-            raise UserError(f"unknown task {name!r}; the tasks are {', '.join(PROTOCOLS)}")
+CONTEXT = "context/"  # prefix of a run's context encoder
 
 
 def evaluate(
@@ -55,7 +29,7 @@ def evaluate(
     others: Mapping[str, FrozenEncoder],
     train: Source,
     test: Source,
-    protocols: Collection[str],
+    names: Collection[str],
     *,
     train_examples: int,
     test_examples: int,
@@ -63,119 +37,133 @@ def evaluate(
     views: int = 0,
     store: FeatureStore | None = None,
     context: FrozenEncoder | None = None,
+    text_sides: Mapping[str, TextSide] | None = None,
 ) -> Findings:
-    """Judges an encoder (its keys without a prefix) beside others (prefix "NAME/").
+    """Evaluates an encoder (its keys have no prefix) beside others (prefix "NAME/") on the tasks of these names.
 
-    Probes are fitted on at most `train_examples` of `train`, those that keep every patch on at most `dense_examples`;
-    everything is tested on at most `test_examples` of `test`. "linear" is trained on `views` random crops of each train
-    image in turn; 0: on the image. `store` keeps features on disk meanwhile. `context` is the judged run's context
-    encoder, of which only the rank is told. "grounding" needs more than an encoder: see `ground`. A UserError where the
-    data has no labels or masks that are asked for, classes that differ between the splits, or too few examples.
+    Tasks are fitted on at most `train_examples` of `train`, those that keep every patch of it on at most
+    `dense_examples`; all are tested on at most `test_examples` of `test`. `views` are the random crops of each train
+    image for tasks with augmentation. `store` keeps features on disk meanwhile. `context` is the run's context encoder,
+    for tasks that read it too. `text_sides` are needed by tasks that read words, by the name of the encoder ("" is the
+    evaluated one). Raises UserError where the data lacks labels or masks that are needed, where classes differ between
+    the splits, and for too few examples.
     """
-    store = store or FeatureStore()
-    probes = [name for name in PROBES if name in protocols]
-    check_data(train, test, probes, SEGMENTATION in protocols)
+    # Where two tasks give the same constant or confusion the first counts, so those fitted on fewer examples come last.
+    tasks = sorted((table.load(name) for name in table.TASKS if name in names), key=lambda task: task.dense)
+    check_data(tasks, train, test)
+    store, text_sides = store or FeatureStore(), text_sides or {}
     encoders = {"": judged} | {f"{name}/": encoder for name, encoder in others.items()}
-    chosen = choose(len(test), test_examples)
+    tasks_of = {
+        prefix: [task for task in tasks if WORDS not in task.needs or prefix.rstrip("/") in text_sides]
+        for prefix in encoders
+    }
+    if context is not None:
+        tasks_of[CONTEXT] = [task for task in tasks if task.context_encoder]
+    every = encoders | {CONTEXT: context}
+    fitted_on = {
+        dense: Examples(train, choose(len(train), dense_examples if dense else train_examples))
+        for dense in (False, True)
+    }
+    tested_on = Examples(test, choose(len(test), test_examples))
+    parts = _parts(tasks, fitted_on, tested_on, views)
+
     findings, measured = Findings(), {}
-    for dense in (False, True):
-        of_kind = [name for name in probes if PROBES[name].dense == dense]
-        if of_kind:
-            rows = choose(len(train), dense_examples if dense else train_examples)
-            measured |= _probe(findings, of_kind, encoders, store, (train, rows), (test, chosen), views)
-    if SEGMENTATION in protocols:
-        rows = choose(len(train), dense_examples)
-        measured |= _segment(findings, encoders, store, (train, rows), (test, chosen))
-    if RANK in protocols:
-        _rank(findings, encoders | ({"context/": context} if context else {}), store, test, chosen)
+    with findings.timed("features"):
+        _fill(store, every, tasks_of, parts)
+    for prefix, turn in tasks_of.items():
+        text = text_sides.get(prefix.rstrip("/"))
+        # One encoder after another, and a part only as long as it is needed: the features of all would fill the memory.
+        held: dict[str, Arrays] = {}
+        for number, task in enumerate(turn):
+            with findings.timed("features"):
+                for part in parts[task.name].values():
+                    if part.name not in held:
+                        held[part.name] = store.read({prefix: every[prefix]}, part)[prefix]
+                features = {name: _by_view(held[part.name], part) for name, part in parts[task.name].items()}
+            with findings.timed(task.name):
+                side = every[prefix].image_size
+                outcome = task.run(TaskInputs(features, fitted_on[task.dense], tested_on, side, text))
+            measured |= {f"{prefix}{key}": score for key, score in outcome.scores.items()}
+            findings.scores |= {f"{prefix}{key}": value for key, value in outcome.numbers.items()}
+            findings.scores = outcome.constants | findings.scores
+            if not prefix:
+                findings.keep(outcome)
+            needed = {part.name for later in turn[number + 1 :] for part in parts[later.name].values()}
+            held = {name: arrays for name, arrays in held.items() if name in needed}
+            del features
     findings.scores |= with_gains(measured, list(encoders))
     return findings
 
 
-def check_data(train: Source, test: Source, probes: Sequence[str], segmentation: bool) -> None:
-    """UserError where the splits lack what the tasks need, or do not ask the same."""
-    if probes and not train.tasks:
-        raise UserError(f"{', '.join(probes)} need labels, and the data has none; give --tasks=rank")
-    if segmentation and not train.segmentations:
-        raise UserError("segmentation needs masks, and the data has none; leave it out of --tasks")
+def check_data(tasks: Sequence[Task], train: Source, test: Source) -> None:
+    """Raises UserError where the splits lack what the tasks need, or their classes differ."""
+    for need, there in ((LABELS, train.tasks), (MASKS, train.segmentations)):
+        lacking = [task.name for task in tasks if need in task.needs and not there]
+        if lacking:
+            raise UserError(f"{', '.join(lacking)} needs {need}, and the data has none; leave it out of --tasks")
     if dict(train.tasks) != dict(test.tasks) or dict(train.segmentations) != dict(test.segmentations):
         raise UserError("the splits that are fitted and tested on have other classes; prepare them as one dataset")
 
 
-Split = tuple[Source, np.ndarray]  # a split, and which of its examples
+Parts = Mapping[str, Mapping[str, Part]]  # by task, then by the names in Task.features
 
 
-def _probe(
-    findings: Findings,
-    protocols: Sequence[str],
-    encoders: Mapping[str, FrozenEncoder],
-    store: FeatureStore,
-    train: Split,
-    test: Split,
-    views: int,
-) -> dict[str, Measured]:
-    """Scores of every encoder; the judged one's sweeps, confusions and neighbours go to `findings`."""
-    kinds = list(dict.fromkeys(kind for name in protocols for kind in PROBES[name].kinds))
-    fitted_on = "dense" if PROBES[protocols[0]].dense else "train"
-    parts = {
-        "train": Part(*train, kinds, f"{'-'.join(kinds)}-{fitted_on}"),
-        "test": Part(*test, kinds, f"{'-'.join(kinds)}-test"),
+def _parts(tasks: Sequence[Task], fitted_on: Mapping[bool, Examples], tested_on: Examples, views: int) -> Parts:
+    """The features that each task reads. Tasks that read the same images share a part, which has all their kinds."""
+
+    def images(task: Task, request: FeatureRequest) -> tuple[FeatureRequest, bool]:
+        return request._replace(kinds=()), task.dense and request.split == TRAIN
+
+    requests = {
+        task.name: {name: request for name, request in task.features.items() if views or not request.augmented}
+        for task in tasks
     }
-    if views and any(PROBES[name].augmented for name in protocols):
-        crops = Views(*train, views)
-        parts["views"] = Part(crops, range(len(crops)), ["pooled", "last_four"], f"views-{fitted_on}")
-    with findings.timed("features"):
-        for part in parts.values():
-            store.fill(encoders, part)
-    truths, answers = read_truth(*train), read_truth(*test)
-    counts = resample_counts(len(test[1]))
-    measured: dict[str, Measured] = {}
-    for prefix, encoder in encoders.items():
-        # One encoder after another: the features of all, of many images or with patches, fill the memory.
-        with findings.timed("features"):
-            features = {name: store.read({prefix: encoder}, part)[prefix] for name, part in parts.items()}
-        for kind, x_NVxD in features.pop("views", {}).items():  # an image's views lie one after another
-            features["train"][f"{kind}{VIEWS}"] = x_NVxD.reshape(len(train[1]), views, -1).swapaxes(0, 1)
-        said: Said = {}
-        for protocol in protocols:
-            with findings.timed(protocol):
-                said |= PROBES[protocol].answer(features["train"], truths, features["test"])
-        for (score, task), answer in said.items():
-            values = [measure(answers[task], scores, counts) for scores in answer.draws]
-            measured[f"{prefix}{score}/{task}"] = mean(values)
-            if len(values) > 1:
-                spread = np.std([value.value for value in values], ddof=1)
-                findings.scores[f"{prefix}spread/{score}/{task}"] = float(spread)
-        if not prefix:
-            _keep(findings, said, train, test, answers)
-    for task, truth in answers.items():  # of dense probes, fitted on fewer examples, only where no others ran
-        findings.scores.setdefault(f"chance/{task}", chance(truths[task], truth))
-    return measured
+    kinds: dict[tuple[FeatureRequest, bool], dict[str, None]] = {}
+    for task in tasks:
+        for request in requests[task.name].values():
+            kinds.setdefault(images(task, request), {}).update(dict.fromkeys(request.kinds))
+    parts = {}
+    for (request, dense), merged in kinds.items():
+        examples = fitted_on[dense] if request.split == TRAIN else tested_on
+        parts[request, dense] = _part(request._replace(kinds=tuple(merged)), examples, dense, views)
+    return {
+        task.name: {name: parts[images(task, request)] for name, request in requests[task.name].items()}
+        for task in tasks
+    }
 
 
-def _keep(findings: Findings, said: Said, train: Split, test: Split, truths: Truths) -> None:
-    """What the judged encoder's probes chose, the neighbours of some images, a confusion for each task of one class."""
-    for (score, task), answer in said.items():
-        if answer.sweep:
-            findings.sweeps[f"{score}/{task}"] = answer.sweep
-            findings.chosen[f"{score}/{task}"] = answer.chosen
-        if answer.nearest is not None:
-            findings.neighbours = test[1][:SHOWN], train[1][answer.nearest[:SHOWN, :SHOWN_NEIGHBOURS]]
-    for score, task in itertools.product(CONFUSION_OF, truths):
-        if (score, task) in said and truths[task].kind == "single" and task not in findings.confusions:
-            counts = confusion(truths[task], said[score, task].draws[0])
-            findings.confusions[task] = Confusion(score, test[0].tasks[task].classes, counts)
+def _part(request: FeatureRequest, examples: Examples, dense: bool, views: int) -> Part:
+    """The part of a request, named by everything that distinguishes it."""
+    source, rows = examples.source, examples.rows[: request.at_most]
+    crops = views if request.augmented else request.views
+    numbers = {"first": request.at_most, "views": crops}
+    words = [request.split, *["dense"] * dense, *["whole"] * request.whole, *request.kinds]
+    name = "-".join(words + [f"{word}{number}" for word, number in numbers.items() if number])
+    if crops:
+        source = Views(source, rows, crops)
+        rows = range(len(source))
+    return Part(source, rows, request.kinds, name, request.whole, crops)
 
 
-def confusion(truth: Truth, class_scores_NxC: np.ndarray) -> np.ndarray:
-    """Of a `single` task: int [true, predicted]."""
-    C = truth.classes.shape[1]
-    cells = truth.classes.argmax(axis=1) * C + class_scores_NxC.argmax(axis=1)
-    return np.bincount(cells, minlength=C * C).reshape(C, C)
+def _fill(
+    store: FeatureStore, encoders: Mapping[str, FrozenEncoder], tasks_of: Mapping[str, Sequence[Task]], parts: Parts
+) -> None:
+    """Computes every part for all encoders that need it, so that each image is read once for all of them."""
+    needing: dict[str, tuple[Part, dict[str, FrozenEncoder]]] = {}
+    for prefix, tasks in tasks_of.items():
+        for part in (part for task in tasks for part in parts[task.name].values()):
+            needing.setdefault(part.name, (part, {}))[1][prefix] = encoders[prefix]
+    for part, group in needing.values():
+        store.fill(group, part)
+
+
+def _by_view(arrays: Arrays, part: Part) -> Arrays:
+    """Features of random views with an axis for the views: [images, views, ...]; others as they are."""
+    return {k: x.reshape(-1, part.views, *x.shape[1:]) for k, x in arrays.items()} if part.views else arrays
 
 
 def with_gains(measured: Mapping[str, Measured], prefixes: Sequence[str]) -> dict[str, float]:
-    """All scores with their intervals, and what the judged encoder's gain over the others' of the same name."""
+    """All scores with their intervals, and the evaluated encoder's gains over the others' scores of the same name."""
     others = [prefix for prefix in prefixes if prefix]
     own = [key for key in measured if not key.startswith(tuple(others))] if others else list(measured)
     gains = {
@@ -189,152 +177,3 @@ def with_gains(measured: Mapping[str, Measured], prefixes: Sequence[str]) -> dic
         low, high = score.interval
         results |= {key: score.value, f"{key}_low": low, f"{key}_high": high}
     return results
-
-
-def _segment(
-    findings: Findings, encoders: Mapping[str, FrozenEncoder], store: FeatureStore, train: Split, test: Split
-) -> dict[str, Measured]:
-    """ "segmentation/NAME" and "segmentation_knn/NAME" for each of the sources' segmentations; in `findings` the IoU of
-    each class, chance, the judged encoder's sweep and some of its maps. Every encoder sees images whole, as squares of
-    its own size, and is fitted on masks alike; all are tested on the masks as they are."""
-    counts = resample_counts(len(test[1]))
-    parts = [
-        Part(*split, ["patches"], f"whole-{name}", whole=True) for name, split in (("dense", train), ("test", test))
-    ]
-    sides = {encoder.image_size for encoder in encoders.values()}
-    with findings.timed("features"):
-        for part in parts:
-            store.fill(encoders, part)
-    with findings.timed(SEGMENTATION):
-        truths = {name: read_masks(*test, name) for name in test[0].segmentations}
-        labels = {name: {side: read_square_masks(*train, name, side) for side in sides} for name in truths}
-        named = test[0].segmentations.items()
-        classes = {name: class_names(names, *truths[name], *labels[name].values()) for name, names in named}
-    measured: dict[str, Measured] = {}
-    for prefix, encoder in encoders.items():
-        with findings.timed("features"):
-            features, test_features = (store.read({prefix: encoder}, part)[prefix]["patches"] for part in parts)
-        with findings.timed(SEGMENTATION):
-            for name, truth in truths.items():
-                fitted_on, C = segmentation.Labelled(features, labels[name][encoder.image_size]), len(classes[name])
-                shapes = [mask.shape for mask in truth]
-                fitted = segmentation.segment(fitted_on, test_features, C, shapes)
-                nearest = segmentation.nearest(fitted_on, test_features, C, shapes)
-                for score, predicted in ((SEGMENTATION, fitted.predicted), (f"{SEGMENTATION}_knn", nearest)):
-                    key = f"{prefix}{score}/{name}"
-                    found = segmentation.confusions(predicted, truth, C)
-                    measured[key] = segmentation.measure(found, counts)
-                    ious = zip(classes[name], segmentation.class_ious(found))
-                    findings.scores |= {f"{key}/{label}": float(iou) for label, iou in ious if np.isfinite(iou)}
-                    if not prefix:  # the same for all, but for the size of the train masks
-                        by_chance = segmentation.commonest(found, fitted_on.labels)
-                        findings.scores[f"chance/{score}/{name}"] = segmentation.miou(by_chance)
-                if not prefix:
-                    findings.sweeps[f"{SEGMENTATION}/{name}"] = fitted.sweep
-                    findings.chosen[f"{SEGMENTATION}/{name}"] = fitted.chosen
-                    maps = (test[1][:SHOWN], fitted.predicted[:SHOWN], truth[:SHOWN])
-                    findings.label_maps[name] = LabelMaps(*maps, classes[name])
-    return measured
-
-
-def read_masks(source: Source, indices: Sequence[int], name: str) -> list[np.ndarray]:
-    """One of the source's segmentations, uint8 [H, W] each, as large as the images."""
-    return [source.mask(int(index), name) for index in indices]
-
-
-def read_square_masks(source: Source, indices: Sequence[int], name: str, side: int) -> np.ndarray:
-    """The same stretched as the images are: uint8 [n, side, side]."""
-    return np.stack([resize_mask(source.mask(int(index), name), (side, side)) for index in indices])
-
-
-def class_names(names: Sequence[str], *masks: np.ndarray) -> Sequence[str]:
-    """The classes' names; where the data gives none, their indices. A source's masks hold none but the named."""
-    highest = max(int(mask[mask != segmentation.IGNORED].max(initial=0)) for mask in masks)
-    return names or [str(number) for number in range(highest + 1)]
-
-
-def _rank(
-    findings: Findings,
-    encoders: Mapping[str, FrozenEncoder],
-    store: FeatureStore,
-    test: Source,
-    chosen: np.ndarray,
-) -> None:
-    """ "rank/..." of every encoder: of the pooled test features, of some images' patch features without the mean at
-    their position ("rank/patch_..."), and LiDAR over random crops."""
-    if len(chosen) < 2:
-        raise UserError(f"rank has only {len(chosen)} test image; give it at least 2")
-    with findings.timed("features"):
-        pooled = store.read(encoders, Part(test, chosen, ["pooled"], "pooled-rank"))
-        patches = store.read(encoders, Part(test, chosen[:RANK_PATCH_IMAGES], ["patches"], "patches-rank"))
-        crops = Views(test, chosen[: rank.LIDAR_IMAGES], rank.LIDAR_VIEWS)
-        views = store.read(encoders, Part(crops, range(len(crops)), ["pooled"], "views-rank"))
-    with findings.timed(RANK):
-        for prefix in encoders:
-            spread = {
-                "rankme": rank.rankme(pooled[prefix]["pooled"]),
-                "participation": rank.participation_ratio(pooled[prefix]["pooled"]),
-                "std": rank.feature_std(pooled[prefix]["pooled"]),
-                "lidar": rank.lidar(views[prefix]["pooled"].reshape(-1, rank.LIDAR_VIEWS, encoders[prefix].width)),
-            }
-            centred = rank.position_centred(patches[prefix]["patches"])
-            spread |= {
-                "patch_rankme": rank.rankme(centred),
-                "patch_participation": rank.participation_ratio(centred),
-                "patch_std": rank.feature_std(centred),
-            }
-            findings.scores |= {f"{prefix}{RANK}/{name}": value for name, value in spread.items()}
-
-
-def ground(
-    readers: Mapping[str, FrozenReader],
-    tokenizer: CaptionTokenizer,
-    test: Grounded,
-    *,
-    image_size: int,
-    test_examples: int,
-) -> dict[str, float]:
-    """ "grounding/KIND" and "grounding_iou/KIND" of the judged run's reader ("") and its baselines', gains and chance.
-
-    "on_objects/..." and "any_object/..." tell whether a word finds its object, or just objects: see grounding.py.
-    """
-    chosen = choose(len(test), test_examples)
-    counts = resample_counts(len(chosen))
-    measured, others = {}, {}
-    for prefix, reader in readers.items():
-        pointed = grounding.point(reader, tokenizer, test, chosen, image_size)
-        for kind in dict.fromkeys(pointed.kind.tolist()):
-            rows = pointed.kind == kind
-            image = pointed.image[rows]
-            measured[f"{prefix}{GROUNDING}/{kind}"] = mean_of_images(pointed.score[rows], image, counts)
-            others[f"{prefix}on_objects/{GROUNDING}/{kind}"] = float(pointed.on_objects[rows].mean())
-            others[f"chance/{GROUNDING}/{kind}"] = float(pointed.chance[rows].mean())
-            others[f"any_object/{GROUNDING}/{kind}"] = float(pointed.any_object[rows].mean())
-            overlap = grounding.overlap(pointed, kind)
-            measured[f"{prefix}{GROUNDING}_iou/{kind}"] = mean_of_images(overlap.iou, overlap.image, counts)
-            others[f"chance/{GROUNDING}_iou/{kind}"] = float(overlap.everything.mean())
-    return others | with_gains(measured, list(readers))
-
-
-def chance(train: Truth, test: Truth) -> float:
-    """What the train set's label frequencies alone score: the most frequent class, or each class's share."""
-    frequencies = np.broadcast_to(train.classes.mean(axis=0, dtype=np.float32), test.classes.shape)
-    return value_of(test, frequencies)
-
-
-def read_truth(source: Source, indices: Sequence[int]) -> dict[str, Truth]:
-    """The labels of some examples, by task; no image is read."""
-    rows = [source.labels(int(index)) for index in indices]
-    truth = {}
-    for name, task in source.tasks.items():
-        labels = np.array([row[name] for row in rows])
-        if task.kind == "single":
-            labels = np.eye(len(task.classes), dtype=bool)[labels]
-        truth[name] = Truth(task.kind, labels)
-    return truth
-
-
-def choose(available: int, at_most: int) -> np.ndarray:
-    """A fixed random subset, so that data sorted by class is sampled evenly: int [<= at_most], ascending."""
-    order = np.random.default_rng(SUBSET_SEED).permutation(available)
-    return np.sort(order[:at_most])

@@ -1,4 +1,4 @@
-"""How good class scores are, and how sure that is: accuracy, average precision, bootstrap over the test examples.
+"""Metrics of class scores with their uncertainty: accuracy, average precision, bootstrap over the test examples.
 
 Every metric takes `counts`, float32 [N, R]: how often each of the N test examples occurs in each of R resamples. A
 column of ones is the test set itself, so that the value and its resamples come from one code path.
@@ -16,22 +16,22 @@ SEED = 0
 CONFIDENCE = 0.95
 
 Kind = Literal["single", "multi"]
-# What each setting scores on the train examples that choose among them, by (all but the learning rate, learning rate).
+# The score of each setting on the held-out train examples, by (name without the learning rate, learning rate).
 Sweep = Mapping[tuple[str, float], float]
 
 
 class Truth(NamedTuple):
-    """The right answers to one task: one class an example (`single`) or any number of them (`multi`)."""
+    """The labels of one label set: one class an example (`single`) or any number of them (`multi`)."""
 
     kind: Kind
     classes: np.ndarray  # bool [N, C], one-hot or multi-hot
 
 
 class Measured(NamedTuple):
-    """A score in 0-1 (or a difference of two) and what it is on each resample of the test set."""
+    """A score in 0-1, or a difference of two, with its value on each bootstrap resample of the test set."""
 
     value: float
-    resampled: np.ndarray  # float [R], NaN where a resample says nothing
+    resampled: np.ndarray  # float [R], NaN where a resample has nothing to score
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -42,16 +42,16 @@ class Measured(NamedTuple):
 
 
 def value_of(truth: Truth, class_scores_NxC: np.ndarray) -> float:
-    """Accuracy for a `single` task, macro mAP for a `multi` one."""
+    """Accuracy for a `single` label set, macro mAP for a `multi` one."""
     whole = np.ones((len(truth.classes), 1), np.float32)
     return float(METRICS[truth.kind](class_scores_NxC, truth.classes, whole)[0])
 
 
 def measure(truth: Truth, class_scores_NxC: np.ndarray, counts_NxR: np.ndarray) -> Measured:
-    """The value, and what it is on each resample.
+    """The value of the score and of each resample.
 
-    Resamples of mAP are shifted onto the value: a positive drawn twice is two hits at one place, which lifts the
-    average precision of rare classes in every resample, so much that the interval could miss the value.
+    Resamples of mAP are shifted so that their mean is the value. A positive that is drawn twice counts as two hits at
+    one rank, which raises the average precision of rare classes in every resample; the interval could miss the value.
     """
     value = value_of(truth, class_scores_NxC)
     resampled = METRICS[truth.kind](class_scores_NxC, truth.classes, counts_NxR)
@@ -73,7 +73,7 @@ def mean(scores: Sequence[Measured]) -> Measured:
 
 
 def mean_of_images(values_P: np.ndarray, image_P: np.ndarray, counts_NxR: np.ndarray) -> Measured:
-    """The mean of values of which an image has any number, on resamples of the images; `image_P` are their rows."""
+    """The mean of P values, of which an image has any number, resampled over images. `image_P`: the row of each."""
     images = len(counts_NxR)
     total = np.bincount(image_P, values_P, minlength=images)
     count = np.bincount(image_P, minlength=images)
@@ -97,11 +97,11 @@ def accuracy(class_scores_NxC: np.ndarray, truth_NxC: np.ndarray, counts_NxR: np
 def mean_average_precision(class_scores_NxC: np.ndarray, truth_NxC: np.ndarray, counts_NxR: np.ndarray) -> np.ndarray:
     """Macro mAP, [R]: the mean over classes, leaving out the classes without a positive in the (resampled) test set.
 
-    NaN for a resample without any positive; a UserError where the test set itself has none.
+    NaN for a resample without a positive. Raises UserError where the test set itself has none.
     """
     present = truth_NxC.any(axis=0)
     if not present.any():
-        raise UserError(f"no class has a positive among {len(truth_NxC)} examples to score on; give it more examples")
+        raise UserError(f"no class has a positive among {len(truth_NxC)} examples to score on; give more examples")
     columns = [
         average_precision(scores, truth, counts_NxR)
         for scores, truth in zip(class_scores_NxC.T[present], truth_NxC.T[present])

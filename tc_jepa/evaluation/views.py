@@ -1,4 +1,4 @@
-"""Random views of images, as a source of images: what tells an image from its crops, and augmented train sets."""
+"""Random crops of images, as a source of images: for LiDAR, and for augmented train sets."""
 
 from collections.abc import Sequence
 import functools
@@ -9,18 +9,18 @@ from tc_jepa.data.sources import Captioned, Example
 from tc_jepa.data.transforms import random_resized_crop
 
 SEED = 0
-SCALE, ASPECT = (0.3, 1.0), (3 / 4, 4 / 3)  # of a crop: I-JEPA's in pretraining
+SCALE, ASPECT = (0.3, 1.0), (3 / 4, 4 / 3)  # of a crop, as I-JEPA pretrains
 
 
 class Views:
     """`views` crops of each of some images, one image after the other, half of them flipped.
 
-    A crop is drawn from its position alone, whatever else is read. It is as large as the image's shorter side.
+    A crop depends on its position alone, in whatever order crops are read. Its side is the image's shorter side.
     """
 
     def __init__(self, source: Captioned, images: Sequence[int], views: int):
         self._images, self._views = images, views
-        # Views of an image are read one after another: it is decoded once.
+        # Views of an image are read one after another, so that it is decoded once.
         self._image = functools.lru_cache(maxsize=4)(lambda index: source[index].image)
 
     def __len__(self) -> int:

@@ -6,26 +6,22 @@ and one trade-off. Source: github.com/rbalestr-lab/lejepa MINIMAL.md; there a cl
 linear layer, here the projector reads the mean of the patch features.
 """
 
-from collections.abc import Mapping
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from tc_jepa.batch import ViewBatch
-from tc_jepa.methods.method import init_encoder, initialise, merge
+from tc_jepa.methods.method import init_encoder, initialise, merge, Stateless
 from tc_jepa.methods.sigreg import sigreg
 from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
 from tc_jepa.models.projector import Projector
 from tc_jepa.models.vit import VisionTransformer
 
-HELD_OUT_KEY = 0  # seed of the directions in which held-out projections are seen: the same at every step
-
 
 @dataclasses.dataclass(frozen=True)
-class LeJepa:
+class LeJepa(Stateless):
     """The method as a whole: what is initialised, what is minimised, what is evaluated.
 
     The loss is `weight` * SIGReg + (1 - `weight`) * invariance. `slices` is the number of SIGReg's random directions.
@@ -36,7 +32,6 @@ class LeJepa:
     projector: Projector
     weight: float
     slices: int
-    heldout_variants: ClassVar[tuple[str, ...]] = ("views",)
 
     def init(
         self,
@@ -63,23 +58,6 @@ class LeJepa:
         del extra, step
         terms = self.terms(params, batch, key)
         return self.total(terms), {f"loss/{name}": value for name, value in terms.items()}
-
-    def after_update(self, extra: Params, params: Params, step: jax.Array) -> Params:
-        del params, step
-        return extra
-
-    def evaluation_encoder(self, params: Params, extra: Params) -> Params:
-        del extra
-        return params["encoder"]
-
-    def heldout(self, params: Params, extra: Params, batch: ViewBatch, variant: jax.Array) -> dict[str, jax.Array]:
-        """The loss and its terms on held-out images, float32 scalars. SIGReg grows with the number of images."""
-        del extra, variant
-        terms = self.terms(params, batch, jax.random.key(HELD_OUT_KEY))
-        return {f"heldout/{name}": value for name, value in (terms | {"loss": self.total(terms)}).items()}
-
-    def heldout_summary(self, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        return dict(means["views"])
 
     def terms(self, params: Params, batch: ViewBatch, key: jax.Array) -> dict[str, jax.Array]:
         """ "invariance" and "sigreg", unweighted float32 scalars."""

@@ -4,7 +4,7 @@ The step, the train loop, checkpoints, the monitor, evaluation and the report kn
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from flax import traverse_util
 import jax
@@ -69,6 +69,26 @@ class Method(Protocol):
 
     def heldout_summary(self, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         """Returns what is logged, from the means over batches of what `heldout` returns for each variant by name."""
+
+
+class Stateless:
+    """What methods without extra state share: they train an encoder, evaluate it as it is, and report their loss."""
+
+    heldout_variants: ClassVar[tuple[str, ...]] = ("loss",)
+
+    def after_update(self, extra: Params, params: Params, step: jax.Array) -> Params:
+        return extra
+
+    def evaluation_encoder(self, params: Params, extra: Params) -> Params:
+        return params["encoder"]
+
+    def heldout(self, params: Params, extra: Params, batch: Batch, variant: jax.Array) -> Metrics:
+        """The loss and its terms, under the same random draws at every step."""
+        loss, terms = self.loss(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
+        return {"heldout/loss": loss} | {name.replace("loss/", "heldout/"): value for name, value in terms.items()}
+
+    def heldout_summary(self, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+        return dict(means["loss"])
 
 
 def init_encoder(encoder: VisionTransformer, image_shape: tuple[int, int, int], key: jax.Array) -> Params:

@@ -15,9 +15,10 @@ from tc_jepa.data.sources import Source, Subset, TRAIN, VALIDATION
 from tc_jepa.distributed import sharding
 from tc_jepa.distributed.processes import to_each
 from tc_jepa.errors import UserError
+from tc_jepa.evaluation import tasks
 from tc_jepa.evaluation.encoder import frozen_vit
-from tc_jepa.evaluation.probes import PROBES
-from tc_jepa.evaluation.runner import check_data, choose, evaluate
+from tc_jepa.evaluation.examples import choose
+from tc_jepa.evaluation.runner import check_data, evaluate
 from tc_jepa.models.layers import Params
 
 PREFIX = "eval/"  # of their keys in metrics.jsonl
@@ -33,12 +34,12 @@ def task_monitor(config: ml_collections.ConfigDict) -> Callable[[Params], dict[s
     are not fitted on. evaluation.test_split is not used. Each of several processes computes the same scores on its own
     devices. UserError at once for data without labels.
     """
-    tasks = [name for name in config.train.eval_tasks.split(",") if name]
-    if not tasks:
+    names = [name for name in config.train.eval_tasks.split(",") if name]
+    if not names:
         return lambda params: {}
     judged_on = data.on_data(config, config.evaluation.data)
     train, scored = held_out(judged_on)
-    check_data(train, scored, [name for name in tasks if name in PROBES], segmentation=False)
+    check_data([tasks.load(name) for name in names], train, scored)
     settings = {
         "image_size": config.image.size,
         "batch_size": config.evaluation.batch_size,
@@ -52,7 +53,7 @@ def task_monitor(config: ml_collections.ConfigDict) -> Callable[[Params], dict[s
         params = to_each(params)
         # Compiled once: only the parameters change.
         frozen = frozen.of(params) if frozen else frozen_vit(models.encoder(config), params, **settings)
-        scores = evaluate(frozen, {}, train, scored, tasks, **sizes).scores
+        scores = evaluate(frozen, {}, train, scored, names, **sizes).scores
         return {f"{PREFIX}{name}": value for name, value in scores.items() if not name.endswith(ASIDE)}
 
     return run

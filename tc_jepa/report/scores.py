@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable, Mapping
 
-from tc_jepa.evaluation.results import BASELINES, BESIDE, PROBED
+from tc_jepa.evaluation import tasks
+from tc_jepa.evaluation.results import BASELINES, BESIDE
 
 __all__ = ["BASELINES", "chance", "is_fraction", "is_headline", "own_scores"]
-HEADLINE = ("linear_fast", "knn", "segmentation")  # evaluation tasks that decide whether a run has learned
 ASIDE = (*(f"{name}/" for name in BESIDE), "gain_over_")  # of keys that are not the evaluated encoder's own scores
 
 
 def is_headline(name: str) -> bool:
     """Whether a score such as "knn/shape" decides whether a run has learned."""
-    return name.partition("/")[0] in HEADLINE
+    score = tasks.all_scores().get(name.partition("/")[0])
+    return score is not None and score.headline
 
 
 def own_scores(names: Iterable[str]) -> list[str]:
@@ -26,4 +27,4 @@ def chance(scores: Mapping[str, float], name: str) -> float | None:
 
 def is_fraction(name: str) -> bool:
     """Whether a score such as "knn/shape" is a share of examples in 0-1."""
-    return name.partition("/")[0] in PROBED
+    return name.partition("/")[0] in tasks.all_scores()

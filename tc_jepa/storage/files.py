@@ -106,3 +106,8 @@ def new_folder(output: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def short_hash(value: str | int | None) -> str:
+    """The first 12 digits of a sha256, any other value as a string."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

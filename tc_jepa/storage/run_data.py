@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from tc_jepa.data.word_vectors.folder import short
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import replace_text
+from tc_jepa.storage.files import replace_text, short_hash
 
 DATA_FILE = "data.json"
 VECTORS = "captions.vectors"
@@ -78,4 +77,4 @@ def difference(was: Any, now: Any, name: str) -> str | None:
 def _named(identity: Any) -> str:
     if identity is None:
         return "absent"
-    return "present" if isinstance(identity, dict) else short(identity)
+    return "present" if isinstance(identity, dict) else short_hash(identity)

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure  # not pyplot, which may need a display
 import pandas as pd
 import scipy.stats
 
+from tc_jepa.config import methods
 from tc_jepa.evaluation.results import read_results
 from tc_jepa.methods.reporting import Diagnostic, held_out, RANKME
 from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
-from tc_jepa.report.run import diagnostics_of
 from tc_jepa.report.scores import BASELINES, chance, own_scores
 from tc_jepa.storage.files import replace_text, replacing
 from tc_jepa.sweeps.jobs import Job
@@ -27,7 +27,7 @@ def write_table(directory: Path, name: str, jobs: Sequence[Job], baseline: str |
     `baseline` is the variant that the gains of the others are measured against, if any.
     """
     values = gather(jobs)
-    shown = {column_of(one): one for job in jobs for one in diagnostics_of(job.config).compared}
+    shown = {column_of(one): one for job in jobs for one in methods.chosen(job.config).diagnostics(job.config).compared}
     metrics = main_metrics(values, shown)
     report = render(name, jobs, values, metrics, baseline)
     directory.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,9 @@ def gather(jobs: Iterable[Job]) -> pd.DataFrame:
     rows = []
     for job in jobs:
         if job.finished:
-            last = last_held_out(job.workdir / METRICS_FILE, diagnostics_of(job.config).compared)
+            last = last_held_out(
+                job.workdir / METRICS_FILE, methods.chosen(job.config).diagnostics(job.config).compared
+            )
             values = read_results(job.results)["scores"] | last
             rows += [(job.variant, job.seed, metric, value) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=COLUMNS)

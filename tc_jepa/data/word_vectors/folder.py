@@ -29,6 +29,7 @@ import safetensors.numpy
 from tc_jepa.data.prepared import PreparedSource
 from tc_jepa.data.sources import Example
 from tc_jepa.errors import UserError
+from tc_jepa.storage.files import short_hash
 
 FORMAT, VERSION, INFO_FILE = "tc_jepa word vectors", 1, "words.json"
 
@@ -114,8 +115,8 @@ class WordVectorFolder:
         found = getattr(self.info, key)
         if found != wanted:
             raise UserError(
-                f"{self.path} was encoded with {key} {short(found)}, {name} has {short(wanted)}; encode the captions "
-                f"again, or change the setting"
+                f"{self.path} was encoded with {key} {short_hash(found)}, {name} has {short_hash(wanted)}; encode the "
+                f"captions again, or change the setting"
             )
 
     def attach(self, source: PreparedSource, split: str) -> "WordVectorSource":
@@ -225,8 +226,3 @@ def is_finite(vectors: np.ndarray, form: FloatType) -> bool:
     """Whether all values are finite. Tests the bits: np.isfinite takes many times longer for bfloat16."""
     bits = vectors.view(np.uint32 if vectors.itemsize == 4 else np.uint16)
     return not ((bits & form.not_finite) == form.not_finite).any()
-
-
-def short(value: str | int | None) -> str:
-    """The first 12 digits of a sha256, any other value as a string."""
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)

@@ -1,0 +1,83 @@
+"""The table of evaluation tasks.
+
+To add one: a file NAME.py in this folder that holds a task.Task called TASK, and a line here. Only `load` imports those
+files, and with them JAX, so that names and descriptions are at hand for --help.
+"""
+
+from collections.abc import Mapping, Sequence
+import importlib
+from typing import TYPE_CHECKING
+
+from absl import logging
+
+from tc_jepa.errors import UserError
+
+if TYPE_CHECKING:
+    from tc_jepa.evaluation.task import Score, Task
+
+TASKS = {  # name and module -> description; tables of results come in this order
+    "linear": "the VISSL recipe of I-JEPA (arXiv 2301.08243, App. A.2), the best of 24 linear heads trained by LARS",
+    "linear_fast": "logistic regression fitted to the optimum, with a chosen strength of regularisation",
+    "attentive": "the probe of V-JEPA, one cross-attention block with a learned query over the patches",
+    "knn": "votes of the 20 and the 10 nearest by cosine, weighted at temperature 0.07",
+    "lowshot": "linear_fast on 1 % and 10 % of the labels, 5 draws",
+    "segmentation": "mean IoU and the IoU of each class, of a linear layer on patches and of their 20 nearest patches",
+    "grounding": "whether a word's cosine map points at its object, and covers it",
+    "rank": "RankMe, LiDAR, participation ratio and standard deviation, of pooled features and of patches",
+}
+
+
+def check(names: Sequence[str]) -> None:
+    """Raises UserError for no task at all, or one that does not exist."""
+    for name in names or [""]:
+        if name not in TASKS:
+            raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
+
+
+def possible(names: Sequence[str], lacking: Mapping[str, str], *, required: bool) -> list[str]:
+    """The tasks of `names` that need nothing in `lacking`, which maps needs (task.NEEDS) to why they are not met.
+
+    The others are logged; where they are `required`, the first raises UserError. So does an unknown name.
+    """
+    check(names)
+    reasons = {name: next((lacking[need] for need in load(name).needs if need in lacking), "") for name in names}
+    for reason in dict.fromkeys(filter(None, reasons.values())):
+        left_out = [name for name in names if reasons[name] == reason]
+        if required:
+            raise UserError(f"--tasks={left_out[0]}: {reason}; leave it out")
+        logging.warning("%s: left out, because %s", ", ".join(left_out), reason)
+    return [name for name in names if not reasons[name]]
+
+
+def load(name: str) -> "Task":
+    """The record of a task of the table."""
+    return importlib.import_module(f"{__name__}.{name}").TASK
+
+
+def load_all() -> list["Task"]:
+    """The records of all tasks, in the order of the table."""
+    return [load(name) for name in TASKS]
+
+
+def all_scores() -> dict[str, "Score"]:
+    """Every family of scores by name: "knn" and "knn_10" of the task knn."""
+    return {score.name: score for task in load_all() for score in task.scores}
+
+
+def check_during_training(names: Sequence[str]) -> None:
+    """Raises UserError for a name in train.eval_tasks that is not a task that can run during training."""
+    for name in names:
+        if name not in TASKS or not load(name).during_training:
+            allowed = ", ".join(task.name for task in load_all() if task.during_training)
+            raise UserError(f"train.eval_tasks={name!r} cannot run during training; one of {allowed}")
+
+
+def markdown_table() -> str:
+    """The tasks as a Markdown table, for the documentation: name, description, needs."""
+    from tc_jepa.evaluation.task import NEEDS
+
+    rows = [
+        f"| `{task.name}` | {TASKS[task.name]} | {'; '.join(NEEDS[need] for need in task.needs) or 'images'} |"
+        for task in load_all()
+    ]
+    return "\n".join(["| task | what it is | needs |", "|---|---|---|", *rows])

@@ -1,13 +1,14 @@
-"""Does a word's cosine map fall on its object? The pointing game, played with the predictor's attention to words.
+"""grounding: whether a word's cosine map points at its object (the pointing game), and how well it covers it.
 
 A phrase such as "a red star" is the image's only caption. The map of its pointing word is the cosine of patch and word,
-mean over the predictor's layers, with every patch in sight. The score of a phrase is the share of the highest patch
-that the object covers: how often a pixel drawn from that patch hits. So chance is exactly the object's share of the
-image. `on_objects` is the share that any object covers. Of that, a map that finds objects whatever the word gives
-`any_object` to the right one: score / on_objects above it means that the word tells objects apart.
+averaged over the predictor's layers, with every patch visible. The score of a phrase is the share of the highest patch
+that the object covers: the probability that a pixel drawn from that patch hits. So chance is exactly the object's share
+of the image. `on_objects` is the share of the highest patch that any object covers. A map that finds objects
+whatever the word is gives the right object the share `any_object` of it, so score / on_objects above `any_object` means
+that the word distinguishes objects.
 
-The IoU of a phrase is that of its object and the patches whose cosine is above a threshold, one for all phrases of a
-kind, chosen on those of every fifth image; the others are scored.
+The IoU of a phrase is that of its object and the patches whose cosine is above a threshold. There is one threshold for
+all phrases of a kind. The phrases of every fifth image choose it; the others are scored.
 """
 
 from collections.abc import Sequence
@@ -19,18 +20,49 @@ from tc_jepa.data.captions.tokenizer import CaptionTokenizer
 from tc_jepa.data.sources import Grounded, Phrase
 from tc_jepa.data.transforms import resize_and_centre_crop, resize_and_centre_crop_mask
 from tc_jepa.errors import UserError
+from tc_jepa.evaluation.examples import VALIDATION_STRIDE
+from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.reading import FrozenReader
-from tc_jepa.evaluation.tasks.linear import VALIDATION_STRIDE
+from tc_jepa.evaluation.scores import mean_of_images
+from tc_jepa.evaluation.task import Score, Task, TaskInputs, WORDS
 
 BATCH = 128  # phrases
 NO_MASK = np.zeros((0, 0), bool)
-QUANTILES = np.linspace(0.0, 0.99, 34)  # of all cosines, that are tried as thresholds
+QUANTILES = np.linspace(0.0, 0.99, 34)  # of all cosines, tried as thresholds
+
+
+def run(inputs: TaskInputs) -> Outcome:
+    """Scores "grounding/KIND" and "grounding_iou/KIND" for each kind of phrase, with "on_objects/..."."""
+    reader, tokenizer, source = inputs.text
+    found, counts = Outcome(), inputs.test.counts
+    pointed = point(reader, tokenizer, source, inputs.test.rows, inputs.image_size)
+    for kind in dict.fromkeys(pointed.kind.tolist()):
+        rows, key = pointed.kind == kind, f"grounding/{kind}"
+        found.scores[key] = mean_of_images(pointed.score[rows], pointed.image[rows], counts)
+        found.numbers[f"on_objects/{key}"] = float(pointed.on_objects[rows].mean())
+        found.constants[f"chance/{key}"] = float(pointed.chance[rows].mean())
+        found.constants[f"any_object/{key}"] = float(pointed.any_object[rows].mean())
+        overlapped = overlap(pointed, kind)
+        found.scores[f"grounding_iou/{kind}"] = mean_of_images(overlapped.iou, overlapped.image, counts)
+        found.constants[f"chance/grounding_iou/{kind}"] = float(overlapped.everything.mean())
+    return found
+
+
+TASK = Task(
+    "grounding",
+    run,
+    needs=(WORDS,),
+    scores=(
+        Score("grounding", "How often the patch of the highest cosine with a word is its object's.", "pointing"),
+        Score("grounding_iou", "A word's map, cut at one threshold, against its object.", "IoU"),
+    ),
+)
 
 
 class Pointed(NamedTuple):
-    """One row a phrase: which test image and kind it is of, four shares in 0-1, and its map beside its object."""
+    """One row for each phrase: its test image and kind, four shares in 0-1, its map and its object."""
 
-    image: np.ndarray  # int [P], position among the images played with
+    image: np.ndarray  # int [P], position among the test images
     kind: np.ndarray  # str [P]
     score: np.ndarray  # float [P]
     on_objects: np.ndarray  # float [P]
@@ -43,7 +75,7 @@ class Pointed(NamedTuple):
 def point(
     reader: FrozenReader, tokenizer: CaptionTokenizer, source: Grounded, indices: Sequence[int], image_size: int
 ) -> Pointed:
-    """Plays every phrase of some images that the crop shows and the run's captions hold. UserError without any."""
+    """Scores every phrase whose object the crop shows and whose word the captions keep. Raises UserError for none."""
     rows, found = [], []
     for position, index in enumerate(indices):
         image = resize_and_centre_crop(source[int(index)].image, image_size)
@@ -51,9 +83,9 @@ def point(
         covered = [coverage(resize_and_centre_crop_mask(p.mask, image_size), reader.grid) for p in phrases]
         everything = coverage(resize_and_centre_crop_mask(source.objects_mask(int(index)), image_size), reader.grid)
         for phrase, own in zip(phrases, covered):
-            if not own.any():  # the crop has left it out
+            if not own.any():  # the crop cuts the object off
                 continue
-            # Without its mask, of which there would be many in memory.
+            # Without its mask: those of all phrases would fill the memory.
             rows.append((image, phrase._replace(mask=NO_MASK), own, everything))
             found.append((position, phrase.kind, own.mean(), own.mean() / max(everything.mean(), 1e-9)))
     if not rows:
@@ -62,10 +94,10 @@ def point(
     for start in range(0, len(rows), BATCH):
         part = rows[start : start + BATCH]
         maps = word_maps(reader, tokenizer, np.stack([row[0] for row in part]), [row[1] for row in part])
-        places = maps.argmax(axis=1)
+        highest = maps.argmax(axis=1)
         cosines.append(maps)
-        scores += [own[place] for (_, _, own, _), place in zip(part, places)]
-        on_objects += [everything[place] for (*_, everything), place in zip(part, places)]
+        scores += [own[patch] for (_, _, own, _), patch in zip(part, highest)]
+        on_objects += [everything[patch] for (*_, everything), patch in zip(part, highest)]
     position, kind, chance, any_object = (np.array(column) for column in zip(*found))
     covered = np.stack([own for _, _, own, _ in rows])
     return Pointed(
@@ -74,15 +106,15 @@ def point(
 
 
 class Overlap(NamedTuple):
-    """One row a phrase: which test image it is of, and its IoU with its object."""
+    """One row for each phrase: its test image, and the IoU of its map and its object."""
 
     image: np.ndarray  # int [P]
     iou: np.ndarray  # float [P]
-    everything: np.ndarray  # float [P], the IoU of the whole image: what a map that knows nothing can have
+    everything: np.ndarray  # float [P], the IoU of the whole image, which needs no map
 
 
 def overlap(pointed: Pointed, kind: str) -> Overlap:
-    """The phrases of one kind, of the images that did not choose the threshold. UserError where none is left."""
+    """The phrases of one kind, without the images that choose the threshold. Raises UserError where none is left."""
     of_kind = pointed.kind == kind
     choosing = of_kind & (pointed.image % VALIDATION_STRIDE == 0)
     scored = of_kind & ~choosing
@@ -105,7 +137,7 @@ def _ious(cosines_PxN: np.ndarray, covered_PxN: np.ndarray, threshold: float) ->
 def word_maps(
     reader: FrozenReader, tokenizer: CaptionTokenizer, images: np.ndarray, phrases: Sequence[Phrase]
 ) -> np.ndarray:
-    """Each phrase's map on its image, float32 [B, N]: the mean over the pieces of its word."""
+    """Each phrase's map on its image, the mean over the tokens of its word: float32 [B, N]."""
     ids, valid = tokenizer.encode([phrase.caption for phrase in phrases])
     chosen = np.stack([word_pieces(tokenizer, row, phrase.word) for row, phrase in zip(ids, phrases)])
     padding = (0, -len(images) % BATCH)  # one compiled shape
@@ -118,23 +150,21 @@ def word_maps(
 
 
 def is_read(tokenizer: CaptionTokenizer, phrase: Phrase) -> bool:
-    """Whether the caption keeps its word when it is cut to the run's number of words."""
+    """Whether the word remains when the caption is cut to the run's number of tokens."""
     ids, _ = tokenizer.encode([phrase.caption])
     return find_pieces(tokenizer, ids[0], phrase.word) is not None
 
 
 def word_pieces(tokenizer: CaptionTokenizer, ids: np.ndarray, word: str) -> np.ndarray:
-    """Which of a caption's ids [S] spell a word, its first occurrence: bool [S]. UserError where it is not there."""
+    """The tokens [S] of a caption that spell a word, where it first occurs: bool [S]. UserError where it is absent."""
     found = find_pieces(tokenizer, ids, word)
     if found is None:
-        raise UserError(
-            f"{word!r} is not a word of the caption {tokenizer.decode(ids)!r}; give one that is, as it stands"
-        )
+        raise UserError(f"{word!r} is not a word of the caption {tokenizer.decode(ids)!r}; give one of its words")
     return found
 
 
 def find_pieces(tokenizer: CaptionTokenizer, ids: np.ndarray, word: str) -> np.ndarray | None:
-    """word_pieces; None where the word is not there."""
+    """As word_pieces; None where the word is absent."""
     wanted, _ = tokenizer.encode([word])
     pieces = [i for i in wanted[0].tolist() if i > 1]  # without padding and eos
     held = ids.tolist()

@@ -1,4 +1,4 @@
-"""Nearest neighbours: cosine similarity, votes weighted by temperature."""
+"""knn: nearest neighbours by cosine similarity, with votes weighted by temperature."""
 
 import functools
 from typing import NamedTuple
@@ -9,21 +9,48 @@ import numpy as np
 
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
+from tc_jepa.evaluation import labels
+from tc_jepa.evaluation.findings import Outcome
+from tc_jepa.evaluation.task import LABELS, Score, Task, TaskInputs, train_and_test
 
 NEIGHBOURS = 20
 FEWER = 10
 TEMPERATURE = 0.07
-CHUNK = 512  # test examples for each device, whose similarity to all train examples is in memory at once
+CHUNK = 512  # test examples a device whose similarity to all train examples is in memory at once
+
+
+def run(inputs: TaskInputs) -> Outcome:
+    """Scores "knn/LABELS" and "knn_10/LABELS"."""
+    found = neighbours(inputs.features["train"]["pooled"], inputs.features["test"]["pooled"])
+    answers = {
+        (name, label_set): labels.Answer([vote(nearest, truth.classes)], nearest=nearest.indices)
+        for name, nearest in (("knn", found), (f"knn_{FEWER}", found.nearest(FEWER)))
+        for label_set, truth in inputs.train.truth.items()
+    }
+    return labels.outcome(inputs, answers)
+
+
+TASK = Task(
+    "knn",
+    run,
+    needs=(LABELS,),
+    features=train_and_test("pooled"),
+    scores=(
+        Score("knn", "The 20 nearest by cosine.", headline=True),
+        Score(f"knn_{FEWER}", f"The {FEWER} nearest by cosine."),
+    ),
+    during_training=True,
+)
 
 
 class Neighbours(NamedTuple):
-    """Each test example's k most similar train examples, the nearest first, and the share of the vote of each."""
+    """The k most similar train examples of each test example, the nearest first, and their shares of the vote."""
 
     indices: np.ndarray  # int32 [N, k]
     weights: np.ndarray  # float32 [N, k], summing to 1 over k
 
     def nearest(self, k: int) -> "Neighbours":
-        """The first k of them; their shares sum to 1 again."""
+        """The first k of them. Their shares sum to 1 again."""
         weights = self.weights[:, :k]
         return Neighbours(self.indices[:, :k], weights / weights.sum(axis=1, keepdims=True))
 
@@ -31,9 +58,9 @@ class Neighbours(NamedTuple):
 def neighbours(
     train_features: np.ndarray, test_features: np.ndarray, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
 ) -> Neighbours:
-    """Features float32 [N, D] -> neighbours, the test examples spread over this process's devices.
+    """The neighbours of the test examples, from features float32 [N, D]; spread over this process's devices.
 
-    A UserError where there are fewer than k train examples.
+    Raises UserError where there are fewer than k train examples.
     """
     if len(train_features) < k:
         raise UserError(f"kNN with k={k} has only {len(train_features)} train examples; give it at least {k}")
@@ -67,6 +94,8 @@ def _unit(x: jax.Array) -> jax.Array:
 
 
 def vote(found: Neighbours, classes_NxC: np.ndarray) -> np.ndarray:
-    """The share of the vote for each class, float32 [test examples, C], from the train examples' [N, C]: whether each
-    is of a class, or to which part."""
+    """The share of the vote for each class: float32 [test examples, C].
+
+    `classes_NxC` says of each train example whether it is of a class, or to which share.
+    """
     return np.einsum("nk,nkc->nc", found.weights, classes_NxC[found.indices], dtype=np.float32)

@@ -1,17 +1,66 @@
-"""How many directions features use: signs of collapse that need no labels."""
+"""rank: how many directions features use, and how far they spread. Signs of collapse that need no labels."""
 
 import numpy as np
 import scipy.linalg
 
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation.findings import Outcome
+from tc_jepa.evaluation.task import FeatureRequest, Task, TaskInputs
+
 EPSILON = 1e-7  # as in the RankMe paper, equation 1
-RIDGE = 1e-4  # on the scatter within images, times its mean variance: features of any scale give the same
+RIDGE = 1e-4  # on the scatter within images, times its mean variance, so that the scale of features has no effect
 LIDAR_IMAGES, LIDAR_VIEWS = 500, 8  # images, and random crops of each
+PATCH_IMAGES = 200  # images whose patches are decomposed, at most
+
+
+def run(inputs: TaskInputs) -> Outcome:
+    """Numbers "rank/KEY": of pooled features; "patch_KEY" of patches without the mean at their position."""
+    if len(inputs.test) < 2:
+        raise UserError(f"rank has only {len(inputs.test)} test image; give it at least 2")
+    pooled, views = inputs.features["pooled"]["pooled"], inputs.features["views"]["pooled"]
+    patches = position_centred(inputs.features["patches"]["patches"])
+    numbers = {
+        "rankme": rankme(pooled),
+        "lidar": lidar(views),
+        "participation": participation_ratio(pooled),
+        "std": feature_std(pooled),
+        "patch_rankme": rankme(patches),
+        "patch_participation": participation_ratio(patches),
+        "patch_std": feature_std(patches),
+    }
+    return Outcome(numbers={f"rank/{name}": value for name, value in numbers.items()})
+
+
+TASK = Task(
+    "rank",
+    run,
+    features={
+        "pooled": FeatureRequest("test", ("pooled",)),
+        "patches": FeatureRequest("test", ("patches",), at_most=PATCH_IMAGES),
+        "views": FeatureRequest("test", ("pooled",), at_most=LIDAR_IMAGES, views=LIDAR_VIEWS),
+    },
+    measures={
+        "rankme": "RankMe, pooled",
+        "lidar": "LiDAR, pooled",
+        "participation": "participation ratio, pooled",
+        "std": "deviation over images, pooled",
+        "patch_rankme": "RankMe, patches",
+        "patch_participation": "participation ratio, patches",
+        "patch_std": "deviation over images, patches",
+    },
+    about_measures="How many directions the test features use, and how far images differ. Patches are those of some "
+    "images, without the mean at their position. LiDAR counts the directions in which an image differs more from other "
+    "images than from its own crops. RankMe and LiDAR are at most the number of images or channels: compare them only "
+    "where both are equal.",
+    during_training=True,
+    context_encoder=True,
+)
 
 
 def rankme(features_BxD: np.ndarray) -> float:
     """RankMe (Garrido et al. 2023): exp of the entropy of the normalised singular values, between 1 and min(B, D).
 
-    It is bounded by the number of examples: give at least 2 x D of them.
+    The number of examples bounds it, so give at least 2 x D of them.
     """
     return effective_number(np.linalg.svd(np.asarray(features_BxD, np.float32), compute_uv=False))
 
@@ -19,14 +68,16 @@ def rankme(features_BxD: np.ndarray) -> float:
 def effective_number(values: np.ndarray) -> float:
     """exp of the entropy of non-negative values that are made to sum to 1: between 1 and their number."""
     if not values.sum() > 0:
-        return 1.0  # features that are all the same: the least there is
+        return 1.0  # all features are the same
     p = values / values.sum() + EPSILON
     return float(np.exp(-np.sum(p * np.log(p))))
 
 
 def participation_ratio(features_BxD: np.ndarray) -> float:
-    """(sum of eigenvalues)^2 / (sum of their squares) of the covariance, between 1 and D: the directions that hold
-    variance. Unlike RankMe, blind to the mean and to a long tail."""
+    """(sum of eigenvalues)^2 / (sum of their squares) of the covariance: the number of directions that hold variance.
+
+    Between 1 and D. Unlike RankMe it ignores the mean, and a long tail of small eigenvalues counts little.
+    """
     features = np.asarray(features_BxD, np.float64)
     variances = np.linalg.eigvalsh(np.cov(features, rowvar=False))
     if not np.square(variances).sum() > 0:
@@ -35,15 +86,15 @@ def participation_ratio(features_BxD: np.ndarray) -> float:
 
 
 def feature_std(features_BxD: np.ndarray) -> float:
-    """The deviation of each channel over examples, averaged over channels; 0 is full collapse."""
+    """The standard deviation of each channel over examples, averaged over channels; 0 is full collapse."""
     return float(np.asarray(features_BxD, np.float32).std(axis=0).mean())
 
 
 def lidar(features_IxVxD: np.ndarray) -> float:
-    """LiDAR (Thilak et al. 2024, arXiv 2312.04000): the effective number of directions that tell images apart, seen
-    against the spread over V views of the same image. Between 1 and min(I - 1, D).
+    """LiDAR (Thilak et al. 2024, arXiv 2312.04000): the effective number of directions that tell images apart.
 
-    The entropy is of the eigenvalues of linear discriminant analysis with each image as a class.
+    Exp of the entropy of the eigenvalues of linear discriminant analysis, with each of I images as a class of V views.
+    Between 1 and min(I - 1, D).
     """
     features = np.asarray(features_IxVxD, np.float64)
     I, V, D = features.shape
@@ -60,6 +111,6 @@ def lidar(features_IxVxD: np.ndarray) -> float:
 def position_centred(patches_BxNxD: np.ndarray) -> np.ndarray:
     """[B * N, D]: patch features without the mean over images at their position.
 
-    Positions alone make patch features differ, also those of an encoder that sees nothing.
+    Positions alone make patch features differ, even those of an encoder that ignores the image.
     """
     return (patches_BxNxD - patches_BxNxD.mean(axis=0)).reshape(-1, patches_BxNxD.shape[-1])

@@ -1,14 +1,15 @@
-"""Segmentation from frozen patch features: a linear layer, or the nearest patches of the train images.
+"""segmentation: a linear layer on frozen patch features, and the nearest patches of the train images.
 
-The logits of the patches are enlarged bilinearly to the size of the labels (TC-JEPA App. C.3). Images are seen whole,
-stretched to squares, as CAPI sees them (facebookresearch/capi, eval_segmentation.py: eval_model); unlike there, test
-labels keep their own size. A small bank of heads, one for each learning rate and weight decay of AdamW, is trained at
-once; which of them is tested is chosen on a fifth of the train images. Pixels of class IGNORED count nowhere. A step of
-training looks at a coarse grid of pixels, shifted at random, because neighbours say nearly the same; testing looks at
-all.
+The logits of the patches are enlarged bilinearly to the size of the labels (TC-JEPA App. C.3). Images are not cropped
+but stretched to squares, as in CAPI (facebookresearch/capi, eval_segmentation.py: eval_model); unlike there, the test
+labels keep their own size. A small bank of heads, one for each learning rate and weight decay of AdamW, is trained
+together; a fifth of the train images chooses the head that is tested. Pixels of class IGNORED are left out everywhere.
+A training step reads a coarse grid of pixels, shifted at random, because neighbouring pixels are nearly equal; testing
+reads all.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -19,9 +20,13 @@ import optax
 
 from tc_jepa.data.images import IGNORED
 from tc_jepa.errors import UserError
+from tc_jepa.evaluation import heads
+from tc_jepa.evaluation.encoder import full_precision
+from tc_jepa.evaluation.examples import Examples, validation_examples
+from tc_jepa.evaluation.findings import Confusion, LabelMaps, Outcome, SHOWN
 from tc_jepa.evaluation.scores import Measured, Sweep
+from tc_jepa.evaluation.task import MASKS, Score, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks import knn
-from tc_jepa.evaluation.tasks.linear import validation_examples
 
 # Of AdamW: (learning rate, which falls to 0 on a cosine; weight decay, not of the bias).
 SETTINGS = tuple((rate, decay) for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in (1e-4, 1e-1))
@@ -30,7 +35,51 @@ SIDE = 30  # pixels a side of the grid, about
 SEED = 0
 TEST_CHUNK, MOST_LOGITS = 64, 2**26  # images at once, and logits of them
 ROUNDED_TO = 64  # pixels, to which sides of label maps are padded, so that not every size is compiled for
-NEAREST_OF = 10_000  # train patches that the nearest are searched among, at most
+NEAREST_OF = 10_000  # train patches among which the nearest are searched, at most
+
+
+def run(inputs: TaskInputs) -> Outcome:
+    """Scores "segmentation/NAME" and "segmentation_knn/NAME" for each of the data's segmentations.
+
+    Every encoder is fitted on squares of its own image size; all are tested on the masks at their own sizes.
+    """
+    found, counts = Outcome(), inputs.test.counts
+    features, test_features = (inputs.features[split]["patches"] for split in ("train", "test"))
+    for name in inputs.test.source.segmentations:
+        truth, classes = inputs.test.masks(name), class_names(name, inputs.train, inputs.test)
+        train, C = Labelled(features, inputs.train.square_masks(name, inputs.image_size)), len(classes)
+        shapes = [mask.shape for mask in truth]
+        fitted = segment(train, test_features, C, shapes)
+        by_neighbours = nearest(train, test_features, C, shapes)
+        for score, predicted in (("segmentation", fitted.predicted), ("segmentation_knn", by_neighbours)):
+            key, counted = f"{score}/{name}", confusions(predicted, truth, C)
+            found.scores[key] = measure(counted, counts)
+            ious = zip(classes, class_ious(counted))
+            found.numbers |= {f"{key}/{label}": float(iou) for label, iou in ious if np.isfinite(iou)}
+            found.constants[f"chance/{key}"] = miou(commonest(counted, train.labels))
+            found.confusions[key] = Confusion(score, classes, counted.sum(axis=0))
+        found.sweeps[f"segmentation/{name}"], found.chosen[f"segmentation/{name}"] = fitted.sweep, fitted.chosen
+        shown = inputs.test.rows[:SHOWN], fitted.predicted[:SHOWN], truth[:SHOWN]
+        found.label_maps[name] = LabelMaps(*shown, classes)
+    return found
+
+
+TASK = Task(
+    "segmentation",
+    run,
+    needs=(MASKS,),
+    features=train_and_test("patches", whole=True),
+    scores=(
+        Score("segmentation", "A linear layer on patch features, enlarged bilinearly.", "mIoU", headline=True),
+        Score("segmentation_knn", "The 20 nearest patches of the train images, by cosine.", "mIoU"),
+    ),
+)
+
+
+def class_names(name: str, train: Examples, test: Examples) -> Sequence[str]:
+    """The names of a segmentation's classes; where the data gives none, their indices up to the highest in a mask."""
+    names = test.source.segmentations[name]
+    return names or [str(number) for number in range(1 + max(x.highest_class(name) for x in (train, test)))]
 
 
 class Labelled(NamedTuple):
@@ -40,15 +89,15 @@ class Labelled(NamedTuple):
     labels: np.ndarray  # uint8 [n, H, H]
 
 
-class Head(NamedTuple):
-    """logits = (features - mean) / scale @ weights + bias. A bank of them has a leading axis in weights and bias."""
+class PatchClassifier(NamedTuple):
+    """logits of a patch = features @ weights + bias."""
 
     weights: jax.Array  # float32 [D, classes]
     bias: jax.Array  # float32 [classes]
 
 
 class Segmented(NamedTuple):
-    """What was made of the test images."""
+    """The labels of the test images, and how the head was chosen."""
 
     predicted: list[np.ndarray]  # uint8 [H, W] each
     sweep: Sweep
@@ -59,10 +108,10 @@ Shapes = Sequence[tuple[int, int]]  # of label maps, (height, width) each
 
 
 def segment(train: Labelled, test_features: np.ndarray, classes: int, shapes: Shapes) -> Segmented:
-    """Fits the bank on train images and lets its best head label the test images, whose features are [n, N, D], in maps
-    of `shapes`, onto which the squares that the encoder saw are stretched.
+    """Labels the test images, whose features are [n, N, D], by the best head of a bank that is fitted on train images.
 
-    UserError where there are too few train images, or no pixel of those that fit or choose has a class.
+    The squares that the encoder read are stretched to maps of `shapes`. Raises UserError where there are too few train
+    images, or where no pixel of those that fit or choose has a class.
     """
     held_out = validation_examples("segmentation", len(train.features))
     check_counted(train.labels[~held_out])
@@ -70,25 +119,27 @@ def segment(train: Labelled, test_features: np.ndarray, classes: int, shapes: Sh
     train = train._replace(features=(train.features - mean) / scale)
     bank = _fit(Labelled(*(x[~held_out] for x in train)), classes)
     chosen = Labelled(*(x[held_out] for x in train))
-    heads = [Head(*(x[i] for x in bank)) for i in range(len(SETTINGS))]
     own = [labels.shape for labels in chosen.labels]
-    values = [miou(confusions(_label(head, chosen.features, own), chosen.labels, classes)) for head in heads]
+    values = [miou(confusions(_label(head, chosen.features, own), chosen.labels, classes)) for head in bank]
     best = int(np.argmax(values))
-    predicted = _label(heads[best], (test_features - mean) / scale, shapes)
+    predicted = _label(bank[best], (test_features - mean) / scale, shapes)
     sweep = {(f"decay {decay:g}", rate): value for (rate, decay), value in zip(SETTINGS, values)}
     return Segmented(predicted, sweep, f"rate {SETTINGS[best][0]:g}, decay {SETTINGS[best][1]:g}")
 
 
 def nearest(train: Labelled, test_features: np.ndarray, classes: int, shapes: Shapes) -> list[np.ndarray]:
-    """Labels of the test images, uint8 [H, W] of `shapes`, without any training: a patch has the classes of the train
-    patches nearest to it, by the shares of their pixels. The grid of patches divides the sides of the train labels."""
+    """Labels of the test images, uint8 [H, W] of `shapes`, without training.
+
+    The nearest train patches vote for the classes of a patch, by the shares of their pixels. The grid of patches must
+    divide the sides of the train labels.
+    """
     P, D = train.features.shape[1:]
     shares = patch_shares(train.labels, classes, round(P**0.5)).reshape(-1, classes)
-    rows = np.flatnonzero(shares.sum(axis=1))  # a patch that is ignored whole says nothing
+    rows = np.flatnonzero(shares.sum(axis=1))  # patches with a pixel that counts
     if len(rows) > NEAREST_OF:
         rows = np.sort(np.random.default_rng(SEED).choice(rows, NEAREST_OF, replace=False))
     features, shares = train.features.reshape(-1, D)[rows], shares[rows]
-    most_votes = Head(jnp.eye(classes), jnp.zeros(classes))
+    most_votes = PatchClassifier(jnp.eye(classes), jnp.zeros(classes))
     maps = []
     for start in range(0, len(test_features), TEST_CHUNK):
         part = test_features[start : start + TEST_CHUNK]
@@ -98,9 +149,9 @@ def nearest(train: Labelled, test_features: np.ndarray, classes: int, shapes: Sh
 
 
 def patch_shares(labels: np.ndarray, classes: int, side: int) -> np.ndarray:
-    """Of labels [n, H, W], the share of each class among the pixels of each patch that count: float32 [n, N, classes].
+    """The share of each class among the pixels of each patch that are not IGNORED: float32 [n, N, classes].
 
-    Zero for a patch without any such pixel.
+    From labels [n, H, W]. Zero for a patch without such a pixel.
     """
     n, H, W = labels.shape
     blocks = labels.reshape(n, side, H // side, side, W // side).transpose(0, 1, 3, 2, 4).reshape(n, side * side, -1)
@@ -109,15 +160,15 @@ def patch_shares(labels: np.ndarray, classes: int, side: int) -> np.ndarray:
 
 
 def check_counted(labels: Sequence[np.ndarray]) -> None:
-    """UserError where no pixel counts."""
+    """Raises UserError where every pixel is IGNORED."""
     if all((image == IGNORED).all() for image in labels):
         raise UserError(f"every pixel of the masks is {IGNORED}, which is ignored; give masks with classes")
 
 
 def confusions(predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], classes: int) -> np.ndarray:
-    """How many pixels of each true class were given to each class: int [n, true, predicted], from n [H, W] of both.
+    """The number of pixels of each true class that were given to each class: int [n, true, predicted].
 
-    UserError where no pixel counts.
+    From n maps [H, W] of each. Raises UserError where every pixel is IGNORED.
     """
     check_counted(labels)
     counts = np.empty((len(labels), classes, classes), np.int64)
@@ -129,7 +180,7 @@ def confusions(predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], cl
 
 
 def miou(confusion: np.ndarray) -> float:
-    """Mean over the classes that occur in the truth, from confusions [..., true, predicted] summed over images."""
+    """Mean IoU over the classes that occur in the truth, from confusions [..., true, predicted], summed over images."""
     return float(_mious(confusion.reshape(-1, *confusion.shape[-2:]).sum(axis=0)[None])[0])
 
 
@@ -139,8 +190,10 @@ def class_ious(confusion: np.ndarray) -> np.ndarray:
 
 
 def commonest(confusion: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
-    """What the train masks' frequencies alone give: the confusion [true, predicted] of calling every pixel what most
-    pixels of `train_labels` [n, H, W] are, whose classes are those of `confusion` [test images, true, predicted]."""
+    """Chance: the confusion [true, predicted] of giving every pixel the most frequent class of the train masks.
+
+    `confusion` is [test images, true, predicted], `train_labels` [n, H, W] of the same classes.
+    """
     true = confusion.sum(axis=(0, 2))
     # Image by image, because all pixels as int64 fill the memory; IGNORED lies behind the classes.
     frequencies = sum(np.bincount(labels.ravel(), minlength=IGNORED + 1) for labels in train_labels)[: len(true)]
@@ -150,7 +203,7 @@ def commonest(confusion: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
 
 
 def measure(confusion: np.ndarray, counts_NxR: np.ndarray) -> Measured:
-    """The mIoU of [test images, true, predicted], and what it is on resamples of the images."""
+    """The mIoU of confusions [test images, true, predicted], and its values on resamples of the images."""
     flat = confusion.reshape(len(confusion), -1).astype(np.float64)
     resampled = (counts_NxR.T @ flat).reshape(-1, *confusion.shape[1:])
     return Measured(miou(confusion), _mious(resampled))
@@ -166,8 +219,8 @@ def _mious(confusion_RxCxC: np.ndarray) -> np.ndarray:
     return np.nanmean(_ious(confusion_RxCxC), axis=1)
 
 
-def _logits(head: Head, features_NxD: jax.Array, rows_HxI: jax.Array, columns_WxI: jax.Array) -> jax.Array:
-    """Of one image, [H, W, classes] at the pixels whose bilinear weights are given."""
+def _logits(head: PatchClassifier, features_NxD: jax.Array, rows_HxI: jax.Array, columns_WxI: jax.Array) -> jax.Array:
+    """Logits of one image, [H, W, classes], at the pixels whose bilinear weights are given."""
     side = round(len(features_NxD) ** 0.5)
     coarse = (features_NxD @ head.weights + head.bias).reshape(side, side, -1)
     return jnp.einsum("hi,ijc,wj->hwc", rows_HxI, coarse, columns_WxI)
@@ -175,42 +228,49 @@ def _logits(head: Head, features_NxD: jax.Array, rows_HxI: jax.Array, columns_Wx
 
 @functools.lru_cache
 def weights(size: int, side: int) -> np.ndarray:
-    """Of each of `side` patches in a row at each of `size` pixels, bilinear: float32 [size, side]."""
+    """Bilinear weights of the `side` patches in a row at each of `size` pixels: float32 [size, side]."""
     places = np.clip((np.arange(size) + 0.5) * side / size - 0.5, 0, side - 1)
     return np.maximum(1 - np.abs(places[:, None] - np.arange(side)), 0).astype(np.float32)
 
 
-def _loss(head: Head, features_BxNxD: jax.Array, labels_BxHxW: jax.Array, rows: jax.Array, columns: jax.Array):
-    counted = labels_BxHxW != IGNORED
-    logits = jax.vmap(_logits, (None, 0, None, None))(head, features_BxNxD, rows, columns)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels_BxHxW, 0))
-    return jnp.where(counted, losses, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+@dataclasses.dataclass(frozen=True)
+class PatchHead:
+    """A linear layer on patches, trained by AdamW on the pixels of a grid."""
+
+    def loss(self, params: PatchClassifier, batch: tuple[jax.Array, ...]) -> jax.Array:
+        features_BxNxD, labels_BxHxW, rows, columns = batch
+        counted = labels_BxHxW != IGNORED
+        logits = jax.vmap(_logits, (None, 0, None, None))(params, features_BxNxD, rows, columns)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels_BxHxW, 0))
+        return jnp.where(counted, losses, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+
+    def optimizer(self, rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
+        return heads.adamw(rate, weight_decay)
 
 
-def _fit(train: Labelled, classes: int) -> Head:
-    """The bank, with a leading axis for SETTINGS; all heads see the same batches."""
-    D = train.features.shape[-1]
+def _fit(train: Labelled, classes: int) -> list[PatchClassifier]:
+    """The trained head of each of SETTINGS."""
     rng = np.random.default_rng(SEED)
     order = _batches(rng, len(train.features))
-    rates, decays = jnp.array(SETTINGS).T
-    bank = Head(jnp.zeros((len(rates), D, classes)), jnp.zeros((len(rates), classes)))
-    adam = optax.scale_by_adam()
-    moments = jax.vmap(adam.init)(bank)
     H, W = train.labels.shape[1:]
     rows, columns = (weights(size, round(train.features.shape[1] ** 0.5)) for size in (H, W))
     strides = max(1, H // SIDE), max(1, W // SIDE)
-    for step, batch in enumerate(order):
-        fraction = 0.5 * (1 + np.cos(np.pi * step / len(order)))
-        # Grids of one size wherever they begin, so that the step is compiled once.
-        y, x = (slice(rng.integers(k), k * (size // k), k) for k, size in zip(strides, (H, W)))
-        labels = train.labels[batch][:, y, x].astype(int)
-        seen = train.features[batch], labels, rows[y], columns[x]
-        bank, moments = _update(bank, moments, rates * fraction, decays, seen)
-    return bank
+
+    def examples() -> Iterator[tuple[np.ndarray, ...]]:
+        for batch in order:
+            # All grids have one size, wherever they start, so that the step is compiled once.
+            y, x = (slice(rng.integers(k), k * (size // k), k) for k, size in zip(strides, (H, W)))
+            yield train.features[batch], train.labels[batch][:, y, x].astype(int), rows[y], columns[x]
+
+    D = train.features.shape[-1]
+    zeros = PatchClassifier(np.zeros((D, classes), np.float32), np.zeros(classes, np.float32))
+    fractions = 0.5 * (1 + np.cos(np.pi * np.arange(len(order)) / len(order)))
+    (bank,) = heads.train([heads.Bank(PatchHead(), zeros, SETTINGS)], examples(), fractions)
+    return [PatchClassifier(*(x[i] for x in bank)) for i in range(len(SETTINGS))]
 
 
 def _batches(rng: np.random.Generator, count: int) -> Sequence[np.ndarray]:
-    """STEPS batches of BATCH images, or of all where there are fewer; every image once before any comes again."""
+    """STEPS batches of BATCH images, or of all where there are fewer, in shuffled passes over the images."""
     size = min(BATCH, count)
     passes = -(-STEPS // (count // size))
     order = [rng.permutation(count)[: count // size * size].reshape(-1, size) for _ in range(passes)]
@@ -218,27 +278,16 @@ def _batches(rng: np.random.Generator, count: int) -> Sequence[np.ndarray]:
 
 
 @jax.jit
-def _update(bank: Head, moments, rates: jax.Array, decays: jax.Array, seen: tuple):
-    gradients = jax.vmap(lambda head: jax.grad(_loss)(head, *seen))(bank)
-    steps, moments = jax.vmap(optax.scale_by_adam().update)(gradients, moments)
-
-    def stepped(parameter, step):
-        rate, decay = (x.reshape(-1, *[1] * (parameter.ndim - 1)) for x in (rates, decays))
-        if parameter.ndim < 3:  # the bias
-            decay = 0.0
-        return parameter - rate * (step + decay * parameter)
-
-    return jax.tree.map(stepped, bank, steps), moments
-
-
-@jax.jit
-def _labels(head: Head, features_BxNxD: jax.Array, rows_BxHxI: jax.Array, columns_BxWxI: jax.Array) -> jax.Array:
+@full_precision
+def _labels(
+    head: PatchClassifier, features_BxNxD: jax.Array, rows_BxHxI: jax.Array, columns_BxWxI: jax.Array
+) -> jax.Array:
     logits = jax.vmap(_logits, (None, 0, 0, 0))(head, features_BxNxD, rows_BxHxI, columns_BxWxI)
     return logits.argmax(axis=-1).astype(jnp.uint8)
 
 
-def _label(head: Head, features_nxNxD: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
-    """uint8 [H, W] of each image."""
+def _label(head: PatchClassifier, features_nxNxD: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
+    """The labels of each image, uint8 [H, W] of `shapes`."""
     images_of: dict[tuple[int, int], list[int]] = {}
     for image, shape in enumerate(shapes):
         padded = tuple(-(-size // ROUNDED_TO) * ROUNDED_TO for size in shape)
@@ -250,12 +299,12 @@ def _label(head: Head, features_nxNxD: np.ndarray, shapes: Shapes) -> list[np.nd
             part = images[start : start + at_once]
             for image, labels in zip(part, _padded(head, features_nxNxD[part], [shapes[i] for i in part], H, W)):
                 height, width = shapes[image]
-                maps[image] = labels[:height, :width].copy()  # not what it is padded to
+                maps[image] = labels[:height, :width].copy()  # without the padding
     return [maps[image] for image in range(len(shapes))]
 
 
-def _padded(head: Head, features_BxNxD: np.ndarray, shapes: Shapes, H: int, W: int) -> np.ndarray:
-    """uint8 [B, H, W], each map in the upper left corner; in strips, where one image has too many logits."""
+def _padded(head: PatchClassifier, features_BxNxD: np.ndarray, shapes: Shapes, H: int, W: int) -> np.ndarray:
+    """uint8 [B, H, W] with each map in the upper left corner; in strips where one image has too many logits."""
     side = round(features_BxNxD.shape[1] ** 0.5)
     rows, columns = (np.zeros((len(shapes), size, side), np.float32) for size in (H, W))
     for image, (height, width) in enumerate(shapes):

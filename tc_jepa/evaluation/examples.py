@@ -1,0 +1,72 @@
+"""Some examples of a split, with everything that a task reads of them beside features."""
+
+import functools
+
+import numpy as np
+
+from tc_jepa.data.images import IGNORED
+from tc_jepa.data.sources import Source
+from tc_jepa.data.transforms import resize_mask
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation.scores import resample_counts, Truth
+
+SUBSET_SEED = 0
+VALIDATION_STRIDE = 5  # every fifth train example chooses between settings
+
+
+class Examples:
+    """Chosen examples of a source. Labels and masks are read once, at their first use; no image is read for them."""
+
+    def __init__(self, source: Source, rows: np.ndarray):
+        self.source, self.rows = source, rows  # rows: int [n], indices into the source
+        self.masks = functools.cache(self._masks)
+        self.square_masks = functools.cache(self._square_masks)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @functools.cached_property
+    def truth(self) -> dict[str, Truth]:
+        """The labels, by label set."""
+        labels = [self.source.labels(int(row)) for row in self.rows]
+        truth = {}
+        for name, task in self.source.tasks.items():
+            column = np.array([row[name] for row in labels])
+            if task.kind == "single":
+                column = np.eye(len(task.classes), dtype=bool)[column]
+            truth[name] = Truth(task.kind, column)
+        return truth
+
+    @functools.cached_property
+    def counts(self) -> np.ndarray:
+        """Bootstrap resamples of these examples, as scores.resample_counts draws them: float32 [n, R]."""
+        return resample_counts(len(self))
+
+    def _masks(self, name: str) -> list[np.ndarray]:
+        """One of the source's segmentations, uint8 [H, W] each, at the images' own sizes."""
+        return [self.source.mask(int(row), name) for row in self.rows]
+
+    def _square_masks(self, name: str, side: int) -> np.ndarray:
+        """The same, each stretched to a square: uint8 [n, side, side]."""
+        return np.stack([resize_mask(self.source.mask(int(row), name), (side, side)) for row in self.rows])
+
+    def highest_class(self, name: str) -> int:
+        """The highest class index in the masks of a segmentation."""
+        masks = (self.source.mask(int(row), name) for row in self.rows)
+        return max(int(mask[mask != IGNORED].max(initial=0)) for mask in masks)
+
+
+def choose(available: int, at_most: int) -> np.ndarray:
+    """A fixed random subset, so that data sorted by class is sampled evenly: int [<= at_most], ascending."""
+    order = np.random.default_rng(SUBSET_SEED).permutation(available)
+    return np.sort(order[:at_most])
+
+
+def validation_examples(task: str, count: int) -> np.ndarray:
+    """bool [count]: every fifth train example, which chooses between settings that are fitted on the others.
+
+    Raises UserError, with the task's name, where there are too few train examples.
+    """
+    if count <= VALIDATION_STRIDE:
+        raise UserError(f"{task} has only {count} train examples; give it more than {VALIDATION_STRIDE}")
+    return np.arange(count) % VALIDATION_STRIDE == 0
