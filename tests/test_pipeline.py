@@ -29,8 +29,9 @@ MASKS = {
 }
 
 
-def batches(start=0, count=4, workers=0, seed=0, kind="fixed", **process):
-    dataset = pipeline.batches(SOURCE, JepaInputs(AUGMENT, MASKS[kind]), batch_size=6, seed=seed, **process)
+def batches(start=0, count=4, workers=0, seed=0, kind="fixed", shuffle_captions=False, **process):
+    inputs = JepaInputs(AUGMENT, MASKS[kind], shuffle_captions)
+    dataset = pipeline.batches(SOURCE, inputs, batch_size=6, seed=seed, **process)
     with contextlib.closing(pipeline.iterate(dataset, start=start, workers=workers)) as iterator:
         return [JepaBatch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
 

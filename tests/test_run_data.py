@@ -14,6 +14,7 @@ from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.prepared import data_identity
 from tc_jepa.errors import UserError
 from tc_jepa.storage.run_data import check_data, DATA_FILE, difference, Held, record_data, recorded
+from tests import tiny
 from tests.preparing import PHOTO_LINES, PHOTOS
 from tests.test_prepared import write
 from tests.test_train import mite, tiny_config  # noqa: F401 - mite is a fixture
@@ -51,7 +52,7 @@ def test_a_run_records_its_data_before_it_trains(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "Checkpoints", stop)
     config = config_of(write_data(tmp_path / "data", 8))
     with pytest.raises(Reached):
-        train.train(config, tmp_path / "run")
+        tiny.train(config, tmp_path / "run")
     assert recorded(tmp_path / "run") == {"data.path": [data_identity(config.data.path)]}
 
 
@@ -84,7 +85,7 @@ def test_data_that_shrank_in_its_place_is_refused_before_anything_is_written(tmp
     before = sorted(workdir.rglob("*"))
     check_workdir(workdir, config)
     with pytest.raises(UserError, match=rf"data\.path={tmp_path}/data: splits: train: images was 4, is 3; restore"):
-        train.train(config, workdir)
+        tiny.train(config, workdir)
     assert sorted(workdir.rglob("*")) == before
 
 

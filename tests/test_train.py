@@ -137,7 +137,7 @@ def test_judging_on_the_way_changes_nothing_but_the_log(straight, tmp_path):
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     with pytest.raises(UserError, match="labels belong to one dataset: choose with --data or evaluation.data"):
-        online.judge(tiny_config(**{"train.eval_tasks": "knn", "evaluation.data": "a,b"}))
+        online.task_monitor(tiny_config(**{"train.eval_tasks": "knn", "evaluation.data": "a,b"}))
     with pytest.raises(UserError, match="train.eval_tasks='segmentation'"):
         tiny_config(**{"train.eval_tasks": "knn,segmentation"})
 
@@ -175,8 +175,7 @@ def test_a_second_training_in_a_workdir_is_refused_before_it_writes(tmp_path):
     assert list(lock.parent.iterdir()) == [lock]
 
 
-def test_trainings_that_start_at_once_do_not_share_a_new_workdir(tmp_path, monkeypatch):
-    monkeypatch.setattr("tc_jepa.train.refuse_held", lambda path: None)  # it found the workdir free
+def test_trainings_that_start_at_once_do_not_share_a_new_workdir(tmp_path):
     (tmp_path / TRAINING_LOCK).touch()
     with held(tmp_path / TRAINING_LOCK), pytest.raises(UserError, match=f"^{tmp_path} "):
         tiny.train(tiny_config(), tmp_path)
@@ -227,7 +226,7 @@ def test_a_damaged_checkpoint_is_refused_not_restarted(straight, tmp_path):
     damage(tmp_path, 6, "target")
     abstract = jax.eval_shape(lambda: None)
     with pytest.raises(UserError, match="step 9; it has 3, 6"):
-        restore_encoder(tmp_path, 9, abstract, ema=True)
+        restore_encoder(tmp_path, 9, abstract, averaged=True)
     with pytest.raises(UserError, match="delete that directory"):
         tiny.train(tiny_config(**{"train.steps": 8}), tmp_path)
 
@@ -258,7 +257,7 @@ def test_a_teacher_made_from_pixels_teaches_a_student_of_another_size(tmp_path, 
     assert f"target{kernel}" not in before
     trained = after[f"state['params']['encoder']{kernel}"]
     abstract = {"patch_embed": {"kernel": jax.ShapeDtypeStruct(trained.shape, trained.dtype)}}
-    found, step = restore_encoder(student, None, abstract, ema=False)
+    found, step = restore_encoder(student, None, abstract, averaged=False)
     assert step == 6
     np.testing.assert_array_equal(found["patch_embed"]["kernel"], trained)
     with pytest.raises(UserError, match="not the student's 2 x 2 grid; give model.patch_size=8"):
