@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation import encoder, examples, heads, labels, results, tasks
+from tc_jepa.evaluation import encoder, examples, heads, labels, results, runner, tasks
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.runner import evaluate
 from tc_jepa.evaluation.task import LABELS, NEEDS, Score, Task, train_and_test
@@ -93,6 +93,17 @@ def test_tasks_that_read_the_same_images_share_a_reading(monkeypatch):
     ]
     alone = evaluate(pixels(), {}, Written(60, 0), Written(40, 1), ["rank"], **SIZES).scores
     assert all(both.scores[key] == value for key, value in alone.items())
+
+
+def test_a_shared_part_has_all_kinds_and_fewer_examples_have_their_own():
+    few, many = (examples.Examples(Written(60, 0), np.arange(count)) for count in (20, 60))
+    records = [tasks.load(name) for name in ("knn", "linear", "attentive")]
+    parts = runner._parts(records, {True: few, False: many}, many, 0)
+    assert parts["knn"]["train"] is parts["linear"]["train"] and parts["knn"]["train"].kinds == ("pooled", "last_four")
+    assert list(parts["linear"]) == ["train", "test"]
+    assert len(parts["attentive"]["train"].indices) == 20 and parts["attentive"]["test"] is parts["knn"]["test"]
+    augmented = runner._parts(records, {True: few, False: many}, many, 2)["linear"]["views"]
+    assert len(augmented.indices) == 2 * 60 and augmented.views == 2
 
 
 def precisions(function, *arguments) -> set:
