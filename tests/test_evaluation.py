@@ -19,7 +19,7 @@ from launch import evaluate as launch_evaluate
 from tc_jepa.config import models
 from tc_jepa.convert import folder
 from tc_jepa.data.scenes.source import SceneSource
-from tc_jepa.data.sources import Example, Task
+from tc_jepa.data.sources import Example, LabelSet
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, results
@@ -67,7 +67,10 @@ class Written:
     seed: int
     signal: float = 1.0
     tasks: dict = dataclasses.field(
-        default_factory=lambda: {"row": Task("single", ("a", "b", "c", "d")), "cells": Task("multi", ("e", "f", "g"))}
+        default_factory=lambda: {
+            "row": LabelSet("single", ("a", "b", "c", "d")),
+            "cells": LabelSet("multi", ("e", "f", "g")),
+        }
     )
     segmentations: dict = dataclasses.field(default_factory=dict)
 

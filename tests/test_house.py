@@ -141,7 +141,7 @@ def test_every_config_builds(stem, name):
 def test_recipes_have_the_published_sizes(name, encoder, predictor):
     """Millions of parameters of encoder and I-JEPA predictor, as in the released checkpoints and the paper."""
     config = paper.get_config(f"ijepa_in1k_{name}")
-    vit, predict = models.encoder(config), models.predictor(config, 1)
+    vit, predict = models.encoder(config), models.predictor(config, models.encoder(config).size.width)
     side, patch = models.grid(config)[0], config.model.patch_size
     images, one = np.zeros((1, side * patch, side * patch, 3)), np.zeros((1, 1), int)
     no_words = Words(np.zeros((1, 1, 1, 1)), one[..., None] > 0, one > 0)

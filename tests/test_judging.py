@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tc_jepa.data.sources import Task
+from tc_jepa.data.sources import LabelSet
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import features, results
@@ -78,7 +78,9 @@ def test_a_killed_evaluation_goes_on_from_its_features_and_scores_the_same(tmp_p
 
 
 def test_classes_that_differ_between_splits_are_refused():
-    others = Written(40, 1, tasks={"row": Task("single", ("a", "b", "c", "x")), "cells": Task("multi", tuple("efg"))})
+    others = Written(
+        40, 1, tasks={"row": LabelSet("single", ("a", "b", "c", "x")), "cells": LabelSet("multi", tuple("efg"))}
+    )
     with pytest.raises(UserError, match="classes"):
         evaluate(pixels(), {}, Written(60, 0), others, ["knn"], **SIZES)
 

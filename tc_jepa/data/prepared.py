@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.feature_classes import check_feature_classes
 from tc_jepa.data.images import decode_image, decode_mask, IGNORED, image_shape
-from tc_jepa.data.sources import Example, Task, VALIDATION
+from tc_jepa.data.sources import Example, LabelSet, VALIDATION
 from tc_jepa.errors import UserError
 
 VOCABULARY = "vocabulary.model"  # in the folder, beside TFDS's own files
@@ -70,7 +70,7 @@ class PreparedSource:
         self._image = available.image(features.image)
         self._captions = available.texts(features.captions or available.default_captions())
         self._descriptions = available.texts(features.descriptions)
-        self.tasks: Mapping[str, Task] = available.tasks(features.labels)
+        self.tasks: Mapping[str, LabelSet] = available.tasks(features.labels)
         self.segmentations: Mapping[str, tuple[str, ...]] = available.segmentations(features.mask)
         self._example = available.only([self._image, *self._captions, *self._descriptions])
         self._labels = available.only(self.tasks)
@@ -261,9 +261,9 @@ class _AvailableFeatures:
         # A LabeledImage that was declared with a number of classes has "0", "1", ... as names.
         return {name or MASK: tuple(feature.names) if isinstance(feature, tfds.features.LabeledImage) else ()}
 
-    def tasks(self, names: Collection[str]) -> dict[str, Task]:
+    def tasks(self, names: Collection[str]) -> dict[str, LabelSet]:
         labels = {
-            name: Task("multi" if depth else "single", tuple(feature.names))
+            name: LabelSet("multi" if depth else "single", tuple(feature.names))
             for name, (feature, depth) in self._leaves.items()
             if isinstance(feature, tfds.features.ClassLabel) and depth <= 1
         }

@@ -20,7 +20,7 @@ class Example(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class LabelSet:
     """A classification task that the labels of a dataset define.
 
     `single`: one class per image; a label is an int. `multi`: any number of classes per image; a label is a bool array
@@ -43,7 +43,7 @@ class Captioned(Protocol):
 class Source(Captioned, Protocol):
     """One split of a dataset: captioned images, with the labels that an evaluation needs."""
 
-    tasks: Mapping[str, Task]
+    tasks: Mapping[str, LabelSet]
     segmentations: Mapping[str, tuple[str, ...]]  # name -> classes in the order of their indices, () if unnamed
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tc_jepa.data.sources import Task as LabelSet
+from tc_jepa.data.sources import LabelSet
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks
 from tc_jepa.evaluation.findings import Findings

@@ -30,7 +30,7 @@ from tc_jepa.data.scenes.scene import (
     STANDARD,
     TEXTURES,
 )
-from tc_jepa.data.sources import Example, Phrase, SPLITS, Task
+from tc_jepa.data.sources import Example, LabelSet, Phrase, SPLITS
 from tc_jepa.errors import UserError
 
 PAIRS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
@@ -122,13 +122,13 @@ class SceneSource:
             raise UserError(f"scenes need a count and a size of at least 1, not count={self.count}, size={self.size}")
 
     @property
-    def tasks(self) -> dict[str, Task]:
+    def tasks(self) -> dict[str, LabelSet]:
         return {
-            "shape": Task("multi", SHAPES),
-            "colour": Task("multi", COLOURS),
-            "pair": Task("multi", PAIRS),
-            "count": Task("single", LEVELS[self.level].counts),
-            "background": Task("single", BACKGROUNDS),
+            "shape": LabelSet("multi", SHAPES),
+            "colour": LabelSet("multi", COLOURS),
+            "pair": LabelSet("multi", PAIRS),
+            "count": LabelSet("single", LEVELS[self.level].counts),
+            "background": LabelSet("single", BACKGROUNDS),
         }
 
     def __len__(self) -> int:
