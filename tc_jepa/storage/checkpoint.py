@@ -1,8 +1,9 @@
-"""Checkpoints of a run: everything that a bit-exact resume or a later evaluation needs, in one directory a step.
+"""Checkpoints of a training run: one directory per step, with all that a bit-exact resume or an evaluation needs.
 
-Items: `state` (step, trained parameters, optimizer), `target` (the method's extra state, such as the average of the
-encoder; readable alone), `config` (resolved) and `fingerprints`. Orbax restores flipped bytes without an error, so each
-array's fingerprint is stored and compared. The position in the data needs no item: it is the step.
+The items of a checkpoint are `state` (step, trained parameters, optimizer), `target` (the method's extra state, such as
+the moving average of the encoder; it can be read alone), `config` (the resolved configuration) and `fingerprints`.
+Orbax restores flipped bytes without an error, so a fingerprint of every array is stored and compared. The position in
+the data is not stored: it follows from the step.
 """
 
 from collections.abc import Mapping
@@ -21,12 +22,15 @@ from tc_jepa.state import TrainState
 
 CONFIG_FILE = "config.json"
 # Orbax globs the unescaped path for the files to merge into a checkpoint (merge_ocdbt_per_process_files): with [ it
-# finds none, with * and ? those of a neighbouring run too. TensorStore reads a backslash as a slash.
+# finds none, with * and ? also those of other runs. TensorStore reads a backslash as a slash.
 UNSAFE_CHARACTERS = "*?[\\"
 
 
 class Checkpoints:
-    """The checkpoints of one workdir. Saving is asynchronous; `close` waits for it and surfaces its errors."""
+    """The checkpoints of one workdir, of which the newest `keep` are kept.
+
+    Saving is asynchronous; `close` waits for it and raises its errors.
+    """
 
     def __init__(self, workdir: Path, keep: int):
         check_directory(workdir)
@@ -35,10 +39,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(_directory(workdir), options=options)
 
     def latest(self) -> int | None:
+        """Returns the newest step; None without a checkpoint."""
         return self._manager.latest_step()
 
     def save(self, state: TrainState, config: Mapping[str, Any]) -> None:
-        """Stores the state as step `state.step`. Waits for the save before it, and raises if that one failed."""
+        """Saves the state as step `state.step`. First waits for the previous save, and raises its errors."""
         self._manager.wait_until_finished()
         items = _items(state)
         args = ocp.args.Composite(
@@ -49,16 +54,17 @@ class Checkpoints:
         self._manager.save(int(state.step), args=args, force=True)
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
-        """The state as saved, laid out as `abstract_state` (ShapeDtypeStructs with shardings) says.
+        """Returns the saved state, with the shardings of `abstract_state` (ShapeDtypeStructs with shardings).
 
-        UserError where another set of networks was trained: earlier versions had a text encoder in every run.
+        Raises UserError where another set of networks was trained: earlier versions had a text encoder in every run.
         """
         directory = Path(self._manager.directory)
         held, trained = set(_stored_params(directory / str(step))), set(abstract_state.params)
         if held != trained:
             raise UserError(
                 f"the checkpoint of step {step} in {directory} holds {', '.join(sorted(held))} and this run trains "
-                f"{', '.join(sorted(trained))}: another version wrote it; start anew in another --workdir"
+                f"{', '.join(sorted(trained))}: another version wrote it; start again in another --workdir",
+                about="workdir",
             )
         items = {"target": {}} | _restore(self._manager, step, _items(abstract_state))
         return TrainState(extra=items["target"], **items["state"])
@@ -71,71 +77,78 @@ class Checkpoints:
 def restore_encoder(workdir: Path, step: int | None, abstract_params: Params, *, averaged: bool) -> tuple[Params, int]:
     """Returns the parameters of a run's evaluation encoder at a step (None: the newest), and that step.
 
-    `averaged`: the run's extra state is an average of the encoder, which is evaluated; else the trained encoder is.
-    Reads nothing else.
+    With `averaged` the evaluation encoder is the run's extra state, a moving average of the encoder; else it is the
+    trained encoder. Nothing else is read.
     """
     if not averaged:
         return _restore_trained(workdir, step, "encoder", abstract_params)
     step = chosen_step(workdir, step)
-    with _reading(workdir) as manager:
+    with _reader(workdir) as manager:
         return _restore(manager, step, {"target": abstract_params})["target"], step
 
 
 def restore_extra(workdir: Path, step: int, abstract: Params) -> Params:
-    """Returns the extra state of a run's method at a step, as host arrays of the given shapes; {} where it has none."""
+    """Returns the extra state of a run's method at a step, as host arrays of the shapes in `abstract`; {} for {}."""
     if not abstract:
         return {}
-    with _reading(workdir) as manager:
+    with _reader(workdir) as manager:
         return jax.device_get(_restore(manager, step, {"target": on_one_device(abstract)})["target"])
 
 
 def on_one_device(abstract: Any) -> Any:
-    """Shapes and dtypes, to be restored on the first device of this process."""
+    """Returns the same shapes and dtypes with a sharding on the first device of this process."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
 
 
 def restore_trained(workdir: Path, step: int | None, network: str) -> Params:
-    """The trained parameters of one network (encoder, predictor or text) in the shapes that they were stored in.
+    """Returns the trained parameters of one network, such as "encoder", as host arrays in the shapes stored.
 
-    As host arrays. Without a description of the network: for readers that have none.
+    `step` None is the newest. Raises UserError, naming the networks there are, for any other network.
     """
     step = chosen_step(workdir, step)
     directory = _directory(workdir) / str(step)
     stored = _stored_params(directory)
     if network not in stored:
-        raise UserError(f"{directory} holds no {network}, only {', '.join(stored)}; give another run")
+        raise UserError(f"{directory} holds no {network}, only {', '.join(stored)}; give another run", about=network)
     return jax.device_get(_restore_trained(workdir, step, network, on_one_device(stored[network]))[0])
 
 
+def trained_networks(workdir: Path, step: int) -> set[str]:
+    """Returns the names of the networks whose trained parameters a checkpoint holds."""
+    return set(_stored_params(_directory(workdir) / str(step)))
+
+
 def _stored_params(directory: Path) -> Mapping[str, Any]:
-    """Shapes and dtypes of the trained parameters in one step's checkpoint, by network."""
+    """Returns the shapes and dtypes of the trained parameters in one step's directory, by name of network."""
     item = directory / "state"
     try:
         return ocp.StandardCheckpointHandler().metadata(item).tree["params"]
-    except Exception as error:  # as in _restore
-        raise UserError(f"{item} does not say what it holds ({error}); restore an older step") from error
+    except Exception as error:  # Orbax raises all kinds, as in _restore
+        raise UserError(f"the metadata of {item} cannot be read ({error}); restore an older step") from error
 
 
 def _restore_trained(workdir: Path, step: int | None, network: str, abstract_params: Params) -> tuple[Params, int]:
     step = chosen_step(workdir, step)
-    with _reading(workdir) as manager:
+    with _reader(workdir) as manager:
         state = _restore(manager, step, {"state": {"params": {network: abstract_params}}}, partial=True)["state"]
         return state["params"][network], step
 
 
 def chosen_step(workdir: Path, step: int | None) -> int:
-    """The step itself, or the newest for None. UserError where there is no such checkpoint."""
+    """Returns `step`, or the newest step for None. Raises UserError where there is no such checkpoint."""
     steps = saved_steps(workdir)
     if not steps:
-        raise UserError(f"{workdir} holds no checkpoint; train there first, or name another workdir")
+        raise UserError(f"{workdir} holds no checkpoint; train there first, or give another workdir")
     if step is not None and step not in steps:
-        raise UserError(f"{workdir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}")
+        raise UserError(
+            f"{workdir} holds no checkpoint of step {step}; it has {', '.join(map(str, steps))}", about="step"
+        )
     return steps[-1] if step is None else step
 
 
-def _reading(workdir: Path) -> ocp.CheckpointManager:
-    """For this process alone: the others may be elsewhere, or reading too."""
+def _reader(workdir: Path) -> ocp.CheckpointManager:
+    """Returns a manager that reads without waiting for the other processes, which may not read at all."""
     alone = jax.process_index()
     processes = ocp.options.MultiprocessingOptions(
         primary_host=alone, active_processes={alone}, barrier_sync_key_prefix=f"process_{alone}"
@@ -145,26 +158,29 @@ def _reading(workdir: Path) -> ocp.CheckpointManager:
 
 
 def saved_steps(workdir: Path) -> list[int]:
-    """Steps with a complete checkpoint, ascending."""
-    directory = _directory(workdir)
-    return (
-        sorted(int(entry.name) for entry in directory.iterdir() if entry.name.isdigit()) if directory.is_dir() else []
-    )
+    """Returns the steps whose checkpoint Orbax completed, ascending.
+
+    Where a directory cannot be renamed atomically, as on object stores, Orbax marks a complete one with a file in it.
+    """
+    return sorted(found.step for found in ocp.path.step.standard_name_format().find_all(_directory(workdir)))
 
 
 def read_config(workdir: Path) -> ml_collections.ConfigDict:
-    """The resolved configuration that a workdir was trained with."""
+    """Returns the configuration in a workdir as the run wrote it: that of an older version lacks newer keys.
+
+    Raises UserError where there is none, or where it cannot be read.
+    """
     path = Path(workdir) / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{workdir} is no workdir: it holds no {CONFIG_FILE}; give the --workdir of a training run")
+        raise UserError(f"{workdir} is not a workdir: it holds no {CONFIG_FILE}; give the --workdir of a training run")
     try:
         return ml_collections.ConfigDict(json.loads(path.read_text()))
     except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it from a checkpoint's config item") from error
+        raise UserError(f"{path} is not JSON ({error}); restore it from the config item of a checkpoint") from error
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
-    """For every array, the sum of its bits as 32-bit words, modulo 2**32: the same under any sharding."""
+    """Returns, by path of array, the sum of its elements' bits as uint32, modulo 2**32: equal under any sharding."""
     sums = jax.device_get(_bit_sums(tree))
     return {jax.tree_util.keystr(path): int(value) for path, value in jax.tree_util.tree_leaves_with_path(sums)}
 
@@ -180,7 +196,7 @@ def _bit_sum(x: jax.Array) -> jax.Array:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """What is stored apart. An empty extra state has no item: Orbax refuses empty ones."""
+    """Returns the arrays of a checkpoint by item. An empty extra state has none: Orbax refuses empty items."""
     items = {"state": {"step": state.step, "params": state.params, "opt_state": state.opt_state}}
     return items | ({"target": state.extra} if state.extra else {})
 
@@ -188,9 +204,9 @@ def _items(state: TrainState) -> dict[str, Any]:
 def _restore(
     manager: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any], partial: bool = False
 ) -> dict[str, Any]:
-    """Items by name, checked against their fingerprints. Any failure is a UserError: nothing starts over silently.
+    """Returns items by name, checked against their fingerprints. Raises UserError for any failure.
 
-    `partial`: an item may hold more than is asked for.
+    With `partial`, an item may hold more than is asked for.
     """
     if partial:
         arrays = {
@@ -204,32 +220,29 @@ def _restore(
     where = f"the checkpoint of step {step} in {manager.directory}"
     try:
         items = manager.restore(step, args=ocp.args.Composite(fingerprints=ocp.args.JsonRestore(), **arrays))
-    except Exception as error:  # Orbax raises bare Exception for damaged files; whatever it is, the run must not go on.
+    except Exception as error:  # Orbax raises bare Exception for damaged files, and no run may start over
         reason = next(iter(str(error).split("\n")), "") or type(error).__name__
-        raise UserError(
-            f"{where} cannot be restored ({reason}); delete that directory to fall back on an older one"
-        ) from error
+        raise UserError(f"{where} cannot be restored ({reason}); delete that directory to use an older step") from error
     for name in abstract:
         found, stored = fingerprints(items[name]), items["fingerprints"][name]
         damaged = sorted(key for key in found if found[key] != stored[key])
         if damaged:
-            raise UserError(
-                f"{where} is damaged in {name}{damaged[0]}; delete that directory to fall back on an older one"
-            )
+            raise UserError(f"{where} is damaged in {name}{damaged[0]}; delete that directory to use an older step")
     return {name: items[name] for name in abstract}
 
 
 def check_directory(workdir: Path) -> None:
-    """Raises UserError for a workdir in which checkpoints could be saved but not restored as they were.
+    """Raises UserError for a workdir from which saved checkpoints could not be restored.
 
-    None of UNSAFE_CHARACTERS may be anywhere in the path, with symbolic links resolved.
+    These have one of UNSAFE_CHARACTERS anywhere in their path, with symbolic links resolved.
     """
     directory = _directory(workdir)
     found = [character for character in UNSAFE_CHARACTERS if character in str(directory)]
     if found:
         raise UserError(
             f"checkpoints in {directory} could not be restored, because of the {' and '.join(found)} in that path; "
-            f"give a --workdir without {' '.join(UNSAFE_CHARACTERS)}"
+            f"give a --workdir without {' '.join(UNSAFE_CHARACTERS)}",
+            about="workdir",
         )
 
 
