@@ -1,7 +1,8 @@
-"""load_encoder and load_text_encoder: whatever the path is, the same features; bad input is one clear line."""
+"""load_encoder and load_text_encoder give the same features for every kind of path, and refuse bad input."""
 
 import json
 from pathlib import Path
+import re
 
 import jax
 import jax.numpy as jnp
@@ -48,9 +49,9 @@ def settings(**changes):
     return config
 
 
-def save_run(path, config, steps=(2, 5)):
-    """A workdir whose steps hold random encoder, target, predictor and text parameters; returns them by step."""
-    path.mkdir()
+def save_run(path, config, steps=(2, 5), networks=("encoder", "predictor", "text")):
+    """A workdir whose steps hold random parameters of these networks and of the target; returns them by step."""
+    path.mkdir(exist_ok=True)
     (path / CONFIG_FILE).write_text(json.dumps(config.to_dict()))
     vocabulary = config_data.tokenizer(config).vocabulary_size
     rng = np.random.default_rng(0)
@@ -64,8 +65,10 @@ def save_run(path, config, steps=(2, 5)):
     predictor = {"proj": {"kernel": np.zeros((2, 3))}}
     checkpoints, states = Checkpoints(path, keep=9), {}
     for step in steps:
-        params = draw({"encoder": encoder, "predictor": predictor, "text": text})
-        target = draw(encoder) if config.target_encoder.kind == "ema" else {}
+        shapes = {"encoder": encoder, "predictor": predictor, "text": text}
+        params = draw({name: shapes[name] for name in networks})
+        averaged = config.target_encoder.kind == "ema" and config.method.name == "jepa"
+        target = draw(encoder) if averaged else {}
         states[step] = TrainState(jnp.array(step), *jax.tree.map(jnp.asarray, (params, target)), ())
         checkpoints.save(states[step], config.to_dict())
     checkpoints.close()
@@ -97,10 +100,19 @@ def close(one, other, atol=1e-5):
     np.testing.assert_allclose(np.asarray(one), np.asarray(other), atol=atol)
 
 
+def refused(named: str, function, *arguments, **keywords) -> str:
+    """The message of the UserError that a call ends in: one line that contains `named`."""
+    with pytest.raises(UserError) as error:
+        function(*arguments, **keywords)
+    message = str(error.value)
+    assert named in message and "\n" not in message
+    return message
+
+
 # load_encoder
 
 
-def test_a_run_is_its_newest_target_encoder_or_that_of_a_step(run, encoder):
+def test_a_run_gives_its_target_encoder_at_the_newest_step_or_another(run, encoder):
     path, states = run
     batch = images(2, 16, 16)
     assert (encoder.image_size, encoder.patch_size, encoder.width) == (16, 4, 16)
@@ -112,7 +124,7 @@ def test_a_run_is_its_newest_target_encoder_or_that_of_a_step(run, encoder):
     assert np.abs(features - direct(states[2].extra, batch)).max() > 1e-3
 
 
-def test_a_run_whose_target_is_no_copy_is_its_encoder(tmp_path):
+def test_a_run_without_an_average_gives_its_encoder(tmp_path):
     pixels = {"target_encoder.kind": "pixels", "objective.prediction": "mse"}
     states = save_run(tmp_path / "run", settings(**pixels), steps=(1,))
     batch = images(2, 16, 16)
@@ -146,7 +158,7 @@ def test_a_published_folder_gives_the_published_features():
     assert (encoder.image_size, encoder.patch_size, encoder.width) == (56, 14, 48)
 
 
-def test_integers_fractions_and_normalised_images_are_one(encoder):
+def test_integers_fractions_and_normalised_images_give_the_same_features(encoder):
     batch = images(2, 16, 16)
     expected = encoder(batch)
     for fractions in (batch / 255, (batch / 255).astype(np.float32), jnp.asarray(batch / 255)):
@@ -157,7 +169,7 @@ def test_integers_fractions_and_normalised_images_are_one(encoder):
     assert np.abs(encoder(batch / 255, normalise=False) - expected).max() > 0.1
 
 
-def test_one_image_is_a_batch_of_one(encoder):
+def test_one_image_gives_the_features_of_a_batch_of_one(encoder):
     batch = images(3, 16, 16)
     assert encoder(batch[1]).shape == (16, 16) and encoder.pooled(batch[1]).shape == (16,)
     close(encoder(batch[1]), encoder(batch)[1])
@@ -166,7 +178,7 @@ def test_one_image_is_a_batch_of_one(encoder):
 
 
 @pytest.mark.parametrize("size", ((32, 32), (8, 20)))
-def test_positions_follow_images_of_any_size(run, encoder, size):
+def test_positions_are_interpolated_for_images_of_another_size(run, encoder, size):
     rows, columns = size[0] // 4, size[1] // 4
     batch = images(1, *size)
     features = encoder(batch)
@@ -182,26 +194,38 @@ def test_it_can_be_called_inside_a_jitted_function(encoder):
     close(jax.jit(lambda x: encoder(x / 255.0))(batch.astype(np.float32)), encoder(batch))
 
 
+def precisions(function, *arguments) -> list[str]:
+    """The precision of every matrix product of a function, "" for a default one, which GPU and TPU round."""
+    program = jax.jit(function).lower(*arguments).as_text()
+    products = [line for line in program.splitlines() if "stablehlo.dot_general" in line]
+    return [(re.findall(r"precision = \[(.*?)\]", line) or [""])[0] for line in products]
+
+
+def test_every_matrix_product_is_of_the_highest_precision(encoder):
+    assert set(precisions(lambda x: encoder(x), images(2, 16, 16))) == {"HIGHEST, HIGHEST"}
+    text = tc_jepa.load_text_encoder(FIXTURES / "t5_v1_1")
+    ids = np.ones((2, 1, 5), np.int32)
+    assert set(precisions(text._encode, text._params, ids, ids > 0)) == {"HIGHEST, HIGHEST"}
+
+
 @pytest.mark.parametrize(
-    ("batch", "arguments", "said"),
+    ("batch", "arguments", "named"),
     [
-        (np.zeros((2, 16, 16, 3), int), {}, "images are int64; give uint8 in 0-255 or floating point in 0-1"),
-        (np.zeros((2, 16, 16, 3), bool), {}, "images are bool"),
-        (np.zeros((2, 16, 16, 3), np.uint8), {"normalise": False}, "uint8; give floating point with normalise=False"),
-        (np.zeros((2, 3, 16, 16), np.uint8), {}, r"shape \(2, 3, 16, 16\); give \[B, H, W, 3\]"),
-        (np.zeros((16, 16), np.uint8), {}, r"shape \(16, 16\)"),
-        (np.zeros((0, 16, 16, 3), np.uint8), {}, r"shape \(0, 16, 16, 3\)"),
-        (np.zeros((2, 16, 18, 3), np.uint8), {}, "16 x 18 px are not divisible by the patch size, 4"),
-        (np.full((16, 16, 3), 200.0), {}, "range from 200 to 200, not 0 to 1; divide 0-255 by 255"),
-        (np.full((16, 16, 3), -0.5), {}, "range from -0.5 to -0.5"),
-        (np.full((16, 16, 3), np.nan), {}, "range from nan to nan"),
+        (np.zeros((2, 16, 16, 3), int), {}, "int64"),
+        (np.zeros((2, 16, 16, 3), bool), {}, "bool"),
+        (np.zeros((2, 16, 16, 3), np.uint8), {"normalise": False}, "normalise=False"),
+        (np.zeros((2, 3, 16, 16), np.uint8), {}, "(2, 3, 16, 16)"),
+        (np.zeros((16, 16), np.uint8), {}, "(16, 16)"),
+        (np.zeros((0, 16, 16, 3), np.uint8), {}, "(0, 16, 16, 3)"),
+        (np.zeros((2, 16, 18, 3), np.uint8), {}, "16 x 18 px"),
+        (np.full((16, 16, 3), 200.0), {}, "200 to 200"),
+        (np.full((16, 16, 3), -0.5), {}, "-0.5"),
+        (np.full((16, 16, 3), np.nan), {}, "nan"),
     ],
 )
-def test_images_that_cannot_be_read_are_refused_in_one_line(encoder, batch, arguments, said):
+def test_images_that_cannot_be_read_are_refused(encoder, batch, arguments, named):
     for call in (encoder, encoder.pooled):
-        with pytest.raises(UserError, match=said) as refused:
-            call(batch, **arguments)
-        assert "\n" not in str(refused.value)
+        refused(named, call, batch, **arguments)
 
 
 def write_config(path, values):
@@ -210,26 +234,31 @@ def write_config(path, values):
     return path
 
 
-def test_paths_that_hold_no_encoder_are_refused_in_one_line(run, tmp_path):
+def test_paths_that_hold_no_encoder_are_refused(run, tmp_path):
     file = tmp_path / "x.pth.tar"
     file.write_text("x")
     other = {"train": {}, "model": {"encoder": "nano"}, "target_encoder": {}}
     cases = [
-        (tmp_path / "nowhere", {}, "is no folder (there is none)"),
-        (file, {}, "is no folder (convert it first, with launch.convert)"),
-        (tmp_path, {}, "holds no config.json"),
-        (write_config(tmp_path / "a", {"a": 1}), {}, "is neither a run's, a converted encoder's nor Hugging Face's"),
-        (write_config(tmp_path / "b", {"model_type": "vit"}), {}, "model_type is 'vit', not 'ijepa'"),
-        (write_config(tmp_path / "c", {"format": "zip"}), {}, "format 'zip'"),
-        (write_config(tmp_path / "d", other), {}, "was trained by another version"),
-        (write_config(tmp_path / "e", settings().to_dict()), {}, "holds no checkpoint; train there first"),
-        (run[0], {"step": 3}, "holds no checkpoint of step 3; it has 2, 5"),
-        (HF, {"step": 3}, "is no workdir: it has no step 3"),
+        (tmp_path / "nowhere", {}, "nowhere"),
+        (file, {}, "launch.convert"),
+        (tmp_path, {}, CONFIG_FILE),
+        (write_config(tmp_path / "a", {"a": 1}), {}, CONFIG_FILE),
+        (write_config(tmp_path / "b", {"model_type": "vit"}), {}, "model_type"),
+        (write_config(tmp_path / "c", {"format": "zip"}), {}, "format"),
+        (write_config(tmp_path / "d", other), {}, "another version"),
+        (write_config(tmp_path / "e", settings().to_dict()), {}, "no checkpoint"),
+        (run[0], {"step": 3}, "step 3"),
+        (HF, {"step": 3}, "step 3"),
     ]
-    for path, arguments, said in cases:
-        with pytest.raises(UserError) as refused:
-            tc_jepa.load_encoder(path, **arguments)
-        assert said in str(refused.value) and "\n" not in str(refused.value)
+    for path, arguments, named in cases:
+        message = refused(named, tc_jepa.load_encoder, path, **arguments)
+        assert str(path) in message
+
+
+def test_a_run_without_a_predictor_has_an_encoder_alone(tmp_path):
+    save_run(tmp_path / "run", settings(**{"method.name": "lejepa"}), steps=(1,), networks=("encoder",))
+    assert pretrained.open_encoder(tmp_path / "run", predictor=True).predictor is None
+    refused("lejepa", tc_jepa.load_text_encoder, tmp_path / "run")
 
 
 def test_a_converted_encoder_can_teach(tmp_path):
@@ -237,12 +266,13 @@ def test_a_converted_encoder_can_teach(tmp_path):
     (tmp_path / "ours").mkdir()
     teacher = vit.VisionTransformer(SIZE, 4, trained_grid=(4, 4))
     folder.save(EncoderWeights(teacher, params, 16), tmp_path / "ours", "here")
-    taught = {"target_encoder.kind": "frozen", "target_encoder.teacher": str(tmp_path / "ours")}
-    module, found = pretrained.teacher(settings(**taught, **{"image.size": 32}))
+    path = str(tmp_path / "ours")
+    module, found = pretrained.teacher(settings(**{"image.size": 32}), path)
     assert module.trained_grid == (4, 4) and module.linear.dtype == jnp.bfloat16
     jax.tree.map(np.testing.assert_array_equal, found, params)
-    with pytest.raises(UserError, match="not the student's 2 x 2 grid; give model.patch_size=4"):
-        pretrained.teacher(settings(**taught, **{"model.patch_size": 8}))
+    with pytest.raises(UserError) as refused:
+        pretrained.teacher(settings(**{"model.patch_size": 8}), path)
+    assert refused.value.about == "target_encoder.teacher"
 
 
 def test_the_readme_s_example_runs(run, monkeypatch):
@@ -286,11 +316,10 @@ def test_a_t5_gives_the_published_vectors():
         assert text(ids, mask).dtype == np.float32
         rounded = tc_jepa.load_text_encoder(FIXTURES / "t5_v1_1", dtype=jnp.bfloat16)(ids, mask)
         assert rounded.dtype == jnp.bfloat16 and not np.array_equal(rounded, text(ids, mask))
-    with pytest.raises(UserError, match=r"holds no spiece\.model"):
-        text("a dog")
+    refused("spiece.model", text, "a dog")
 
 
-def test_a_t5_reads_strings_and_so_does_a_run_that_names_it(tmp_path):
+def test_a_t5_and_a_run_with_it_read_strings(tmp_path):
     folder = tiny.t5_folder(tmp_path / "t5")
     text = tc_jepa.load_text_encoder(folder)
     assert text("a red circle").shape == (32, 8)
@@ -299,41 +328,45 @@ def test_a_t5_reads_strings_and_so_does_a_run_that_names_it(tmp_path):
     close(of_run("a red circle"), text("a red circle")[:WORDS], atol=1e-4)
 
 
-def test_text_that_cannot_be_read_is_refused_in_one_line(run, tmp_path):
+def test_text_that_cannot_be_read_is_refused(run):
     text = tc_jepa.load_text_encoder(run[0])
     ids, valid = text.tokens("a red circle")
-    for arguments, said in [
-        (([],), "text is neither a string nor a sequence of strings"),
-        ((ids,), "text is neither a string nor a sequence of strings"),
-        ((ids.astype(float), valid), "ids are float64"),
-        ((ids, valid[:-1]), "ids have shape (6,) and their validity (5,)"),
-        ((ids[:4], valid[:4]), "rows of 4 ids; this run's word vectors take 6"),
-        ((np.where(valid, 10**6, 0), valid), "id 1000000 is not in the vocabulary"),
-        ((np.where(valid, -1, 0), valid), "id -1 is not in the vocabulary"),
+    for arguments, named in [
+        (([],), "text"),
+        ((ids,), "text"),
+        ((ids.astype(float), valid), "float64"),
+        ((ids, valid[:-1]), "(5,)"),
+        ((ids[:4], valid[:4]), "4 ids"),
+        ((np.where(valid, 10**6, 0), valid), "1000000"),
+        ((np.where(valid, -1, 0), valid), "-1"),
     ]:
-        with pytest.raises(UserError) as refused:
-            text(*arguments)
-        assert said in str(refused.value) and "\n" not in str(refused.value)
-    other = tmp_path / "other"
-    save_run(other, settings(), steps=(1,))
-    config = settings(**{"captions.vocabulary": str(other / "small.model")})
-    write_config(other, config.to_dict())
-    moved = tc_jepa.load_text_encoder(other)
-    assert moved(ids, valid).shape == (WORDS, TEXT_WIDTH)
-    with pytest.raises(UserError, match=r"small\.model cannot be read"):
-        moved("a red circle")
-    for path, arguments, said in [
-        (tmp_path, {}, "holds no config.json"),
-        (run[0], {"dtype": jnp.float16}, "dtype float16 is not supported"),
-        (run[0], {"step": 4}, "no checkpoint of step 4"),
-        (write_config(tmp_path / "a", {"a": 1}), {}, "is neither a T5's nor a run's"),
-        (HF, {}, "model_type is 'ijepa', not 't5'"),
+        refused(named, text, *arguments)
+
+
+def test_ids_need_no_vocabulary(run, tmp_path):
+    ids, valid = tc_jepa.load_text_encoder(run[0]).tokens("a red circle")
+    save_run(tmp_path, settings(), steps=(1,))
+    write_config(tmp_path, settings(**{"captions.vocabulary": str(tmp_path / "small.model")}).to_dict())
+    text = tc_jepa.load_text_encoder(tmp_path)
+    assert text(ids, valid).shape == (WORDS, TEXT_WIDTH)
+    refused("small.model", text, "a red circle")
+
+
+def test_paths_that_hold_no_text_encoder_are_refused(run, tmp_path):
+    t5_run = {"model.text": "t5", "model.text_weights": str(FIXTURES / "t5_v1_1")}
+    for path, arguments, named in [
+        (tmp_path, {}, CONFIG_FILE),
+        (run[0], {"dtype": jnp.float16}, "float16"),
+        (run[0], {"step": 4}, "step 4"),
+        (FIXTURES / "t5_v1_1", {"step": 4}, "step 4"),
+        (write_config(tmp_path / "t5", settings(**t5_run).to_dict()), {"step": 4}, "no checkpoint"),
+        (write_config(tmp_path / "a", {"a": 1}), {}, CONFIG_FILE),
+        (write_config(tmp_path / "none", settings(**{"model.conditioner": "none"}).to_dict()), {}, "model.conditioner"),
+        (write_config(tmp_path / "stored", settings(**{"model.text": "stored"}).to_dict()), {}, "model.text"),
+        (HF, {}, "model_type"),
     ]:
-        with pytest.raises(UserError) as refused:
-            tc_jepa.load_text_encoder(path, **arguments)
-        assert said in str(refused.value) and "\n" not in str(refused.value)
+        refused(named, tc_jepa.load_text_encoder, path, **arguments)
 
 
 def test_a_network_that_a_checkpoint_lacks_is_named(run):
-    with pytest.raises(UserError, match="holds no conditioner"):
-        restore_trained(run[0], None, "conditioner")
+    refused("conditioner", restore_trained, run[0], None, "conditioner")

@@ -1,4 +1,4 @@
-"""A frozen T5 that encodes captions outside of training, for data/word_vectors/write.py."""
+"""A frozen T5 that encodes captions before training, for data/word_vectors/write.py."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,12 @@ LENGTH_STEP = 8  # tokens; rows are padded to a multiple of it, so that few prog
 
 
 class T5Captions:
-    """Maps texts to their word vectors, float32 [words, E] each, on all devices.
+    """Maps texts to their word vectors, float32 [words, E] each, on all devices of this process.
 
     `folder` is the folder of a Hugging Face T5. Its vocabulary cuts each text to at most `words` tokens, end of
-    sentence included. Each call of the network reads `batch_size` captions, sorted by length. Raises UserError for an
-    unusable folder and for a batch size that is not divisible by the number of devices.
+    sentence included. Each call of the network reads `batch_size` captions, sorted by length. Matrix products have
+    JAX's default precision, which rounds float32 on GPU and TPU; the vectors are stored in 16 bits. Raises UserError
+    for an unusable folder and for a batch size that is not divisible by the number of devices.
     """
 
     def __init__(self, folder: str, words: int, batch_size: int):
@@ -45,7 +46,7 @@ class T5Captions:
         )
 
     def info(self, name: str, dtype: str) -> WordVectorInfo:
-        """The description of this encoder's vectors when they are stored in `dtype` under the name `name`."""
+        """Returns the description of this encoder's vectors when they are stored in `dtype` and called `name`."""
         return WordVectorInfo(name, words=self.tokenizer.words, width=self.width, dtype=dtype, **self._identity)
 
     def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
@@ -53,7 +54,7 @@ class T5Captions:
         lengths = valid.sum(axis=1)
         order, size = np.argsort(lengths, kind="stable"), self._batch_size
         batches = [order[start : start + size] for start in range(0, len(order), size)]
-        computed = []  # dispatched asynchronously: none is waited for before all are
+        computed = []  # all batches are dispatched before the first is waited for
         for rows in batches:
             longest = min(-(-lengths[rows[-1]] // LENGTH_STEP) * LENGTH_STEP, self.tokenizer.words)
             padded = np.resize(rows, size)

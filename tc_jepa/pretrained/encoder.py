@@ -1,4 +1,4 @@
-"""Vision encoders that exist already, opened one way: of a training run, of a converted folder, of Hugging Face."""
+"""Trained vision encoders, opened the same way from a workdir, a converted folder or a Hugging Face I-JEPA folder."""
 
 from collections.abc import Callable
 import functools
@@ -25,39 +25,46 @@ from tc_jepa.storage.checkpoint import (
     restore_encoder,
     restore_trained,
     saved_steps,
+    trained_networks,
 )
 
-ROUNDING = 1e-3  # by which resized images in 0-1 may leave that range
+ROUNDING = 1e-3  # how far floating point images, which resizing may round, may lie outside 0-1
 
 
 def is_run(path: str | os.PathLike) -> bool:
-    """Whether a path is the workdir of a training run, not a folder of weights. UserError where it can be neither."""
+    """Returns whether a path is the workdir of a training run and not a folder of weights.
+
+    Raises UserError where it is neither.
+    """
     path = Path(path)
-    if not path.is_dir():
-        hint = "convert it first, with launch.convert" if path.is_file() else "there is none"
-        raise UserError(f"{path} is no folder ({hint}); give a workdir, a converted folder or a Hugging Face folder")
+    if path.is_file():
+        raise UserError(f"{path} is a file; convert it to a folder first, with launch.convert")
     if not (path / CONFIG_FILE).is_file():
-        raise UserError(f"{path} holds no {CONFIG_FILE}: neither a workdir, a converted nor a Hugging Face folder")
+        missing = f"holds no {CONFIG_FILE}" if path.is_dir() else "does not exist"
+        raise UserError(f"{path} {missing}; give a workdir, a converted folder or a Hugging Face folder")
     config = read_json(path / CONFIG_FILE)
     if saved_steps(path) or {"train", "model", "target_encoder"} <= config.keys():
         return True
     if "format" not in config and "model_type" not in config:
-        raise UserError(f"{path / CONFIG_FILE} is neither a run's, a converted encoder's nor Hugging Face's")
+        raise UserError(
+            f"{path / CONFIG_FILE} describes no run, converted encoder or Hugging Face model; give another path"
+        )
     return False
 
 
 def open_encoder(path: str | os.PathLike, step: int | None = None, *, predictor: bool = False) -> EncoderWeights:
-    """The encoder of a workdir, a converted folder or a Hugging Face I-JEPA folder, and its predictor if asked for.
+    """Returns the encoder of a workdir, a converted folder or a Hugging Face I-JEPA folder.
 
-    Of a run: the target encoder where it is an average of the encoder's, else the encoder, at `step` or the newest, as
-    modules that compute in the run's dtype; other encoders compute in float32. Positions on another grid than the
-    trained one are interpolated. UserError where anything is missing or does not fit.
+    Of a run it is the evaluation encoder, a moving average where the run keeps one, at `step` or the newest step; the
+    module computes in the run's dtype. Other encoders compute in float32. Positions on another grid than the trained
+    one are interpolated. With `predictor` the result includes the predictor, where there is one. Raises UserError
+    where anything is missing or does not fit.
     """
     path = Path(path)
     if is_run(path):
         return _open_run(path, step, predictor)
     if step is not None:
-        raise UserError(f"{path} is no workdir: it has no step {step}; leave the step out")
+        raise UserError(f"{path} is not a workdir and has no steps; leave step {step} out", about="step")
     if "format" in read_json(path / CONFIG_FILE):
         return folder.load(path, predictor=predictor)
     return hf_ijepa.load(path)
@@ -69,16 +76,18 @@ def _open_run(workdir: Path, step: int | None, predictor: bool) -> EncoderWeight
         encoder = models.encoder(config).clone(trained_grid=models.grid(config))
         image_size, averaged = config.image.size, methods.chosen(config).averages_encoder(config)
     except (AttributeError, KeyError) as error:
-        raise UserError(f"{workdir} was trained by another version, whose {CONFIG_FILE} lacks {error}") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"{workdir / CONFIG_FILE} was written by another version ({reason}); use that one") from error
     params, step = restored_encoder(workdir, step, encoder, image_size, averaged=averaged)
-    found = restore_trained(workdir, step, "predictor") if predictor else None
+    has_predictor = predictor and "predictor" in trained_networks(workdir, step)
+    found = restore_trained(workdir, step, "predictor") if has_predictor else None
     return EncoderWeights(encoder, params, image_size, found)
 
 
 def restored_encoder(
     workdir: Path, step: int | None, encoder: VisionTransformer, image_size: int, *, averaged: bool
 ) -> tuple[Params, int]:
-    """checkpoint.restore_encoder for a known encoder, as host arrays."""
+    """Returns the parameters of a run's evaluation encoder as host arrays, and their step: see restore_encoder."""
     shapes = on_one_device(abstract_params(encoder, image_size))
     params, step = restore_encoder(workdir, step, shapes, averaged=averaged)
     return jax.device_get(params), step
@@ -89,34 +98,45 @@ def teacher(
 ) -> tuple[VisionTransformer, Params]:
     """Returns a teacher for the run of a configuration: the encoder at `path` and its newest parameters, on the host.
 
-    It computes in the student's dtype. Its patches must lie on the student's grid, all else may differ.
+    It computes in the student's dtype. Raises UserError unless its patches form the same grid as the student's; all
+    else may differ.
     """
     size = config.image.size
     theirs = open_encoder(path)
     patch = theirs.encoder.patch_size
     if size % patch or size // patch != models.grid(config)[0]:
         raise UserError(
-            f"target_encoder.teacher={path} has patches of {patch} px, which at image.size={size} are not the "
-            f"student's {models.grid(config)[0]} x {models.grid(config)[1]} grid; give model.patch_size={patch}"
+            f"target_encoder.teacher={path} has patches of {patch} px, which at image.size={size} do not form the "
+            f"student's {models.grid(config)[0]} x {models.grid(config)[1]} grid; give model.patch_size={patch}",
+            about="target_encoder.teacher",
         )
     return theirs.encoder.clone(linear=models.linear(config), constrain=constrain), theirs.params
 
 
 def load_encoder(path: str | os.PathLike, step: int | None = None) -> "PretrainedEncoder":
-    """The encoder of a workdir, a converted folder or a Hugging Face I-JEPA folder, ready to be called.
+    """Returns the encoder of a workdir, a converted folder or a Hugging Face I-JEPA folder, ready to be called.
 
-    `step`: of a workdir's checkpoint, else the newest.
+    `step` chooses a checkpoint of a workdir; None is the newest. Raises UserError as `open_encoder`.
     """
     return PretrainedEncoder(open_encoder(path, step))
 
 
 class PretrainedEncoder:
-    """Images -> patch features, in float32 throughout, on JAX's default device. Compiled once for every shape.
+    """Maps images to patch features on JAX's default device. It is compiled once for every shape.
 
-    Images are [B, H, W, 3] or [H, W, 3], H and W divisible by `patch_size` and else free: positions on another grid
-    than that of `image_size` are interpolated. Either uint8 in 0-255 or floating point in 0-1, to which ImageNet's
-    normalisation is applied; or with `normalise=False` floating point to which it has been already. UserError for
-    anything else. `width` is D, the channels of a feature.
+    Everything is computed in float32, matrix products with precision HIGHEST. On CPU that costs nothing: it is what
+    float32 products have there anyway. GPU and TPU would by default round the factors (to TF32 and bfloat16), which is
+    faster; how much slower HIGHEST is there has not been measured.
+
+    Images are [B, H, W, 3], or [H, W, 3] for one. H and W are any multiples of `patch_size`: positions on another grid
+    than that of `image_size` are interpolated. Images are uint8 in 0-255 or floating point in 0-1, to which ImageNet's
+    normalisation is applied; or, with `normalise=False`, floating point that is normalised already. Raises UserError
+    for anything else.
+
+    Attributes:
+      image_size: side in pixels of the square images that the encoder was trained on.
+      patch_size: side of a patch in pixels.
+      width: D, the channels of a feature.
     """
 
     def __init__(self, weights: EncoderWeights):
@@ -127,13 +147,13 @@ class PretrainedEncoder:
         self._encode = jax.jit(functools.partial(_encode, exact), static_argnames="normalise")
 
     def __call__(self, images: np.ndarray | jax.Array, normalise: bool = True) -> jax.Array:
-        """Features of the patches, row-major: float32 [B, N, D], or [N, D] of a single image."""
+        """Returns the features of the patches, row-major: float32 [B, N, D], or [N, D] for one image."""
         images = self._checked(images, normalise)
         features = self._encode(self._params, images if images.ndim == 4 else images[None], normalise=normalise)
         return features if images.ndim == 4 else features[0]
 
     def pooled(self, images: np.ndarray | jax.Array, normalise: bool = True) -> jax.Array:
-        """Their mean: float32 [B, D], or [D] of a single image."""
+        """Returns the mean of an image's patch features: float32 [B, D], or [D] for one image."""
         return self(images, normalise).mean(axis=-2)
 
     def _checked(self, images: np.ndarray | jax.Array, normalise: bool) -> np.ndarray | jax.Array:
@@ -147,12 +167,12 @@ class PretrainedEncoder:
             raise UserError(f"images have shape {shape}; give [B, H, W, 3], or [H, W, 3] for one")
         if shape[-3] % patch or shape[-2] % patch:
             raise UserError(f"images of {shape[-3]} x {shape[-2]} px are not divisible by the patch size, {patch}")
-        if floating and normalise and not isinstance(images, jax.core.Tracer):  # values under a trace are not known yet
+        if floating and normalise and not isinstance(images, jax.core.Tracer):  # traced values are not known
             low, high = images.min(), images.max()
             if not (low >= -ROUNDING and high <= 1 + ROUNDING):
                 raise UserError(
-                    f"floating point images range from {low:.3g} to {high:.3g}, not 0 to 1; divide 0-255 by 255, clip, "
-                    "or give normalise=False for images that are normalised already"
+                    f"floating point images range from {low:.3g} to {high:.3g}, not from 0 to 1; divide 0-255 by 255, "
+                    "clip, or give normalise=False for images that are normalised already"
                 )
         return images
 
@@ -163,4 +183,5 @@ def _encode(encoder: VisionTransformer, params: Params, images_BxHxWx3: jax.Arra
     else:
         images = images_BxHxWx3.astype(jnp.float32)
         images = layers.normalise_unit_images(images) if normalise else images
-    return encoder.apply({"params": params}, images)
+    with jax.default_matmul_precision("highest"):
+        return encoder.apply({"params": params}, images)

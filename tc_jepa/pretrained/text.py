@@ -1,4 +1,4 @@
-"""Text encoders that exist already: a T5's, or the one that a training run read its captions with."""
+"""Trained text encoders: that of a T5, or the one with which a training run read its captions."""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -18,40 +18,47 @@ from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 from tc_jepa.models.text.embedding import EmbeddingText
 from tc_jepa.models.text.t5 import T5Encoder
-from tc_jepa.storage.checkpoint import CONFIG_FILE, read_config, restore_trained
+from tc_jepa.storage.checkpoint import chosen_step, CONFIG_FILE, read_config, restore_trained
 
-T5_WORDS = 32  # that strings are padded or cut to for a T5 that belongs to no run
+T5_WORDS = 32  # length to which strings are padded or cut for a T5 without a run
 DTYPES = (jnp.float32, jnp.bfloat16)  # T5 overflows in float16
 
 
 def load_text_encoder(
     path: str | os.PathLike, step: int | None = None, dtype: jnp.dtype = jnp.float32
 ) -> "PretrainedTextEncoder":
-    """The text encoder of a Hugging Face T5 folder, or of a workdir at `step` (default: the newest checkpoint).
+    """Returns the text encoder of a Hugging Face T5 folder, or of a workdir at `step` (None: the newest).
 
-    A run with learned word vectors brings them and its vocabulary; a run with a T5 names that T5's folder. `dtype`,
-    float32 or bfloat16, is that of matrix products and vectors; parameters stay float32. UserError where anything is
-    missing or does not fit, and for a run without a conditioner, which has no text encoder.
+    Of a run with learned word vectors these and its vocabulary are loaded, of a run with a T5 the folder that its
+    configuration names, which is the same at every step. `dtype`, float32 or bfloat16, is that of matrix products and
+    vectors; parameters are float32. Raises UserError where anything is missing or does not fit, and for a run without
+    a text encoder: one that read no captions, or stored word vectors.
     """
     dtype = jnp.dtype(dtype)
     if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype.name} is not supported; give float32 or bfloat16")
+        raise UserError(f"dtype {dtype.name} is not supported; give float32 or bfloat16", about="dtype")
     path = Path(path)
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} holds no {CONFIG_FILE}; give the folder of a T5, or the workdir of a run")
     if "model_type" in read_json(path / CONFIG_FILE):
         if step is not None:
-            raise UserError(f"{path} is no workdir: it has no step {step}; leave the step out")
+            raise UserError(f"{path} is not a workdir and has no steps; leave step {step} out", about="step")
         return _t5(path, T5_WORDS, dtype)
     config = read_config(path)
     try:
         kind, words, weights = config.model.text, config.captions.words, config.model.text_weights
         reads_captions = methods.chosen(config).reads_captions(config)
-    except AttributeError as error:
-        raise UserError(f"{path / CONFIG_FILE} is neither a T5's nor a run's of this version ({error})") from error
+    except (AttributeError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path / CONFIG_FILE} is not that of a T5 or of a run of this version ({reason})") from error
     if not reads_captions:
-        raise UserError(f"{path} read no captions (model.conditioner=none); give another run or the folder of a T5")
+        method = "model.conditioner=none" if config.model.conditioner == "none" else f"method.name={config.method.name}"
+        raise UserError(f"{path} read no captions ({method}); give another run or the folder of a T5")
+    if kind == "stored":
+        raise UserError(f"{path} read stored word vectors (model.text=stored); give the folder of the T5 they are from")
     if kind == "t5":
+        if step is not None:
+            chosen_step(path, step)
         return _t5(Path(weights), words, dtype)
     params = restore_trained(path, step, "text")
     size, width = params["words"].shape
@@ -75,19 +82,23 @@ def _own_vocabulary(config, size: int) -> CaptionTokenizer:
     tokenizer = config_data.tokenizer(config)
     if tokenizer.vocabulary_size != size:
         raise UserError(
-            f"the run learned {size} word vectors, its vocabulary now has {tokenizer.vocabulary_size} pieces: it is "
-            "another one; restore the one that the run was trained with, or give ids"
+            f"the run learned {size} word vectors and its vocabulary now has {tokenizer.vocabulary_size} pieces; "
+            "restore the vocabulary that it was trained with, or give ids",
+            about="captions.vocabulary",
         )
     return tokenizer
 
 
 class PretrainedTextEncoder:
-    """Captions -> word vectors, on JAX's default device. Compiled once for every shape.
+    """Maps captions to word vectors on JAX's default device. It is compiled once for every shape.
 
     Called with a string or a sequence of strings, which are padded or cut to `words` pieces; or with ids, integers
-    [..., S], and validity [..., S], true (or not 0) for words that are no padding. Gives [..., S, E], E = `width`, in
-    the dtype that it was loaded with; vectors of words that are not valid are 0. `tokens` gives a string's ids and
-    validity. UserError for anything else. The vocabulary is opened at the first string.
+    [..., S], and their validity [..., S], false or 0 for padding. Returns [..., S, E], E = `width`, in the dtype that
+    it was loaded with; the vectors of padding are 0. Raises UserError for anything else. The vocabulary is opened at
+    the first string.
+
+    Matrix products have precision HIGHEST, so that float32 is not rounded to TF32 on GPU or to bfloat16 on TPU. On CPU
+    that costs nothing; on GPU and TPU the cost has not been measured.
     """
 
     def __init__(
@@ -103,17 +114,17 @@ class PretrainedTextEncoder:
         self._vocabulary_size, self._open_tokenizer = vocabulary_size, tokenizer
         self._any_length = isinstance(encoder, T5Encoder)  # learned positions are as many as the run's words
         self._params = jax.device_put(params)
-        self._encode = jax.jit(lambda params, ids, mask: encoder.apply({"params": params}, ids, mask).astype(dtype))
+        self._encode = jax.jit(functools.partial(_encode, encoder, dtype))
 
     @functools.cached_property
     def tokenizer(self) -> CaptionTokenizer:
         return self._open_tokenizer()
 
     def tokens(self, text: str | Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """ids int32 and validity bool, [S] of one string or [count, S] of several."""
+        """Returns ids int32 and their validity bool, [S] for a string or [count, S] for a sequence of strings."""
         several = [text] if isinstance(text, str) else list(text)
         if not several or not all(isinstance(one, str) for one in several):
-            raise UserError("text is neither a string nor a sequence of strings; give that, or ids and their validity")
+            raise UserError("text is not a string or a sequence of strings; give that, or ids and their validity")
         ids, valid = self.tokenizer.encode(several)
         return (ids[0], valid[0]) if isinstance(text, str) else (ids, valid)
 
@@ -140,3 +151,10 @@ class PretrainedTextEncoder:
         if wrong.size:
             raise UserError(f"id {wrong[0]} is not in the vocabulary, which has 0 to {self._vocabulary_size - 1}")
         return ids.astype(np.int32), mask
+
+
+def _encode(
+    encoder: EmbeddingText | T5Encoder, dtype: jnp.dtype, params: Params, ids: jax.Array, valid: jax.Array
+) -> jax.Array:
+    with jax.default_matmul_precision("highest"):
+        return encoder.apply({"params": params}, ids, valid).astype(dtype)
