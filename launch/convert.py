@@ -1,16 +1,16 @@
-"""Convert weights: published ones into folders that this project opens, and its own into Hugging Face's format.
+"""Convert published weights to folders that this project opens, and its own to Hugging Face's format.
 
   python -m launch.convert --from=ijepa --input=FILE.pth.tar --output=DIR [--network=encoder] [--heads=N]
   python -m launch.convert --from=hf_ijepa --input=FOLDER --output=DIR
   python -m launch.convert --to=hf_ijepa --input=WORKDIR_OR_FOLDER --output=DIR [--step=N]
   python -m launch.convert --from=t5 --input=FOLDER --output=DIR
 
-A converted folder (tc_jepa/convert/folder.py describes it) is what --encoder of launch.evaluate and
-tc_jepa.load_encoder take, beside workdirs and Hugging Face folders. --from=t5 writes the encoder alone, for
---config.model.text_weights, also from a pytorch_model.bin. Reading .pth.tar and .bin takes PyTorch: pip install
-'torch>=2.6'. They are read as tensors only; one that holds anything else is refused.
+launch.evaluate --encoder, train.init_from and tc_jepa.load_encoder open a converted folder (its format is described in
+tc_jepa/convert/folder.py), a workdir or a Hugging Face folder. --from=t5 writes the encoder alone, for
+--config.model.text_weights; it also reads pytorch_model.bin. Reading .pth.tar and .bin requires PyTorch: pip install
+'torch>=2.6'. Only tensors are read from them; a file that contains anything else is refused.
 
-The output appears when it is whole; a command that fails leaves nothing.
+The output appears when it is complete; a command that fails leaves nothing behind.
 """
 
 from collections.abc import Sequence
@@ -32,30 +32,34 @@ PAIRS = (
     (TC_JEPA, TC_JEPA),
     (T5, T5),
 )
-NETWORKS = ("target_encoder", "encoder")
+NETWORKS = ("target_encoder", "encoder")  # tc_jepa.convert.ijepa.NETWORKS, here to keep --help fast
 
 FROM = flags.DEFINE_string(
     "from",
     None,
-    "ijepa: a checkpoint of the official code; hf_ijepa, t5: a Hugging Face folder; tc_jepa (default with --to): a "
-    "workdir or a converted folder.",
+    "Format of the input. ijepa: a checkpoint of the official code; hf_ijepa, t5: a Hugging Face folder; tc_jepa "
+    "(default with --to): a workdir or a converted folder.",
 )
-TO = flags.DEFINE_string("to", None, "tc_jepa (default): a converted folder; hf_ijepa: a Hugging Face folder.")
+TO = flags.DEFINE_string(
+    "to", None, "Format of the output. tc_jepa (default): a converted folder; hf_ijepa: a Hugging Face folder."
+)
 INPUT = common.define_path("input", None, "The file or folder to read.")
 OUTPUT = common.define_path("output", None, "The folder to write. It must not exist yet.")
 NETWORK = flags.DEFINE_string(
-    "network", NETWORKS[0], "ijepa: target_encoder, which I-JEPA's evaluations use, or encoder (the context encoder)."
+    "network",
+    NETWORKS[0],
+    "ijepa: the network to read, target_encoder (used by I-JEPA's evaluations) or encoder (context).",
 )
 HEADS = flags.DEFINE_integer(
-    "heads", None, "ijepa: attention heads, which the file does not say; needed where the width is no standard ViT's."
+    "heads", None, "ijepa: number of attention heads, which the file does not hold; default: that of the standard ViT."
 )
-STEP = flags.DEFINE_integer("step", None, "tc_jepa: step of a workdir's checkpoint; default: the newest.")
+STEP = flags.DEFINE_integer("step", None, "tc_jepa: step of the workdir's checkpoint; default: the newest.")
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     source, target = check_flags()
-    # A scheduler's SIGTERM ends the command as Ctrl-C does: nothing half-written stays.
+    # A scheduler's SIGTERM ends the command like Ctrl-C, so that an unfinished output is removed.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.set_verbosity(logging.WARNING)
     output = Path(OUTPUT.value)
@@ -66,12 +70,12 @@ def main(argv: Sequence[str]) -> None:
     weights = read(source, predictor=target == TC_JEPA)
     from tc_jepa.convert import folder, hf_ijepa
 
-    with new_folder(output) as place:
+    with new_folder(output) as unfinished:
         if target == TC_JEPA:
             network = f", network {NETWORK.value}" if source == IJEPA else ""
-            folder.save(weights, place, origin=f"{source} {Path(INPUT.value).name}{network}")
+            folder.save(weights, unfinished, origin=f"{source} {Path(INPUT.value).name}{network}")
         else:
-            hf_ijepa.save(weights, place)
+            hf_ijepa.save(weights, unfinished)
     size = weights.encoder.size
     positions = "stored" if weights.encoder.stored_positions else "sine-cosine"
     predictor = "and predictor" if target == TC_JEPA and weights.predictor is not None else "without predictor"
@@ -82,37 +86,40 @@ def main(argv: Sequence[str]) -> None:
 
 
 def check_flags() -> tuple[str, str]:
-    """From what to what. Refuses a missing flag, a pair that nothing converts, and a flag that would be ignored."""
+    """Returns the formats of input and output. UserError for flags that are missing, unknown or unused."""
     if FROM.value is None and TO.value is None:
-        raise UserError("give --from=ijepa, hf_ijepa or t5, or --to=hf_ijepa; see --help")
+        raise UserError("give --from=ijepa, hf_ijepa or t5, or --to=hf_ijepa; see --help", about="from")
     for name in ("from", "to"):
         value, known = flags.FLAGS[name].value, {pair[name == "to"] for pair in PAIRS}
         if value is not None and value not in known:
-            raise UserError(f"--{name}={value} is unknown; one of {', '.join(sorted(known))}")
+            raise UserError(f"--{name}={value} is unknown; give one of {', '.join(sorted(known))}", about=name)
     source = FROM.value or TC_JEPA
     target = TO.value or (T5 if source == T5 else TC_JEPA)
     if (source, target) not in PAIRS:
         known = [f"--to={other}" for one, other in PAIRS if one == source]
-        raise UserError(f"--from={source} --to={target} is no conversion; give {' or '.join(known)}")
+        raise UserError(f"--from={source} cannot be converted --to={target}; give {' or '.join(known)}", about="to")
     for name in ("input", "output"):
         if flags.FLAGS[name].value in (None, ""):
-            raise UserError(f"give --{name}; see --help")
-    for name, taker in (("network", IJEPA), ("heads", IJEPA), ("step", TC_JEPA)):
-        if source != taker and flags.FLAGS[name].present:
-            raise UserError(f"--from={source} has no use for --{name}; leave it out")
+            raise UserError(f"give --{name}; see --help", about=name)
+    for name, user in (("network", IJEPA), ("heads", IJEPA), ("step", TC_JEPA)):
+        if source != user and flags.FLAGS[name].present:
+            raise UserError(f"--{name} has no effect with --from={source}; leave it out", about=name)
     if NETWORK.value not in NETWORKS:
-        raise UserError(f"--network={NETWORK.value} is unknown; one of {', '.join(NETWORKS)}")
+        raise UserError(f"--network={NETWORK.value} is unknown; give one of {', '.join(NETWORKS)}", about="network")
     path = Path(INPUT.value)
     if not path.exists():
-        raise UserError(f"--input={path} does not exist")
+        raise UserError(f"--input={path} does not exist; give another path", about="input")
     if source == IJEPA and not path.is_file():
-        raise UserError(f"--input={path} is a folder; --from=ijepa reads a file such as IN1K-vit.h.14-300e.pth.tar")
+        raise UserError(
+            f"--input={path} is a folder; --from=ijepa reads a file such as IN1K-vit.h.14-300e.pth.tar", about="input"
+        )
     if source != IJEPA and not path.is_dir():
-        raise UserError(f"--input={path} is a file; --from={source} reads a folder")
+        raise UserError(f"--input={path} is a file; --from={source} reads a folder", about="input")
     return source, target
 
 
 def read(source: str, *, predictor: bool):
+    """Returns the EncoderWeights in --input, with the predictor if asked for."""
     from tc_jepa.convert import hf_ijepa, ijepa
     from tc_jepa.convert.tensors import CONFIG, read_json
     from tc_jepa.pretrained import encoder as pretrained
@@ -123,18 +130,18 @@ def read(source: str, *, predictor: bool):
     if source == HF_IJEPA:
         return hf_ijepa.load(path)
     if not pretrained.is_run(path) and "format" not in read_json(path / CONFIG):
-        raise UserError(f"--input={path} is a Hugging Face folder, neither a workdir nor a converted folder")
+        raise UserError(f"--input={path} is a Hugging Face folder; give --from=hf_ijepa", about="input")
     return pretrained.open_encoder(path, STEP.value, predictor=predictor)
 
 
 def convert_t5(output: Path) -> None:
     from tc_jepa.convert import t5
 
-    with new_folder(output) as place:
-        t5.convert(INPUT.value, place)
+    with new_folder(output) as unfinished:
+        t5.convert(INPUT.value, unfinished)
     config, _ = t5.load(output)
     missing = (
-        "" if (output / t5.VOCABULARY).is_file() else f"; no {t5.VOCABULARY} was there: put one beside it to train"
+        "" if (output / t5.VOCABULARY).is_file() else f"; the input has no {t5.VOCABULARY}: add the model's to train"
     )
     print(f"{output}: T5 encoder of width {config.width}, depth {config.depth}, {config.heads} heads{missing}")
 

@@ -1,4 +1,4 @@
-"""The flag --distributed of the commands that run on several hosts at once."""
+"""The flag --distributed, for commands that run on several hosts together."""
 
 import os
 import re
@@ -11,16 +11,17 @@ from tc_jepa.errors import UserError
 DISTRIBUTED = flags.DEFINE_string(
     "distributed",
     None,
-    "On several hosts, each of which runs this same command: 'auto' where JAX knows the cluster (a Cloud TPU pod, "
-    "Slurm, Open MPI, Kubernetes), else HOST:PORT,INDEX,COUNT, the address of process 0, which process this is, and "
-    "how many there are. All must see the same files.",
+    "For several hosts, which all run this command and see the same files: 'auto' where JAX detects the cluster (Cloud "
+    "TPU pods, Slurm, Open MPI, Kubernetes), else HOST:PORT,INDEX,COUNT: the address of process 0, the index of this "
+    "process and the number of processes.",
 )
 
 
 def start(*, stops_together: bool) -> None:
-    """Joins the processes of --distributed; before anything else of JAX. Only the first of them prints.
+    """Joins the processes of --distributed. Must be called before JAX is used. Only the first process prints.
 
-    `stops_together`: JAX takes SIGTERM from now on, for those who ask it when all should stop; else it ends a process.
+    With `stops_together`, JAX's preemption service handles SIGTERM from now on (tc_jepa.distributed.stop_signals);
+    else SIGTERM ends the process. Raises UserError where the flag is malformed or the processes cannot be joined.
     """
     if DISTRIBUTED.value is None:
         return
@@ -32,7 +33,8 @@ def start(*, stops_together: bool) -> None:
         found = re.fullmatch(r"(.+:\d+),(\d+),(\d+)", DISTRIBUTED.value)
         if not found or int(found[2]) >= int(found[3]):
             raise UserError(
-                f"--distributed={DISTRIBUTED.value}: give auto, or such as 10.0.0.1:1234,0,4 on host 0 of 4"
+                f"--distributed={DISTRIBUTED.value}: give auto or HOST:PORT,INDEX,COUNT, such as 10.0.0.1:1234,0,4",
+                about="distributed",
             )
         arguments = {
             "coordinator_address": found[1],
@@ -43,14 +45,14 @@ def start(*, stops_together: bool) -> None:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
-        mend = "; where JAX knows no cluster give HOST:PORT,INDEX,COUNT" if not arguments else ""
-        raise UserError(f"--distributed={DISTRIBUTED.value}: {reason}{mend}") from error
+        advice = "" if arguments else "; where JAX detects no cluster, give HOST:PORT,INDEX,COUNT"
+        raise UserError(f"--distributed={DISTRIBUTED.value}: {reason}{advice}", about="distributed") from error
     if jax.process_index():
         sys.stdout = open(os.devnull, "w")
 
 
 def leave(status: int) -> None:
-    """Ends this process after an error. One of several does not wait for the others, which JAX ends when it is gone."""
+    """Exits with `status` after an error. One of several processes does not wait for the others: JAX ends them then."""
     jax = sys.modules.get("jax")
     if jax is not None and jax.distributed.is_initialized():
         os._exit(status)

@@ -1,10 +1,10 @@
-"""Run the frozen text encoder once over all captions of a prepared folder, and store the word vectors.
+"""Encode all captions of a prepared folder with a frozen text encoder, and store the word vectors.
 
   python -m launch.encode_captions --data=DATA --text=T5 [--words=32] [--dtype=bfloat16] [--output=DATA/words/NAME]
   python -m launch.train --config.data.path=DATA --config.model.text=stored --config.captions.vectors=DATA/words/NAME
 
---words must be the run's captions.words, and the feature flags its data.*_features. An interrupted command can be
-repeated: it continues after the last finished shard. To store the vectors of another text encoder, call
+--words must equal the run's captions.words, and the feature flags its data.*_features. After an interruption the same
+command continues after the last finished shard. To store the vectors of another text encoder, call
 tc_jepa.write_word_vectors (tc_jepa/data/README.md, "Word vectors computed once").
 """
 
@@ -19,17 +19,19 @@ from launch import common
 from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
 
-DATA = common.define_path("data", None, "The prepared folder (launch.prepare_data).")
-TEXT = common.define_path("text", None, "Hugging Face folder of a T5: safetensors and spiece.model.")
-OUTPUT = common.define_path("output", None, "Folder for the vectors; default: DATA/words/NAME with --text's NAME.")
+DATA = common.define_path("data", None, "The prepared folder, written by launch.prepare_data.")
+TEXT = common.define_path("text", None, "Hugging Face folder of a T5, with safetensors and spiece.model.")
+OUTPUT = common.define_path(
+    "output", None, "Folder to write; default: DATA/words/NAME, where NAME is that of the --text folder."
+)
 WORDS = flags.DEFINE_integer(
-    "words", base.get_config().captions.words, "Tokens that a caption is cut to, end of sentence included."
+    "words", base.get_config().captions.words, "Tokens to which a caption is cut, end of sentence included."
 )
 IMAGE_FEATURE = flags.DEFINE_string("image_feature", "image", "The run's data.image_feature.")
 CAPTION_FEATURES = flags.DEFINE_list("caption_features", [], "The run's data.caption_features.")
 DESCRIPTION_FEATURES = flags.DEFINE_list("description_features", [], "The run's data.description_features.")
-DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16"], "Type of the stored vectors.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Captions that the T5 reads at a time, over all devices.")
+DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16"], "Dtype of the stored vectors.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Captions that the T5 encodes at a time, over all devices.")
 
 SAMPLED_IMAGES = 1000  # for the estimate of the size
 
@@ -38,11 +40,12 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if DATA.value == SCENES:
         raise UserError(
-            "--data=scenes: these are not stored; write some with launch.prepare_data --source=scenes first"
+            "--data=scenes: these scenes are not stored; write some with launch.prepare_data --source=scenes",
+            about="data",
         )
     if DATA.value is None or TEXT.value is None:
         raise UserError("give --data=FOLDER, written by launch.prepare_data, and --text=T5, a Hugging Face folder")
-    # Imported here, so that --help and a mistyped flag answer at once.
+    # Imported here to keep --help and flag errors fast.
     from tc_jepa.data.prepared import FeatureNames, splits
     from tc_jepa.data.word_vectors.write import write_word_vectors
     from tc_jepa.pretrained.caption_encoder import T5Captions
@@ -66,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def print_estimate(counts: dict[str, int], encoder, info, features) -> None:
-    """Prints how large the output will be, from a sample of the captions."""
+    """Prints an estimate of the size of the output, from a sample of the captions."""
     from tc_jepa.data.prepared import PreparedSource
     from tc_jepa.data.word_vectors.folder import DTYPES
 

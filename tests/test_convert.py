@@ -1,7 +1,7 @@
-"""Weights from elsewhere into ours and back, and launch.convert's door. What takes torch is in test_transformers.py.
+"""Conversion of published weights and back, and the flags of launch.convert. Tests with torch: test_transformers.py.
 
-fixtures/ijepa_tiny and hf_ijepa_tiny hold random weights in the official and in Hugging Face's names, and what their
-own code computed from them.
+fixtures/ijepa_tiny and hf_ijepa_tiny hold random weights under the official and under Hugging Face's names, and what
+the original code computes from them.
 """
 
 import json
@@ -10,12 +10,15 @@ import shutil
 import subprocess
 import sys
 
+from absl.flags import FLAGS
+from absl.testing import flagsaver
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from launch import convert as command
 from tc_jepa.convert import folder, hf_ijepa, ijepa, t5, tensors, torch_files
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers, vit
@@ -29,7 +32,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 @pytest.fixture(scope="module")
 def official():
-    """The fixture's checkpoint as torch would give it: tensors by name, with wrapper, by network."""
+    """The fixture's checkpoint as torch reads it: by network, tensors by name with the wrapper's prefix."""
     stored = load_file(IJEPA / "weights.safetensors")
     networks = {"encoder": {}, "target_encoder": {}, "predictor": {}}
     for name, tensor in stored.items():
@@ -39,7 +42,7 @@ def official():
 
 
 def changed(official, network="target_encoder", **changes):
-    """A copy with tensors (without wrapper, dots as __) replaced, or removed where None."""
+    """A copy with tensors replaced, or removed where None. Their names have __ for a dot, and no prefix."""
     found = {name: dict(values) for name, values in official.items()}
     for name, value in changes.items():
         key = "module." + name.replace("__", ".")
@@ -59,12 +62,21 @@ def saved(weights, path, **arguments):
     return path
 
 
-# I-JEPA's own files
+def refused(named: str, function, *arguments, **keywords) -> str:
+    """The message of the UserError that a call ends in: one line that contains `named`."""
+    with pytest.raises(UserError) as error:
+        function(*arguments, **keywords)
+    message = str(error.value)
+    assert named in message and "\n" not in message
+    return message
+
+
+# Official files
 
 
 @pytest.mark.parametrize("network", ijepa.NETWORKS)
 def test_an_official_checkpoint_becomes_a_folder_with_its_features(official, network, tmp_path):
-    weights = ijepa.read(official, network, 4, "file")
+    weights = ijepa.from_checkpoint(official, network, 4, "file")
     assert weights.encoder.size == vit.Size(48, 3, 4, 192) and not weights.encoder.stored_positions
     assert (weights.encoder.patch_size, weights.image_size, weights.encoder.trained_grid) == (8, 64, (8, 8))
     path = saved(weights, tmp_path / "out", origin="here")
@@ -111,58 +123,48 @@ def test_the_released_files_have_a_place_for_every_key(name):
     zero = {net: {k: np.broadcast_to(np.float32(0), s) for k, s in shapes[net].items()} for net in shapes}
     zero["target_encoder"]["pos_embed"] = layers.sincos_positions((side, side), size.width)[None]
     zero["predictor"]["predictor_pos_embed"] = layers.sincos_positions((side, side), 384)[None]
-    weights = ijepa.read(zero, "target_encoder", None, name)
+    weights = ijepa.from_checkpoint(zero, "target_encoder", None, name)
     assert weights.encoder.size == size and weights.image_size == side * patch
     assert weights.params[f"blocks_{size.depth - 1}"]["mlp"]["fc1"]["kernel"].shape == (size.width, size.hidden)
     assert f"blocks_{depth - 1}" in weights.predictor and f"blocks_{depth}" not in weights.predictor
 
 
 @pytest.mark.parametrize(
-    ("network", "changes", "said"),
+    ("network", "changes", "named"),
     [
-        ("target_encoder", {"blocks__1__norm1__bias": None}, "target_encoder, .*: no blocks.1.norm1.bias$"),
+        ("target_encoder", {"blocks__1__norm1__bias": None}, "no blocks.1.norm1.bias"),
         ("target_encoder", {"norm__weight": None}, "no norm.weight"),
         ("target_encoder", {"patch_embed__proj__weight": None}, "no patch_embed.proj.weight"),
         ("target_encoder", {"pos_embed": None}, "no pos_embed"),
         ("target_encoder", {"cls_token": np.zeros(3, np.float32)}, "unexpected cls_token"),
-        (
-            "target_encoder",
-            {"blocks__3000000000__mlp__fc1__bias": np.zeros(48, np.float32)},
-            "no blocks.3.attn.proj.bias, .*, 8 more; unexpected",
-        ),
+        ("target_encoder", {"blocks__3000000000__mlp__fc1__bias": np.zeros(48, np.float32)}, "8 more; unexpected"),
         (
             "target_encoder",
             {"blocks__2__mlp__fc2__weight": np.zeros((48, 191), np.float32)},
-            r"blocks.2.mlp.fc2.weight \(48, 191\), not \(48, 192\)",
+            "(48, 191), not (48, 192)",
         ),
-        ("target_encoder", {"pos_embed": np.zeros((1, 63, 48), np.float32)}, "63 positions, which are no square"),
-        ("predictor", {"mask_token": None}, "predictor, .*: no mask_token"),
-        ("predictor", {"predictor_proj__bias": np.zeros(3, np.float32)}, r"predictor_proj.bias \(3,\)"),
-        ("predictor", {"predictor_pos_embed": np.zeros((1, 64, 24), np.float32)}, "other positions than sine-cosine"),
+        ("target_encoder", {"pos_embed": np.zeros((1, 63, 48), np.float32)}, "63 positions"),
+        ("predictor", {"mask_token": None}, "no mask_token"),
+        ("predictor", {"predictor_proj__bias": np.zeros(3, np.float32)}, "predictor_proj.bias (3,)"),
+        ("predictor", {"predictor_pos_embed": np.zeros((1, 64, 24), np.float32)}, "positions"),
     ],
 )
-def test_a_key_that_is_missing_unexpected_or_misshaped_is_named(official, network, changes, said):
-    with pytest.raises(UserError, match=said) as refused:
-        ijepa.read(changed(official, network, **changes), "target_encoder", 4, "x.pth.tar")
-    assert str(refused.value).startswith("x.pth.tar, ") and "\n" not in str(refused.value)
+def test_a_tensor_that_is_missing_unexpected_or_misshaped_is_named(official, network, changes, named):
+    checkpoint = changed(official, network, **changes)
+    message = refused(named, ijepa.from_checkpoint, checkpoint, "target_encoder", 4, "x.pth.tar")
+    assert message.startswith(f"x.pth.tar, {network},")
 
 
-@pytest.mark.parametrize(("heads", "said"), [(None, "48 wide, .* give --heads=N"), (5, "--heads=5 does not divide")])
-def test_heads_that_no_file_holds_are_asked_for(official, heads, said):
-    with pytest.raises(UserError, match=said):
-        ijepa.read(official, "encoder", heads, "x.pth.tar")
+@pytest.mark.parametrize(("heads", "named"), [(None, "--heads=N"), (5, "--heads=5"), (16, "predictor")])
+def test_a_number_of_heads_must_be_given_and_fit_both_networks(official, heads, named):
+    refused(named, ijepa.from_checkpoint, official, "encoder", heads, "x.pth.tar")
 
 
-def test_heads_must_fit_the_predictor_too(official):
-    with pytest.raises(UserError, match="predictor, is 24 wide, which 16 heads do not divide"):
-        ijepa.read(official, "encoder", 16, "x.pth.tar")
-
-
-def test_positions_off_by_rounding_are_the_computed_ones_and_others_are_kept(official):
+def test_positions_are_kept_unless_they_differ_by_rounding_alone(official):
     positions = official["target_encoder"]["module.pos_embed"]
-    rounded = ijepa.read(changed(official, pos_embed=positions + 2e-4), "target_encoder", 4, "x")
+    rounded = ijepa.from_checkpoint(changed(official, pos_embed=positions + 2e-4), "target_encoder", 4, "x")
     assert not rounded.encoder.stored_positions and "positions" not in rounded.params
-    other = ijepa.read(changed(official, pos_embed=positions[:, ::-1]), "target_encoder", 4, "x")
+    other = ijepa.from_checkpoint(changed(official, pos_embed=positions[:, ::-1]), "target_encoder", 4, "x")
     assert other.encoder.stored_positions
     np.testing.assert_array_equal(other.params["positions"], positions[0, ::-1])
     np.testing.assert_array_equal(ijepa.to_official(other)["pos_embed"], positions[:, ::-1])
@@ -170,7 +172,7 @@ def test_positions_off_by_rounding_are_the_computed_ones_and_others_are_kept(off
 
 @pytest.mark.parametrize("size", ((64, 64), (80, 48)))
 def test_stored_positions_are_read_and_resized_as_computed_ones(official, size):
-    computed = ijepa.read(official, "encoder", 4, "x")
+    computed = ijepa.from_checkpoint(official, "encoder", 4, "x")
     positions = layers.sincos_positions((8, 8), 48)
     stored = computed._replace(
         encoder=computed.encoder.clone(stored_positions=True), params=computed.params | {"positions": positions}
@@ -183,10 +185,10 @@ def test_stored_positions_are_read_and_resized_as_computed_ones(official, size):
         stored.encoder.clone(trained_grid=None).apply({"params": stored.params}, images)
 
 
-# Hugging Face's folders
+# Hugging Face folders
 
 
-def test_a_hugging_face_folder_gives_its_features_and_comes_back_bit_for_bit(tmp_path):
+def test_a_hugging_face_folder_keeps_its_features_and_every_bit_there_and_back(tmp_path):
     weights = hf_ijepa.load(HF)
     assert weights.encoder.stored_positions and weights.image_size == 56 and weights.encoder.size.heads == 4
     ours = folder.load(saved(weights, tmp_path / "ours", origin="here"))
@@ -221,8 +223,7 @@ def test_shards_and_bfloat16_are_read(tmp_path):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2**-8), found.params, exact.params)
     for outside in ("../hf/a.safetensors", "/a.safetensors", ".."):
         (path / tensors.INDEX).write_text(json.dumps({"weight_map": places | {names[0]: outside}}))
-        with pytest.raises(UserError, match="which is no file beside it"):
-            hf_ijepa.load(path)
+        refused(repr(outside), hf_ijepa.load, path)
 
 
 def cut(path):
@@ -230,55 +231,51 @@ def cut(path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "named"),
     [
-        (lambda path: cut(path / tensors.WEIGHTS), r"model.safetensors cannot be read .*download it anew"),
-        (lambda path: (path / tensors.WEIGHTS).unlink(), "holds neither model.safetensors nor"),
-        (lambda path: cut(path / tensors.CONFIG), r"config.json cannot be read as JSON .*download it anew"),
-        ({"model_type": "vit"}, "model_type is 'vit', not 'ijepa'"),
-        ({"layer_norm_eps": 1e-12}, "layer_norm_eps is 1e-12; only 1e-06"),
-        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'; only 'gelu'"),
-        ({"hidden_size": 64}, r"embeddings.patch_embeddings.projection.bias \(48,\), not \(64,\)"),
+        (lambda path: cut(path / tensors.WEIGHTS), "model.safetensors cannot be read"),
+        (lambda path: (path / tensors.WEIGHTS).unlink(), "model.safetensors"),
+        (lambda path: cut(path / tensors.CONFIG), "config.json"),
+        ({"model_type": "vit"}, "model_type is 'vit'"),
+        ({"layer_norm_eps": 1e-12}, "layer_norm_eps is 1e-12"),
+        ({"hidden_act": "gelu_new"}, "hidden_act is 'gelu_new'"),
+        ({"hidden_size": 64}, "embeddings.patch_embeddings.projection.bias (48,), not (64,)"),
         ({"num_hidden_layers": 2}, "unexpected encoder.layer.2.attention.attention.key.bias"),
         ({"num_hidden_layers": 4}, "no encoder.layer.3.attention.attention.key.bias"),
-        ({"num_attention_heads": 5}, "5 heads do not divide the width, 48"),
-        ({"image_size": [56, 56]}, r"image_size is \[56, 56\], not a positive integer"),
-        ({"image_size": 60}, "patches of 14 px do not divide images of 60 px"),
+        ({"num_attention_heads": 5}, "5 heads"),
+        ({"image_size": [56, 56]}, "image_size is [56, 56]"),
+        ({"image_size": 60}, "60 px"),
     ],
 )
-def test_an_unusable_hugging_face_folder_is_refused_in_one_line(change, said, tmp_path):
+def test_an_unusable_hugging_face_folder_is_refused(change, named, tmp_path):
     path = Path(shutil.copytree(HF, tmp_path / "hf"))
     if isinstance(change, dict):
         config = json.loads((path / tensors.CONFIG).read_text())
         (path / tensors.CONFIG).write_text(json.dumps(config | change))
     else:
         change(path)
-    with pytest.raises(UserError, match=said) as refused:
-        hf_ijepa.load(path)
-    assert "\n" not in str(refused.value)
+    assert str(path) in refused(named, hf_ijepa.load, path)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "named"),
     [
-        (lambda config: config.update(version=2), "version 2; this code reads 'tc_jepa_encoder', version 1"),
-        (lambda config: config.update(encoder=None), "does not describe the encoder"),
+        (lambda config: config.update(version=2), "version 2"),
+        (lambda config: config.update(encoder=None), "encoder"),
         (lambda config: config["encoder"].update(depth=2), "unexpected blocks_2/attn/proj/bias"),
-        (lambda config: config["encoder"].update(heads=0), "heads is 0, not a positive integer"),
-        (lambda config: config["encoder"].update(heads=5), "5 heads do not divide the width, 48"),
-        (lambda config: config["encoder"].update(image_size=60), "patches of 14 px do not divide images of 60 px"),
+        (lambda config: config["encoder"].update(heads=0), "heads is 0"),
+        (lambda config: config["encoder"].update(heads=5), "5 heads"),
+        (lambda config: config["encoder"].update(image_size=60), "60 px"),
         (lambda config: config["encoder"].update(stored_positions=False), "unexpected positions"),
-        (lambda config: config.update(predictor=True), "predictor.safetensors cannot be read"),
+        (lambda config: config.update(predictor=True), "predictor.safetensors"),
     ],
 )
-def test_an_unusable_converted_folder_is_refused_in_one_line(change, said, tmp_path):
+def test_an_unusable_converted_folder_is_refused(change, named, tmp_path):
     path = saved(hf_ijepa.load(HF), tmp_path / "ours", origin="here")
     config = json.loads((path / tensors.CONFIG).read_text())
     change(config)
     (path / tensors.CONFIG).write_text(json.dumps(config))
-    with pytest.raises(UserError, match=said) as refused:
-        folder.load(path, predictor=True)
-    assert "\n" not in str(refused.value)
+    assert str(path) in refused(named, folder.load, path, predictor=True)
 
 
 # T5
@@ -302,31 +299,30 @@ def test_a_t5_becomes_a_folder_of_its_encoder_alone(tmp_path):
     assert json.loads((output / "config.json").read_text())["architectures"] == ["T5EncoderModel"]
 
 
-# Files, and the command
+# Files and the command
 
 
-def test_a_folder_appears_whole_or_not_at_all(tmp_path):
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "a" / "b") as place:
-        (place / "half").write_text("x")
+def test_a_folder_appears_when_it_is_complete(tmp_path):
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "a" / "b") as unfinished:
+        (unfinished / "half").write_text("x")
         raise KeyboardInterrupt
     assert not list(tmp_path.iterdir())
-    with new_folder(tmp_path / "a" / "b") as place:
+    with new_folder(tmp_path / "a" / "b") as unfinished:
         assert not (tmp_path / "a").exists()
-        (place / "whole").write_text("x")
+        (unfinished / "whole").write_text("x")
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "b", "whole"]
-    with pytest.raises(UserError, match="exists already"), new_folder(tmp_path / "a"):
+    with pytest.raises(UserError, match=str(tmp_path / "a")), new_folder(tmp_path / "a"):
         pass
 
 
-def test_weights_are_readable_by_whoever_may_read_the_rest(tmp_path):
+def test_weights_have_the_permissions_of_other_files(tmp_path):
     path = saved(hf_ijepa.load(HF), tmp_path / "ours", origin="here")
     assert (path / folder.ENCODER).stat().st_mode == (path / tensors.CONFIG).stat().st_mode
 
 
-def test_without_torch_its_files_are_refused_in_one_line(monkeypatch, tmp_path):
+def test_without_torch_its_files_are_refused(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(UserError, match=r"takes PyTorch, which is not installed: pip install 'torch>=2.6'"):
-        torch_files.load(tmp_path / "x.pth.tar")
+    refused("pip install 'torch>=2.6'", torch_files.load, tmp_path / "x.pth.tar")
 
 
 def convert(*arguments):
@@ -347,27 +343,37 @@ def test_the_command_converts_there_and_back(tmp_path):
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
+def test_a_refused_command_writes_one_line_and_no_folder():
+    done = convert("--from=ijepa", "--input=nowhere", "--output=out")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: --input=nowhere ") and done.stderr.count("\n") == 1
+    assert not (ROOT / "out").exists()
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "named"),
     [
-        ([], "give --from=ijepa, hf_ijepa or t5, or --to=hf_ijepa"),
-        (["--from=timm"], "--from=timm is unknown; one of hf_ijepa, ijepa, t5, tc_jepa"),
-        (["--from=t5", "--to=hf_ijepa"], "--from=t5 --to=hf_ijepa is no conversion; give --to=t5"),
-        (["--from=ijepa"], "give --input"),
-        (["--from=hf_ijepa", "--input=.", "--output=out", "--heads=3"], "--from=hf_ijepa has no use for --heads"),
-        (["--from=ijepa", "--input=README.md", "--output=out", "--heads=x"], "flag --heads=x: invalid literal"),
-        (
-            ["--from=ijepa", "--input=README.md", "--output=out", "--network=predictor"],
-            "--network=predictor is unknown",
-        ),
-        (["--from=ijepa", "--input=tests", "--output=out"], "--input=tests is a folder"),
-        (["--from=t5", "--input=README.md", "--output=out"], "--input=README.md is a file"),
-        (["--from=ijepa", "--input=nowhere", "--output=out"], "--input=nowhere does not exist"),
-        (["--from=ijepa", "--input=README.md", "--output=tests"], "--output=tests exists already"),
+        ([], "from"),
+        (["--from=timm"], "from"),
+        (["--from=t5", "--to=hf_ijepa"], "to"),
+        (["--from=ijepa"], "input"),
+        (["--from=ijepa", "--input=README.md"], "output"),
+        (["--from=hf_ijepa", "--input=.", "--output=out", "--heads=3"], "heads"),
+        (["--from=ijepa", "--input=README.md", "--output=out", "--step=3"], "step"),
+        (["--from=ijepa", "--input=README.md", "--output=out", "--network=predictor"], "network"),
+        (["--from=ijepa", "--input=tests", "--output=out"], "input"),
+        (["--from=t5", "--input=README.md", "--output=out"], "input"),
     ],
 )
-def test_a_wrong_command_line_is_answered_in_one_line(arguments, said):
-    done = convert(*arguments)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr
-    assert not (ROOT / "out").exists()
+def test_a_wrong_flag_is_named(arguments, named, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with flagsaver.flagsaver():
+        FLAGS(["convert", *arguments])
+        with pytest.raises(UserError) as refusal:
+            command.check_flags()
+    assert refusal.value.about == named and "\n" not in str(refusal.value)
+
+
+def test_an_output_that_exists_is_refused():
+    done = convert("--from=ijepa", "--input=README.md", "--output=tests")
+    assert done.returncode == 2 and "--output=tests" in done.stderr and done.stderr.count("\n") == 1

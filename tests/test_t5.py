@@ -1,8 +1,8 @@
-"""The T5 encoder against transformers' own, and the loading of published folders.
+"""The T5 encoder compared with that of transformers, and the loading of published folders.
 
-The fixtures are transformers 5.23's T5EncoderModel, T5 1.0 and 1.1, with random weights (norms and biases too, so that
-all matter) and a vocabulary cut to the ids in use. Their expected.npz holds captions of 40, 23, 7 and 1 words and the
-last_hidden_state at these words.
+The fixtures are T5EncoderModels of transformers 5.23, T5 1.0 and 1.1, with random weights (also in norms and biases, so
+that all of them matter) and a vocabulary of the ids in use. Their expected.npz holds captions of 40, 23, 7 and 1 words
+and the last_hidden_state at these words.
 """
 
 import dataclasses
@@ -93,7 +93,7 @@ def assert_loads_as_the_fixture(folder):
 # The encoder
 
 
-def test_vectors_are_those_of_transformers(version):
+def test_vectors_equal_those_of_transformers(version):
     ids, valid, expected = captions(version)
     vectors = read(version, ids, valid)
     assert vectors.shape == (2, 2, 40, 48) and vectors.dtype == np.float32
@@ -118,7 +118,7 @@ def test_ids_below_padding_change_nothing(version):
         np.testing.assert_array_equal(read(version, np.where(valid, ids, other), valid), before)
 
 
-def test_a_caption_reads_no_other(version):
+def test_a_caption_does_not_depend_on_others(version):
     ids, valid, _ = captions(version)
     before = read(version, ids, valid)
     other, other_valid = ids.copy(), valid.copy()
@@ -225,10 +225,12 @@ def test_configs_of_the_first_published_models_load(folder):
 
 
 def without(name):
+    """A function that removes a tensor."""
     return lambda folder: change_weights(folder, lambda tensors: {k: v for k, v in tensors.items() if k != name})
 
 
 def having(name, array):
+    """A function that adds or replaces a tensor."""
     return lambda folder: change_weights(folder, lambda tensors: tensors | {name: array})
 
 
@@ -254,59 +256,55 @@ def index_without_map(folder):
 
 QUERY = "encoder.block.1.layer.0.SelfAttention.q.weight"
 BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-REFUSALS = {
-    "no folder": (shutil.rmtree, "is no folder; give"),
-    "no config": (lambda folder: (folder / "config.json").unlink(), "holds no config.json; download"),
-    "config cut short": (lambda folder: (folder / "config.json").write_text("{"), "config.json .*JSON .*anew"),
-    "config a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json is no JSON object"),
-    "other model": (lambda folder: change_config(folder, model_type="bert"), "model_type is 'bert', not 't5'; give"),
+OTHER_TABLE = "encoder.embed_tokens.weight"
+REFUSALS = {  # what is wrong -> a function that makes a folder so, and what the message names
+    "no folder": (shutil.rmtree, "folder"),
+    "no config": (lambda folder: (folder / "config.json").unlink(), "config.json"),
+    "config cut short": (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
+    "config a list": (lambda folder: (folder / "config.json").write_text("[]"), "config.json"),
+    "other model": (lambda folder: change_config(folder, model_type="bert"), "model_type is 'bert'"),
     "no model type": (lambda folder: change_config(folder, remove=["model_type"]), "model_type is None"),
-    "other MLP": (lambda folder: change_config(folder, feed_forward_proj="gated-silu"), "gated-silu.*gated-gelu"),
-    "no width": (lambda folder: change_config(folder, remove=["d_model"]), "d_model is None, not a positive int"),
-    "width in words": (lambda folder: change_config(folder, d_model="48"), "d_model is '48', not a positive int"),
-    "no epsilon": (lambda folder: change_config(folder, layer_norm_epsilon=0.0), "layer_norm_epsilon is 0.0, not a"),
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), "neither model.safetensors nor .*; download"),
-    "only a pickle": (only_a_pickle, "pickle.*launch.convert --from=t5 --input="),
-    "no safetensors": (
-        lambda folder: (folder / WEIGHTS).write_text("version https://git-lfs"),
-        "model.safetensors .*anew",
+    "other MLP": (lambda folder: change_config(folder, feed_forward_proj="gated-silu"), "feed_forward_proj"),
+    "no width": (lambda folder: change_config(folder, remove=["d_model"]), "d_model is None"),
+    "width in words": (lambda folder: change_config(folder, d_model="48"), "d_model is '48'"),
+    "no epsilon": (lambda folder: change_config(folder, layer_norm_epsilon=0.0), "layer_norm_epsilon is 0.0"),
+    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
+    "only a pickle": (only_a_pickle, "launch.convert --from=t5 --input="),
+    "no safetensors": (lambda folder: (folder / WEIGHTS).write_text("version https://git-lfs"), WEIGHTS),
+    "missing shard": (missing_shard, "model-00002-of-00002.safetensors"),
+    "stale index": (stale_index, "model-00002-of-00002.safetensors"),
+    "index without map": (index_without_map, "weight_map"),
+    "missing tensor": (without(QUERY), f"no {QUERY}"),
+    "no word table": (without("shared.weight"), "no shared.weight"),
+    "missing bias": (without(BIAS), f"no {BIAS}"),
+    "unexpected tensor": (having("encoder.block.3.x", np.zeros(1, np.float32)), "unexpected encoder.block.3.x"),
+    "own bias in layer 1": (
+        having(BIAS.replace("0", "1", 1), np.zeros((32, 5), np.float32)),
+        "unexpected encoder.block.1",
     ),
-    "missing shard": (missing_shard, "model-00002-of-00002.safetensors cannot be read .*download it anew"),
-    "stale index": (stale_index, "model-00002-of-00002.safetensors cannot be read .*download it anew"),
-    "index without map": (index_without_map, "index.json holds no weight_map"),
-    "missing tensor": (without(QUERY), f"holds no tensor {QUERY}; take"),
-    "no word table": (without("shared.weight"), "holds no tensor shared.weight; take"),
-    "missing bias": (without(BIAS), f"holds no tensor {BIAS}; take"),
-    "unexpected tensor": (
-        having("encoder.block.3.x", np.zeros(1)),
-        "tensor encoder.block.3.x, for which config.json has no place; take",
-    ),
-    "own bias in layer 1": (having(BIAS.replace("0", "1", 1), np.zeros((32, 5))), "block.1.*bias.weight, for which"),
-    "gated weights": (lambda folder: change_config(folder, feed_forward_proj="gated-gelu"), "wi.weight, for which"),
-    "wrong shape": (having(QUERY, np.zeros((48, 60), np.float32)), rf"{QUERY} has shape \(48, 60\), .*\(60, 48\)"),
-    "integers": (having(QUERY, np.zeros((60, 48), np.int8)), f"{QUERY} is stored as I8; .* F32 or F16 or BF16"),
-    "two word tables": (
-        having("encoder.embed_tokens.weight", np.zeros((69, 48), np.float32)),
-        "shared.weight and encoder.embed_tokens.weight differ",
-    ),
+    "gated weights": (lambda folder: change_config(folder, feed_forward_proj="gated-gelu"), "wi_0.weight"),
+    "wrong shape": (having(QUERY, np.zeros((48, 60), np.float32)), f"{QUERY} (48, 60), not (60, 48)"),
+    "integers": (having(QUERY, np.zeros((60, 48), np.int8)), f"{QUERY} is stored as I8"),
+    "two word tables": (having(OTHER_TABLE, np.zeros((69, 48), np.float32)), f"shared.weight and {OTHER_TABLE}"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_an_unusable_folder_is_refused_in_one_line(folder, case):
-    spoil, message = REFUSALS[case]
+def test_an_unusable_folder_is_refused(folder, case):
+    spoil, named = REFUSALS[case]
     spoil(folder)
-    with pytest.raises(UserError, match=message) as refusal:
+    with pytest.raises(UserError) as refusal:
         convert.load(folder)
-    assert str(folder) in str(refusal.value) and "\n" not in str(refusal.value)
+    message = str(refusal.value)
+    assert named in message and str(folder) in message and "\n" not in message
 
 
-def test_the_vocabulary_is_the_folders(folder):
-    with pytest.raises(UserError, match="holds no spiece.model; download"):
+def test_the_vocabulary_is_that_of_the_folder(folder):
+    with pytest.raises(UserError, match="spiece.model"):
         convert.vocabulary(folder)
     (folder / "spiece.model").write_bytes(b"pieces")
     assert Path(convert.vocabulary(folder)).read_bytes() == b"pieces"
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="nowhere"):
         convert.vocabulary(folder / "nowhere")
 
 
@@ -315,5 +313,5 @@ def test_a_vocabulary_larger_than_the_word_table_is_refused():
     published = dataclasses.replace(config, vocabulary_size=32128)
     convert.check_vocabulary(published, 32000, "spiece.model")
     convert.check_vocabulary(published, 32128, "spiece.model")
-    with pytest.raises(UserError, match="other.model has 32129 pieces, .* only 32128; give"):
+    with pytest.raises(UserError, match="other.model"):
         convert.check_vocabulary(published, 32129, "other.model")

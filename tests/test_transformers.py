@@ -1,6 +1,6 @@
-"""What PyTorch and transformers write we read, and what we write they read. Slow: .ci/run installs both for it.
+"""Files of PyTorch and transformers are read here, and files written here are read there. Slow: .ci/run installs both.
 
-Nothing here skips where they are missing: a check that is not made must not pass.
+Without them these tests fail and do not skip: a check that is not made must not pass.
 """
 
 import os
@@ -45,8 +45,8 @@ def transformers_features(path, images):
     import torch
     import transformers
 
-    model, told = transformers.IJepaModel.from_pretrained(path, output_loading_info=True)
-    assert not any(told.values()), told
+    model, problems = transformers.IJepaModel.from_pretrained(path, output_loading_info=True)
+    assert not any(problems.values()), problems
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     resized = images.shape[1:3] != (model.config.image_size,) * 2
     with torch.no_grad():
@@ -88,8 +88,8 @@ def test_an_official_file_becomes_a_folder_with_its_features(checkpoint, zipped,
     np.testing.assert_allclose(transformers_features(tmp_path / "theirs", images), found, **CLOSE)
 
 
-def test_the_whole_road(checkpoint, tmp_path, monkeypatch):
-    """An official I-JEPA goes on learning from captioned photographs, and leaves as a Hugging Face model."""
+def test_from_an_official_file_through_training_to_hugging_face(checkpoint, tmp_path, monkeypatch):
+    """An official I-JEPA is trained further on captioned photographs and exported as a Hugging Face model."""
     import torch
 
     monkeypatch.setitem(vit.SIZES, "golden", vit.Size(width=48, depth=3, heads=4, hidden=192))
@@ -125,7 +125,9 @@ def test_the_whole_road(checkpoint, tmp_path, monkeypatch):
     np.testing.assert_allclose(encoder(image[None]), expected, **CLOSE)
 
 
-class Runs:
+class Command:
+    """An object whose unpickling makes a folder."""
+
     def __init__(self, path):
         self.path = path
 
@@ -133,40 +135,41 @@ class Runs:
         return os.mkdir, (self.path,)
 
 
-def test_files_that_are_no_checkpoint_are_refused_and_not_run(checkpoint, tmp_path):
+def test_files_without_a_checkpoint_are_refused_and_no_code_in_them_runs(checkpoint, tmp_path):
     import torch
 
     trap = tmp_path / "was_run"
-    cases = {
-        "zip": "is damaged, cut short or not PyTorch's",
-        "jpeg": "is damaged, cut short or not PyTorch's",
-        "half": "is damaged, cut short or not PyTorch's",
-        "pickle": "is not opened: beside tensors it asks for posix.mkdir, which could run code",
-        "torch_pickle": "is not opened: beside tensors it asks for",
-        "list": "holds a list, not a dict of tensors",
-        "integers": "'module.norm.bias' is no tensor of floating point numbers",
-        "no_target": "holds no target_encoder; it has encoder",
+    cases = {  # what the message names beside the file
+        "zip": "PyTorch",
+        "jpeg": "PyTorch",
+        "half": "PyTorch",
+        "pickle": "posix.mkdir",
+        "torch_pickle": "which could run code",
+        "list": "list",
+        "integers": "'module.norm.bias'",
+        "no_target": "target_encoder",
     }
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("a/b.txt", "x")
     shutil.copy(next((FIXTURES / "photos" / "images").iterdir()), tmp_path / "jpeg")
     torch.save(checkpoint, tmp_path / "whole")
     (tmp_path / "half").write_bytes((tmp_path / "whole").read_bytes()[:400_000])
-    (tmp_path / "pickle").write_bytes(pickle.dumps({"target_encoder": Runs(trap)}, protocol=2))
-    torch.save({"target_encoder": Runs(trap)}, tmp_path / "torch_pickle")
+    (tmp_path / "pickle").write_bytes(pickle.dumps({"target_encoder": Command(trap)}, protocol=2))
+    torch.save({"target_encoder": Command(trap)}, tmp_path / "torch_pickle")
     torch.save([1], tmp_path / "list")
     integers = {"module.norm.bias": torch.zeros(48, dtype=torch.int64)}
     torch.save({"target_encoder": checkpoint["target_encoder"] | integers}, tmp_path / "integers")
     torch.save({"encoder": checkpoint["encoder"]}, tmp_path / "no_target")
-    for name, said in cases.items():
+    for name, named in cases.items():
         done = launch("convert", "--from=ijepa", f"--input={tmp_path / name}", f"--output={tmp_path}/out", "--heads=4")
         assert done.returncode == 2 and done.stdout == "", name
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
+        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+        assert named in done.stderr and str(tmp_path / name) in done.stderr, done.stderr
     assert not trap.exists()
     assert {path.name for path in tmp_path.iterdir()} == cases.keys() | {"whole"}
 
 
-def test_an_encoder_trained_here_gives_the_same_features_there(tmp_path):
+def test_an_exported_encoder_gives_the_same_features_in_transformers(tmp_path):
     short = ["--config.train.steps=3", "--config.train.batch_size=8", "--config.optimizer.warmup_steps=1"]
     done = launch("train", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run", *short)
     assert done.returncode == 0, done.stderr
@@ -180,14 +183,14 @@ def test_an_encoder_trained_here_gives_the_same_features_there(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(56, 56), (84, 42)])
-def test_stored_positions_are_resized_as_there(size):
+def test_stored_positions_are_resized_as_in_transformers(size):
     images = normalised(2, *size)
     expected = transformers_features(FIXTURES / "hf_ijepa_tiny", images)
     found = tc_jepa.load_encoder(FIXTURES / "hf_ijepa_tiny")(images, normalise=False)
     np.testing.assert_allclose(found, expected, **CLOSE)
 
 
-def test_preprocessing_is_ours(tmp_path):
+def test_the_exported_preprocessing_is_that_of_this_project(tmp_path):
     import transformers
 
     rng = np.random.default_rng(0)
@@ -210,7 +213,7 @@ def test_preprocessing_is_ours(tmp_path):
 
 
 @pytest.mark.parametrize("shards", [False, True])
-def test_a_t5_that_is_published_as_a_pickle_only(shards, tmp_path):
+def test_a_t5_that_is_published_only_as_a_pickle_is_converted(shards, tmp_path):
     import torch
     import transformers
 
@@ -229,14 +232,14 @@ def test_a_t5_that_is_published_as_a_pickle_only(shards, tmp_path):
     else:
         torch.save(stored, pickled / t5.PICKLE)
     done = launch("convert", "--from=t5", f"--input={pickled}", f"--output={tmp_path}/out")
-    assert done.returncode == 0 and "no spiece.model was there" in done.stdout, done.stderr
+    assert done.returncode == 0 and "spiece.model" in done.stdout, done.stderr
     with np.load(source / "expected.npz") as expected:
         ids, mask, vectors = expected["ids"], expected["mask"].astype(bool), expected["vectors"]
     np.testing.assert_allclose(
         np.asarray(tc_jepa.load_text_encoder(tmp_path / "out")(ids, mask))[mask], vectors, **CLOSE
     )
-    model, told = transformers.T5EncoderModel.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(told.values()), told
+    model, problems = transformers.T5EncoderModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(problems.values()), problems
     with torch.no_grad():
         read = model.eval()(torch.from_numpy(ids).long(), attention_mask=torch.from_numpy(mask).long())
     np.testing.assert_allclose(read.last_hidden_state.numpy()[mask], vectors, **CLOSE)
@@ -247,5 +250,5 @@ def test_a_t5_with_text_in_place_of_weights_is_refused(tmp_path):
     (folder / "model.safetensors").unlink()
     (folder / t5.PICKLE).write_text("version https://git-lfs.github.com/spec/v1")
     done = launch("convert", "--from=t5", f"--input={folder}", f"--output={tmp_path}/out")
-    assert done.returncode == 2 and "is damaged, cut short or not PyTorch's" in done.stderr
+    assert done.returncode == 2 and t5.PICKLE in done.stderr
     assert not (tmp_path / "out").exists()

@@ -1,13 +1,14 @@
-"""This project's own format of a converted encoder: a folder that later versions will still read.
+"""This project's format of a converted encoder: a folder that later versions will still read.
 
-config.json: {"format": "tc_jepa_encoder", "version": 1, "origin": where the weights are from, in words,
+config.json: {"format": "tc_jepa_encoder", "version": 1, "origin": where the weights are from, in English,
 "encoder": {"width", "depth", "heads", "hidden", "patch_size", "image_size", "stored_positions"}, "predictor": bool}.
-Sizes are integers: hidden and width in channels, image_size in pixels, the side of the images that it was trained on.
+Sizes are integers: width and hidden in channels, patch_size and image_size in pixels. The encoder was trained on square
+images of side image_size.
 
 encoder.safetensors: float32 tensors named by their path in VisionTransformer's parameters, such as
-blocks_0/attn/qkv/kernel, kernels as [inputs, outputs]. Positions are the sine-cosine ones of the trained grid, or with
-stored_positions the tensor `positions` [N, width]. predictor.safetensors, where "predictor" is true: the same of
-Predictor's parameters.
+blocks_0/attn/qkv/kernel; kernels are [inputs, outputs]. Positions are the sine-cosine ones of the trained grid, or with
+stored_positions the tensor `positions` [N, width]. predictor.safetensors exists where "predictor" is true and holds
+Predictor's parameters in the same way.
 """
 
 import json
@@ -28,7 +29,7 @@ SIZES = ("width", "depth", "heads", "hidden", "patch_size", "image_size")
 
 
 def save(weights: EncoderWeights, folder: Path, origin: str) -> None:
-    """Writes into an existing empty folder."""
+    """Writes weights into an existing empty folder."""
     encoder, size = weights.encoder, weights.encoder.size
     described = {
         "width": size.width,
@@ -48,7 +49,10 @@ def save(weights: EncoderWeights, folder: Path, origin: str) -> None:
 
 
 def load(folder: Path, *, predictor: bool = False) -> EncoderWeights:
-    """UserError where a file, a key of config.json or a tensor is missing, unexpected or unusable."""
+    """Returns the weights in a folder, with the predictor if asked for.
+
+    Raises UserError where a file, a key of config.json or a tensor is missing, unexpected or unusable.
+    """
     path = folder / tensors.CONFIG
     config = tensors.read_json(path)
     if config.get("format") != FORMAT or config.get("version") != VERSION:
@@ -58,20 +62,20 @@ def load(folder: Path, *, predictor: bool = False) -> EncoderWeights:
         )
     described = config.get("encoder")
     if not isinstance(described, dict) or type(described.get("stored_positions")) is not bool:
-        raise UserError(f"{path} does not describe the encoder; convert it anew")
+        raise UserError(f"{path} does not describe the encoder; convert it again")
     sizes = positive_integers(described, SIZES, path)
     check_sizes(sizes["width"], sizes["heads"], sizes["patch_size"], sizes["image_size"], path)
     size = Size(sizes["width"], sizes["depth"], sizes["heads"], sizes["hidden"])
     encoder = square_encoder(size, sizes["patch_size"], sizes["image_size"], described["stored_positions"])
     expected = {name: leaf.shape for name, leaf in _named(abstract_params(encoder, sizes["image_size"])).items()}
-    found = tensors.read(tensors.held(folder / ENCODER), expected, str(folder / ENCODER))
+    found = tensors.read_tensors(tensors.tensors_in(folder / ENCODER), expected, folder / ENCODER)
     return EncoderWeights(
         encoder, unflatten(found), sizes["image_size"], _load_predictor(folder, config) if predictor else None
     )
 
 
 def positive_integers(values: dict, keys: tuple[str, ...], path: Path) -> dict[str, int]:
-    """The integers under these keys; UserError naming the first that is none."""
+    """Returns the values of these keys. Raises UserError for the first that is not a positive integer."""
     for key in keys:
         if type(values.get(key)) is not int or values[key] < 1:
             raise UserError(f"{path}: {key} is {values.get(key)!r}, not a positive integer")
@@ -79,7 +83,7 @@ def positive_integers(values: dict, keys: tuple[str, ...], path: Path) -> dict[s
 
 
 def check_sizes(width: int, heads: int, patch_size: int, image_size: int, where: object) -> None:
-    """UserError where no encoder can have these sizes together."""
+    """Raises UserError where no encoder can have these sizes."""
     if width % heads:
         raise UserError(f"{where}: {heads} heads do not divide the width, {width}")
     if image_size % patch_size:
@@ -87,11 +91,12 @@ def check_sizes(width: int, heads: int, patch_size: int, image_size: int, where:
 
 
 def flatten(params: Params) -> dict[str, np.ndarray]:
-    """Nested parameters as host arrays by "outer/inner" names."""
+    """Returns nested parameters as host arrays by "outer/inner" names."""
     return {name: np.asarray(array) for name, array in _named(params).items()}
 
 
 def unflatten(flat: dict[str, np.ndarray]) -> Params:
+    """The inverse of flatten."""
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -103,7 +108,7 @@ def _load_predictor(folder: Path, config: dict) -> Params | None:
     if not config.get("predictor"):
         return None
     path = folder / PREDICTOR
-    files = tensors.held(path)
-    with tensors.opened(path) as file:
+    files = tensors.tensors_in(path)
+    with tensors.open_tensors(path) as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in files}
-    return unflatten(tensors.read(files, shapes, str(path)))
+    return unflatten(tensors.read_tensors(files, shapes, path))

@@ -1,6 +1,7 @@
-"""I-JEPA folders as Hugging Face's transformers reads and writes them (its IJepaModel), both ways.
+"""Reading and writing I-JEPA folders of Hugging Face's transformers (IJepaModel).
 
-Its tensors are the official ones renamed, with queries, keys and values apart; its format lets positions be any.
+The tensors are the official ones under other names, with queries, keys and values apart. The format allows any
+positions.
 """
 
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 
 from tc_jepa.convert import ijepa, tensors
 from tc_jepa.convert.folder import check_sizes, positive_integers
+from tc_jepa.convert.tensors import SAME_MODEL
 from tc_jepa.convert.weights import EncoderWeights
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
@@ -27,7 +29,7 @@ INTEGERS = (
     "patch_size",
     "image_size",
 )
-# What our encoder computes, and all published models are.
+# What this project's encoder computes; all published models have these values.
 FIXED = {"num_channels": 3, "hidden_act": "gelu", "layer_norm_eps": layers.LAYER_NORM_EPSILON, "qkv_bias": True}
 
 OUTSIDE_BLOCKS = {
@@ -47,8 +49,8 @@ IN_BLOCK = {
 }
 
 
-def names(depth: int) -> dict[str, tuple[str, ...]]:
-    """Official name -> the one or three names here, whose tensors lie one below the other in the official one."""
+def tensor_names(depth: int) -> dict[str, tuple[str, ...]]:
+    """Returns, by official name, the one or three tensors that are concatenated along axis 0 in the official one."""
     found = dict(OUTSIDE_BLOCKS)
     for i in range(depth):
         for official, theirs in IN_BLOCK.items():
@@ -58,31 +60,34 @@ def names(depth: int) -> dict[str, tuple[str, ...]]:
 
 
 def load(folder: Path) -> EncoderWeights:
-    """UserError where a file, a key of config.json or a tensor is missing, unexpected or unusable."""
+    """Returns the weights in a folder.
+
+    Raises UserError where a file, a key of config.json or a tensor is missing, unexpected or unusable.
+    """
     path = folder / tensors.CONFIG
     config = tensors.read_json(path)
     if config.get("model_type") != MODEL_TYPE:
-        raise UserError(f"{path}: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}")
+        raise UserError(f"{path}: model_type is {config.get('model_type')!r}, not {MODEL_TYPE!r}; give another")
     for key, value in FIXED.items():
         if config.get(key, value) != value:
-            raise UserError(f"{path}: {key} is {config[key]!r}; only {value!r} is supported")
+            raise UserError(f"{path}: {key} is {config[key]!r}; give a model with {value!r}")
     width, depth, heads, hidden, patch_size, image_size = positive_integers(config, INTEGERS, path).values()
     check_sizes(width, heads, patch_size, image_size, path)
     size = Size(width, depth, heads, hidden)
 
     official = ijepa.encoder_shapes(size, patch_size, (image_size // patch_size) ** 2)
-    parts = names(depth)
+    parts = tensor_names(depth)
     expected = {
         name: (official[key][0] // len(theirs), *official[key][1:]) for key, theirs in parts.items() for name in theirs
     }
-    found = tensors.read(tensors.files(folder), expected, str(folder))
+    found = tensors.read_tensors(tensors.tensor_files(folder), expected, folder, SAME_MODEL)
     joined = {key: np.concatenate([found[name] for name in theirs]) for key, theirs in parts.items()}
     return ijepa.from_official(joined, size, patch_size, image_size)
 
 
 def save(weights: EncoderWeights, folder: Path) -> None:
     """Writes config.json, model.safetensors and preprocessor_config.json into an existing empty folder."""
-    official, parts = ijepa.to_official(weights), names(weights.encoder.size.depth)
+    official, parts = ijepa.to_official(weights), tensor_names(weights.encoder.size.depth)
     split = {}
     for key, theirs in parts.items():
         split |= zip(theirs, np.split(official[key], len(theirs)), strict=True)
@@ -107,10 +112,10 @@ def _config(weights: EncoderWeights) -> Mapping[str, Any]:
 
 
 def preprocessor(image_size: int) -> Mapping[str, Any]:
-    """What transforms.resize_and_centre_crop and layers.normalise_images do, in the words of transformers' image
-    processors: BitImageProcessor resizes the shorter side and crops the centre, ViTImageProcessor would distort.
+    """Returns transforms.resize_and_centre_crop and layers.normalise_images as a preprocessor_config.json.
 
-    One thing cannot be said: we shrink by area, their nearest is bilinear with antialiasing (PIL's filter 2).
+    BitImageProcessor resizes the shorter side and crops the centre; ViTImageProcessor would distort. One difference
+    remains: this project shrinks by area, for which the nearest there is bilinear with antialiasing (PIL's filter 2).
     """
     return {
         "image_processor_type": "BitImageProcessor",

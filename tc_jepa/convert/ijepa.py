@@ -1,8 +1,8 @@
-"""The names of I-JEPA's official weights, beside ours: the one map that every converter uses, both ways.
+"""The map between I-JEPA's official weights and this project's parameters, which every converter uses.
 
-Official names are those of a network's state dict without the `module.` that its training wrapper puts before them
-(facebookresearch/ijepa, src/models/vision_transformer.py). Its position embeddings are fixed, what
-layers.sincos_positions computes; where a file's encoder has others, they become a parameter of ours.
+Official names are those of a network's state dict without the prefix `module.` of its training wrapper
+(facebookresearch/ijepa, src/models/vision_transformer.py). The official position embeddings are fixed: those of
+layers.sincos_positions. Where a file's encoder has others, they become the parameter `positions`.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,15 +24,18 @@ from tc_jepa.models.layers import Params
 WRAPPER = "module."
 NETWORKS = ("target_encoder", "encoder")
 POSITIONS, PREDICTOR_POSITIONS = "pos_embed", "predictor_pos_embed"
-# The official target encoder's positions are averaged too. Rounding moves them off the encoder's: by 1.4e-4 in 187,500
-# float32 steps from momentum 0.996 to 1, by 2.0e-4 in 375,000. A file in bfloat16 is 2.0e-3 off.
+# The official moving average includes the positions. Rounding moves them away from the encoder's: by 1.4e-4 in 187,500
+# float32 steps from momentum 0.996 to 1, by 2.0e-4 in 375,000. A file in bfloat16 is 2.0e-3 away.
 POSITION_TOLERANCE = 2.5e-3
-HEADS = {size.width: size.heads for name, size in vit.SIZES.items() if name != "nano"}  # of the widths all know
+HEADS = {size.width: size.heads for name, size in vit.SIZES.items() if name != "nano"}  # by width
 Array = np.ndarray
 
 
 class Entry(NamedTuple):
-    """One official tensor: where it lies in our parameters, and how its values become ours and theirs again."""
+    """The parameter that corresponds to an official tensor.
+
+    `path` is its place in our parameters; `ours` maps the official array to ours, and `theirs` maps it back.
+    """
 
     path: tuple[str, ...]
     ours: Callable[[Array], Array]
@@ -40,7 +43,7 @@ class Entry(NamedTuple):
 
 
 def encoder_map(depth: int, patch_size: int) -> dict[str, Entry]:
-    """Official name -> entry, for a context or target encoder of `depth` blocks."""
+    """Returns entries by official name, for a context or target encoder of `depth` blocks."""
 
     def ours(kernel: Array) -> Array:  # [D, 3, p, p] -> [p * p * 3, D], the order of layers.patchify
         return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
@@ -57,7 +60,7 @@ def encoder_map(depth: int, patch_size: int) -> dict[str, Entry]:
 
 
 def predictor_map(depth: int) -> dict[str, Entry]:
-    """Official name -> entry, for I-JEPA's predictor of `depth` blocks; a conditioner has no official name."""
+    """Returns entries by official name, for a predictor of `depth` blocks; a conditioner has no official names."""
     return {
         "mask_token": Entry(("mask_token",), lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1)),
         **_linear("predictor_embed", "predictor_embed"),
@@ -68,7 +71,7 @@ def predictor_map(depth: int) -> dict[str, Entry]:
 
 
 def encoder_shapes(size: vit.Size, patch_size: int, positions: int) -> dict[str, tuple[int, ...]]:
-    """Every official tensor of an encoder on `positions` patches."""
+    """Returns the shapes of all official tensors of an encoder on `positions` patches."""
     width = size.width
     return {
         POSITIONS: (1, positions, width),
@@ -80,6 +83,7 @@ def encoder_shapes(size: vit.Size, patch_size: int, positions: int) -> dict[str,
 
 
 def predictor_shapes(width: int, depth: int, encoder_width: int, positions: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all official tensors of a predictor on `positions` patches."""
     return {
         PREDICTOR_POSITIONS: (1, positions, width),
         "mask_token": (1, 1, width),
@@ -91,22 +95,27 @@ def predictor_shapes(width: int, depth: int, encoder_width: int, positions: int)
 
 
 def load(path: Path, network: str, heads: int | None) -> EncoderWeights:
-    """`read` for a file as the official code saves it."""
-    held = torch_files.load(path)
-    if network not in held:
-        raise UserError(f"{path} holds no {network}; it has {', '.join(checks.some([str(name) for name in held]))}")
-    networks = (name for name in (network, "predictor") if name in held)
-    return read({name: torch_files.arrays(held[name], f"{path}, {name}") for name in networks}, network, heads, path)
+    """Returns the weights in a file of the official code: see from_checkpoint."""
+    checkpoint = torch_files.load(path)
+    if network not in checkpoint:
+        names = checks.first_names([str(name) for name in checkpoint])
+        raise UserError(f"{path} holds no {network}; it has {', '.join(names)}", about="network")
+    arrays = {
+        name: torch_files.arrays(checkpoint[name], f"{path}, {name}")
+        for name in (network, "predictor")
+        if name in checkpoint
+    }
+    return from_checkpoint(arrays, network, heads, path)
 
 
-def read(
+def from_checkpoint(
     checkpoint: Mapping[str, Mapping[str, Array]], network: str, heads: int | None, where: object
 ) -> EncoderWeights:
-    """An official checkpoint's encoder, and its predictor where there is one.
+    """Returns the encoder of an official checkpoint, and its predictor where there is one.
 
-    `checkpoint` holds float32 tensors by official name, with or without wrapper, by network; `network` is one of
-    NETWORKS. The number of heads is not in the file: `heads` may be None where the width is a standard ViT's.
-    UserError naming `where` and each tensor that is missing, unexpected or of another shape.
+    `checkpoint` holds, by network, float32 tensors by official name with or without the wrapper's prefix; `network` is
+    one of NETWORKS. The number of heads is not in the file: `heads` may be None where the width is a standard ViT's.
+    Raises UserError naming `where` and the tensors that are missing, unexpected or of another shape.
     """
     encoder = without_wrapper(checkpoint[network])
     here = f"{where}, {network},"
@@ -114,10 +123,10 @@ def read(
     N = _shape(encoder, POSITIONS, 3, here)[1]
     side = math.isqrt(N)
     if side**2 != N:
-        raise UserError(f"{here} has {N} positions, which are no square grid; only square images are read")
+        raise UserError(f"{here} has {N} positions, which do not form a square grid; give a model of square images")
     hidden = _shape(encoder, "blocks.0.mlp.fc1.weight", 2, here)[0]
     size = vit.Size(D, _depth(encoder, "blocks"), _heads(D, heads, here), hidden)
-    checks.check(shapes(encoder), encoder_shapes(size, patch[0], N), here)
+    checks.check_shapes(shapes(encoder), encoder_shapes(size, patch[0], N), here)
     weights = from_official(encoder, size, patch[0], side * patch[0])
     if "predictor" not in checkpoint:
         return weights
@@ -125,16 +134,20 @@ def read(
     here = f"{where}, predictor,"
     P = _shape(predictor, "predictor_embed.weight", 2, here)[0]
     depth = _depth(predictor, "predictor_blocks")
-    checks.check(shapes(predictor), predictor_shapes(P, depth, D, N), here)
+    checks.check_shapes(shapes(predictor), predictor_shapes(P, depth, D, N), here)
     if P % size.heads:
-        raise UserError(f"{here} is {P} wide, which {size.heads} heads do not divide; give the right --heads=N")
+        raise UserError(
+            f"{here} has {P} channels, which {size.heads} heads do not divide; give the right --heads=N", about="heads"
+        )
     if not are_sincos(predictor[PREDICTOR_POSITIONS], (side, side)):
-        raise UserError(f"{here} has other positions than sine-cosine ones, for which our predictor has no place")
+        raise UserError(
+            f"{here} has positions other than the sine-cosine ones, which this predictor cannot have; give another"
+        )
     return weights._replace(predictor=to_ours(predictor, predictor_map(depth)))
 
 
 def from_official(tensors: Mapping[str, Array], size: vit.Size, patch_size: int, image_size: int) -> EncoderWeights:
-    """An encoder from checked official tensors, positions included; sine-cosine ones are dropped, others kept."""
+    """Returns an encoder from checked official tensors. Their positions are kept unless they are sine-cosine ones."""
     side = image_size // patch_size
     stored = not are_sincos(tensors[POSITIONS], (side, side))
     params = to_ours(tensors, encoder_map(size.depth, patch_size))
@@ -144,7 +157,7 @@ def from_official(tensors: Mapping[str, Array], size: vit.Size, patch_size: int,
 
 
 def to_official(weights: EncoderWeights) -> dict[str, Array]:
-    """The encoder's official tensors, positions included."""
+    """Returns the encoder's official tensors, positions included."""
     encoder, params = weights.encoder, dict(weights.params)
     positions = params.pop("positions", None)
     if positions is None:
@@ -154,16 +167,17 @@ def to_official(weights: EncoderWeights) -> dict[str, Array]:
 
 
 def shapes(tensors: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of tensors by name."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def to_ours(tensors: Mapping[str, Array], entries: Mapping[str, Entry]) -> Params:
-    """Official tensors, as far as the map names them, as our nested parameters."""
+    """Returns those official tensors that `entries` name as nested parameters."""
     return traverse_util.unflatten_dict({entry.path: entry.ours(tensors[name]) for name, entry in entries.items()})
 
 
 def to_theirs(params: Params, entries: Mapping[str, Entry]) -> dict[str, Array]:
-    """Our parameters under the official names; ValueError where some of ours have none."""
+    """Returns nested parameters by official name. Raises ValueError for a parameter without one."""
     flat = traverse_util.flatten_dict(params)
     nameless = flat.keys() - {entry.path for entry in entries.values()}
     if nameless:
@@ -172,12 +186,12 @@ def to_theirs(params: Params, entries: Mapping[str, Entry]) -> dict[str, Array]:
 
 
 def without_wrapper(tensors: Mapping[str, Array]) -> dict[str, Array]:
-    """Names without the `module.` of a distributed training run."""
+    """Returns the tensors by their names without the prefix of the training wrapper."""
     return {name.removeprefix(WRAPPER): tensor for name, tensor in tensors.items()}
 
 
 def are_sincos(embedding: Array, grid: tuple[int, int]) -> bool:
-    """Whether `embedding` [1, N, width] is the fixed one of the grid, but for rounding (POSITION_TOLERANCE)."""
+    """Returns whether `embedding` [1, N, width] is the sine-cosine one of a grid, within POSITION_TOLERANCE."""
     if embedding.shape[-1] % 4:
         return False
     expected = layers.sincos_positions(grid, embedding.shape[-1])
@@ -185,7 +199,7 @@ def are_sincos(embedding: Array, grid: tuple[int, int]) -> bool:
 
 
 def _shape(tensors: Mapping[str, Array], name: str, dimensions: int, where: str) -> tuple[int, ...]:
-    """The shape of a tensor that the network's sizes are read from."""
+    """Returns the shape of a tensor. Raises UserError unless it exists with so many `dimensions`, none of them 0."""
     if name not in tensors:
         raise UserError(f"{where} does not hold the weights of this network: no {name}")
     shape = tuple(tensors[name].shape)
@@ -200,10 +214,14 @@ def _depth(tensors: Mapping[str, Any], name: str) -> int:
 
 def _heads(width: int, heads: int | None, where: str) -> int:
     if heads is None and width not in HEADS:
-        raise UserError(f"{where} is {width} wide, no standard ViT, and does not say how many heads; give --heads=N")
+        raise UserError(
+            f"{where} has {width} channels, which is not the width of a standard ViT; give its --heads=N", about="heads"
+        )
     heads = HEADS[width] if heads is None else heads
     if heads < 1 or width % heads:
-        raise UserError(f"{where} is {width} wide, which --heads={heads} does not divide")
+        raise UserError(
+            f"{where} has {width} channels, which --heads={heads} does not divide; give another", about="heads"
+        )
     return heads
 
 
@@ -216,7 +234,7 @@ def _norm(theirs: str, *ours: str) -> dict[str, Entry]:
 
 
 def _linear(theirs: str, *ours: str) -> dict[str, Entry]:
-    """torch keeps a linear layer's weight as [outputs, inputs]."""
+    """Returns the entries of a linear layer, whose weight torch stores as [outputs, inputs]."""
     return {
         f"{theirs}.weight": Entry((*ours, "kernel"), np.transpose, np.transpose),
         f"{theirs}.bias": _as_is(*ours, "bias"),

@@ -1,29 +1,31 @@
-"""T5 model folders as Hugging Face publishes them -> the configuration and parameters of models.t5.T5Encoder.
+"""Reading T5 folders of Hugging Face as the configuration and parameters of models.text.t5.T5Encoder.
 
-Training reads safetensors only. `convert` also reads pytorch_model.bin, through torch's weights_only reader, and writes
+Training reads safetensors only. `convert` also reads pytorch_model.bin, with torch's weights_only reader, and writes
 the encoder alone into a folder that training and transformers open.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Mapping
 import json
 import os
 from pathlib import Path
 import shutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import traverse_util
 import numpy as np
 
 from tc_jepa.convert import torch_files
 from tc_jepa.convert.tensors import (
+    check_shapes,
     CONFIG,
-    files,
-    FLOATS,
     INDEX,
+    index_files,
     one_of,
-    opened,
     read_json,
-    shards,
+    read_tensors,
+    SAME_MODEL,
+    Shapes,
+    tensor_files,
     WEIGHTS,
     write,
 )
@@ -44,49 +46,49 @@ CONFIG_KEYS = {
     "max_distance": "relative_attention_max_distance",
     "epsilon": "layer_norm_epsilon",
 }
-# Some published files are older than these two keys; transformers' T5Config has the same defaults.
+# Some published files lack these two keys; transformers' T5Config has the same defaults.
 DEFAULTS = {"relative_attention_max_distance": 128, "feed_forward_proj": "relu"}
 GATED = {"relu": False, "gated-gelu": True}
 
 EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one table under two names; a file has either or both
 NOT_THE_ENCODER = ("decoder.", "lm_head.")
-SAME_MODEL = f"take {CONFIG} and weights from one and the same T5 model"
 
 
-class Place(NamedTuple):
-    """Where a tensor goes: its path in T5Encoder's parameters, and the shape that it must have in the file."""
+class EncoderTensor(NamedTuple):
+    """A tensor of the file: its path in T5Encoder's parameters, and its shape in the file."""
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
 
 
 def load(folder: str | os.PathLike) -> tuple[T5Config, dict]:
-    """T5Encoder's configuration and parameters, nested dicts of float32 numpy arrays, from a T5 1.0 or 1.1 folder.
+    """Returns T5Encoder's configuration and parameters, nested float32 numpy arrays, from a T5 1.0 or 1.1 folder.
 
     The folder holds config.json and safetensors, whole or in shards; a decoder in them is not read. Weights stored in
     float16 or bfloat16 become float32, which loses nothing: parameters are float32 throughout this project, and
-    T5Encoder's `dtype` alone decides in what they are multiplied, not the way a file was stored. UserError where the
-    folder, a file, a configuration key or an encoder tensor is missing, unexpected or unusable.
+    T5Encoder's `dtype` alone sets the type of their products. Raises UserError where the folder, a file, a
+    configuration key or an encoder tensor is missing, unexpected or unusable.
     """
     folder = _folder(folder)
-    config = _config(folder / CONFIG)
-    places, held = encoder_tensors(config), _files(folder)
-    names = _encoder_names(held, places)
-    return config, _params(folder, _read(names, held, places), places)
+    config, files = _config(folder / CONFIG), _without_decoder(_files(folder))
+    return config, _params(read_tensors(files, _shapes(config, files), folder, SAME_MODEL), config, folder)
 
 
 def convert(source: str | os.PathLike, output: Path) -> None:
     """Writes the encoder of a T5 folder into the empty folder `output`, with the vocabulary where there is one.
 
-    As float32 safetensors and config.json. UserError as `load`.
+    As config.json and float32 safetensors. Raises UserError as `load` does.
     """
     source = _folder(source)
     if (source / WEIGHTS).is_file() or (source / INDEX).is_file():
         config, params = load(source)
     else:
         config = _config(source / CONFIG)
-        places = encoder_tensors(config)
-        params = _params(source, _read_pickles(source, places), places)
+        tensors = _read_pickles(source)
+        check_shapes(
+            {name: array.shape for name, array in tensors.items()}, _shapes(config, tensors), source, SAME_MODEL
+        )
+        params = _params(tensors, config, source)
     flat = traverse_util.flatten_dict(params)
     places = {name: place for name, place in encoder_tensors(config).items() if name != EMBEDDINGS[1]}
     write({name: _turned(place, flat[place.path]) for name, place in places.items()}, output / WEIGHTS)
@@ -98,7 +100,7 @@ def convert(source: str | os.PathLike, output: Path) -> None:
 
 
 def vocabulary(folder: str | os.PathLike) -> str:
-    """Path of the SentencePiece model in a T5 folder; UserError where there is none."""
+    """Returns the path of the SentencePiece model in a T5 folder. Raises UserError where there is none."""
     path = _folder(folder) / VOCABULARY
     if not path.is_file():
         raise UserError(f"{folder} holds no {VOCABULARY}; download it from where the model was published")
@@ -106,44 +108,47 @@ def vocabulary(folder: str | os.PathLike) -> str:
 
 
 def check_vocabulary(config: T5Config, pieces: int, name: str) -> None:
-    """UserError where the vocabulary called `name` has more pieces than the model has embeddings.
+    """Raises UserError where the vocabulary called `name` has more pieces than the model has embeddings.
 
-    Fewer are usual: the published models pad their tables, 32,128 rows for 32,000 pieces.
+    Fewer pieces are usual: the published models pad their tables, to 32,128 rows for 32,000 pieces.
     """
     if pieces > config.vocabulary_size:
         raise UserError(
-            f"vocabulary {name} has {pieces} pieces, the T5 model embeds only {config.vocabulary_size}; "
+            f"vocabulary {name} has {pieces} pieces and the T5 model only {config.vocabulary_size} embeddings; "
             f"give the {VOCABULARY} that was published with the model"
         )
 
 
-def encoder_tensors(config: T5Config) -> dict[str, Place]:
-    """Every encoder tensor by its name in the file, where matrices are (outputs, inputs), the transpose of ours."""
+def encoder_tensors(config: T5Config) -> dict[str, EncoderTensor]:
+    """Returns all encoder tensors by their names in the file.
+
+    Matrices in the file are [outputs, inputs], the transpose of T5Encoder's.
+    """
     width, inner, hidden = config.width, config.heads * config.key_width, config.hidden
     block = {
-        "0.layer_norm": Place(("norm1", "scale"), (width,)),
-        "0.SelfAttention.q": Place(("attn", "q", "kernel"), (inner, width)),
-        "0.SelfAttention.k": Place(("attn", "k", "kernel"), (inner, width)),
-        "0.SelfAttention.v": Place(("attn", "v", "kernel"), (inner, width)),
-        "0.SelfAttention.o": Place(("attn", "o", "kernel"), (width, inner)),
-        "1.layer_norm": Place(("norm2", "scale"), (width,)),
-        "1.DenseReluDense.wo": Place(("mlp", "wo", "kernel"), (width, hidden)),
+        "0.layer_norm": EncoderTensor(("norm1", "scale"), (width,)),
+        "0.SelfAttention.q": EncoderTensor(("attn", "q", "kernel"), (inner, width)),
+        "0.SelfAttention.k": EncoderTensor(("attn", "k", "kernel"), (inner, width)),
+        "0.SelfAttention.v": EncoderTensor(("attn", "v", "kernel"), (inner, width)),
+        "0.SelfAttention.o": EncoderTensor(("attn", "o", "kernel"), (width, inner)),
+        "1.layer_norm": EncoderTensor(("norm2", "scale"), (width,)),
+        "1.DenseReluDense.wo": EncoderTensor(("mlp", "wo", "kernel"), (width, hidden)),
     }
     for name in ("wi_0", "wi_1") if config.gated else ("wi",):
-        block[f"1.DenseReluDense.{name}"] = Place(("mlp", name, "kernel"), (hidden, width))
-    places = {name: Place(("words",), (config.vocabulary_size, width)) for name in EMBEDDINGS}
+        block[f"1.DenseReluDense.{name}"] = EncoderTensor(("mlp", name, "kernel"), (hidden, width))
+    places = {name: EncoderTensor(("words",), (config.vocabulary_size, width)) for name in EMBEDDINGS}
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    places[bias] = Place(("position_bias",), (config.buckets, config.heads))
+    places[bias] = EncoderTensor(("position_bias",), (config.buckets, config.heads))
     for i in range(config.depth):
         for name, (path, shape) in block.items():
-            places[f"encoder.block.{i}.layer.{name}.weight"] = Place((f"blocks_{i}", *path), shape)
-    places["encoder.final_layer_norm.weight"] = Place(("norm", "scale"), (width,))
+            places[f"encoder.block.{i}.layer.{name}.weight"] = EncoderTensor((f"blocks_{i}", *path), shape)
+    places["encoder.final_layer_norm.weight"] = EncoderTensor(("norm", "scale"), (width,))
     return places
 
 
 def _folder(folder: str | os.PathLike) -> Path:
     if not Path(folder).is_dir():
-        raise UserError(f"{folder} is no folder; give the one into which a T5 model was downloaded")
+        raise UserError(f"{folder} is not a folder; give the one into which a T5 model was downloaded")
     return Path(folder)
 
 
@@ -160,7 +165,7 @@ def _config(path: Path) -> T5Config:
     for field, key in CONFIG_KEYS.items():
         value, number = values.get(key), float if field == "epsilon" else int
         if type(value) is not number or not value > 0:
-            raise UserError(f"{path}: {key} is {value!r}, not a positive {number.__name__}; download the file anew")
+            raise UserError(f"{path}: {key} is {value!r}, not a positive {number.__name__}; download the file again")
         fields[field] = value
     return T5Config(**fields, gated=GATED[activation])
 
@@ -169,66 +174,43 @@ def _files(folder: Path) -> dict[str, Path]:
     whole_or_index = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
     if not whole_or_index and any(folder.glob("pytorch_model*.bin")):
         raise UserError(
-            f"{folder} holds its weights as a pickle only; convert it first: python -m launch.convert --from=t5 "
+            f"{folder} holds its weights only as a pickle; convert it first: python -m launch.convert --from=t5 "
             f"--input={folder} --output=DIR"
         )
-    return files(folder)
+    return tensor_files(folder)
 
 
-def _encoder_names(held: Mapping[str, Path], places: Mapping[str, Place]) -> list[str]:
-    names = [name for name in held if not name.startswith(NOT_THE_ENCODER)]
-    for name in names:
-        if name not in places:
-            raise UserError(f"{held[name]} holds tensor {name}, for which {CONFIG} has no place; {SAME_MODEL}")
-    return names
+def _without_decoder(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in tensors.items() if not str(name).startswith(NOT_THE_ENCODER)}
 
 
-def _params(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], places: Mapping[str, Place]) -> dict:
-    """Nested parameters from all of the encoder's tensors, each as our parameters hold it."""
-    flat = {}
-    for name, array in tensors:
-        path = places[name].path
-        if path in flat and not np.array_equal(flat[path], array):
-            raise UserError(f"{folder}: {' and '.join(EMBEDDINGS)} differ, T5 has one table; {SAME_MODEL}")
-        flat[path] = array
-    for name, place in places.items():
-        if place.path not in flat:
-            raise UserError(f"{folder} holds no tensor {name}; {SAME_MODEL}")
-    return traverse_util.unflatten_dict(flat)
+def _shapes(config: T5Config, names: Collection[str]) -> Shapes:
+    """Returns the expected shapes of a file with these tensors, by name: of EMBEDDINGS one name is enough."""
+    tables = [name for name in EMBEDDINGS if name in names] or EMBEDDINGS[:1]
+    shapes = {name: tensor.shape for name, tensor in encoder_tensors(config).items()}
+    return {name: shape for name, shape in shapes.items() if name in tables or name not in EMBEDDINGS}
 
 
-def _read(names: list[str], held: Mapping[str, Path], places: Mapping[str, Place]) -> Iterator[tuple[str, np.ndarray]]:
-    """Each named tensor as our parameters hold it, file by file; nothing else is read."""
-    for path in dict.fromkeys(held[name] for name in names):
-        with opened(path) as file:
-            for name in (name for name in names if held[name] == path):
-                stored = file.get_slice(name)
-                _check_shape(name, tuple(stored.get_shape()), places[name], path)
-                if stored.get_dtype() not in FLOATS:
-                    raise UserError(
-                        f"{path}: tensor {name} is stored as {stored.get_dtype()}; give a model in {one_of(FLOATS)}"
-                    )
-                yield name, _turned(places[name], file.get_tensor(name).astype(np.float32))
+def _params(tensors: Mapping[str, np.ndarray], config: T5Config, folder: Path) -> dict:
+    """Returns the nested parameters from all tensors of the encoder, whose shapes are checked."""
+    tables = [tensors[name] for name in EMBEDDINGS if name in tensors]
+    if len(tables) > 1 and not np.array_equal(*tables):
+        raise UserError(f"{folder}: {' and '.join(EMBEDDINGS)} differ, but a T5 has one table; {SAME_MODEL}")
+    places = encoder_tensors(config)
+    return traverse_util.unflatten_dict({places[name].path: _turned(places[name], tensors[name]) for name in tensors})
 
 
-def _read_pickles(folder: Path, places: Mapping[str, Place]) -> Iterator[tuple[str, np.ndarray]]:
-    """The same from pytorch_model.bin, whole or in shards."""
+def _read_pickles(folder: Path) -> dict[str, np.ndarray]:
+    """Returns the tensors of pytorch_model.bin, whole or in shards, as float32 without those of a decoder."""
     whole, index = folder / PICKLE, folder / PICKLE_INDEX
     if not whole.is_file() and not index.is_file():
         raise UserError(f"{folder} holds neither {WEIGHTS} nor {PICKLE}, whole or in shards; download the weights")
-    for path in [whole] if whole.is_file() else sorted(set(shards(index).values())):
-        tensors = torch_files.load(path)
-        names = _encoder_names(dict.fromkeys(tensors, path), places)
-        for name, array in torch_files.arrays({name: tensors[name] for name in names}, str(path)).items():
-            _check_shape(name, array.shape, places[name], path)
-            yield name, _turned(places[name], array)
+    tensors = {}
+    for path in [whole] if whole.is_file() else sorted(set(index_files(index).values())):
+        tensors |= torch_files.arrays(_without_decoder(torch_files.load(path)), str(path))
+    return tensors
 
 
-def _check_shape(name: str, shape: tuple[int, ...], place: Place, path: Path) -> None:
-    if shape != place.shape:
-        raise UserError(f"{path}: tensor {name} has shape {shape}, {CONFIG} asks for {place.shape}; {SAME_MODEL}")
-
-
-def _turned(place: Place, array: np.ndarray) -> np.ndarray:
-    """A file's tensor as our parameters hold it, or back."""
+def _turned(place: EncoderTensor, array: np.ndarray) -> np.ndarray:
+    """Returns a tensor of the file as T5Encoder's parameter, or the parameter as the tensor of the file."""
     return array.T if place.path[-1] == "kernel" else array

@@ -1,4 +1,4 @@
-"""The JSON and safetensors of weight folders. Whatever is wrong with one is a UserError that names file and tensor."""
+"""Reading and writing the JSON and safetensors files of weight folders. Errors name the file and the tensor."""
 
 from collections.abc import Iterable, Mapping
 import contextlib
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401 - safetensors reads bfloat16 into numpy only once this has taught numpy the type
+import ml_dtypes  # noqa: F401 - its import registers the bfloat16 with numpy that safetensors reads
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
@@ -15,79 +15,90 @@ from tc_jepa.errors import UserError
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")
-TOLD = 4  # names of a kind in one message; a wrong file may have hundreds
+SAME_MODEL = f"take {CONFIG} and the weights from the same model"
+LISTED = 4  # names of a kind in one message; a wrong file may have hundreds
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file. Raises UserError for anything else."""
     try:
         values = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); download it anew") from error
+        raise UserError(f"{path} cannot be read as JSON ({error}); download it again") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} is no JSON object; download it anew")
+        raise UserError(f"{path} is not a JSON object; download it again")
     return values
 
 
 @contextlib.contextmanager
-def opened(path: Path):
-    """A safetensors file, open for reading."""
+def open_tensors(path: Path):
+    """A context manager that opens a safetensors file. Errors while it is read are UserErrors that name it."""
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); download it anew") from error
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); download it again") from error
 
 
-def files(folder: Path) -> dict[str, Path]:
-    """Which file of a folder holds which tensor. The whole file goes before the shards, as in transformers."""
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Returns the file of a folder that holds each tensor, by the tensor's name.
+
+    A whole file is preferred to shards, as transformers does. Raises UserError where there is neither.
+    """
     whole, index = folder / WEIGHTS, folder / INDEX
     if whole.is_file():
-        return held(whole)
+        return tensors_in(whole)
     if not index.is_file():
         raise UserError(f"{folder} holds neither {WEIGHTS} nor {INDEX}; download the model's safetensors weights")
-    return shards(index)
+    return index_files(index)
 
 
-def held(path: Path) -> dict[str, Path]:
-    """The names of one file's tensors, each with the file."""
-    with opened(path) as file:
+def tensors_in(path: Path) -> dict[str, Path]:
+    """Returns the file itself by the name of each tensor in it."""
+    with open_tensors(path) as file:
         return dict.fromkeys(file.keys(), path)
 
 
-def shards(index: Path) -> dict[str, Path]:
-    """Which file holds which tensor, from the index beside the files."""
+def index_files(index: Path) -> dict[str, Path]:
+    """Returns the file that holds each tensor, from an index beside the files. UserError for files elsewhere."""
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise UserError(f"{index} holds no weight_map; download it anew")
+        raise UserError(f"{index} holds no weight_map; download it again")
     for name in set(places.values()):
         if Path(name).name != name or name == "..":
-            raise UserError(f"{index} names {name!r}, which is no file beside it; download it anew")
+            raise UserError(f"{index} names {name!r}, which is not a file beside it; download it again")
     return {tensor: index.with_name(name) for tensor, name in places.items()}
 
 
-def read(files: Mapping[str, Path], expected: Shapes, where: str) -> dict[str, np.ndarray]:
-    """All tensors as float32, which must be the expected ones; `where` names folder or file in messages."""
+def read_tensors(files: Mapping[str, Path], expected: Shapes, where: object, advice: str = "") -> dict[str, np.ndarray]:
+    """Returns the tensors in `files`, by name, as float32 arrays.
+
+    float16 and bfloat16 become float32, which loses nothing. Raises UserError for other types, and as `check_shapes`.
+    """
     tensors: dict[str, np.ndarray] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in dict.fromkeys(files.values()):
-        with opened(path) as file:
+        with open_tensors(path) as file:
             for name in (name for name, holder in files.items() if holder == path):
                 stored = file.get_slice(name)
                 if stored.get_dtype() not in FLOATS:
                     raise UserError(
-                        f"{path}: tensor {name} is stored as {stored.get_dtype()}; {one_of(FLOATS)} is read"
+                        f"{path}: tensor {name} is stored as {stored.get_dtype()}; give a model in {one_of(FLOATS)}"
                     )
                 shapes[name] = tuple(stored.get_shape())
                 if shapes[name] == expected.get(name):
                     tensors[name] = file.get_tensor(name).astype(np.float32, copy=False)
-    check(shapes, expected, where)
+    check_shapes(shapes, expected, where, advice)
     return tensors
 
 
-def check(found: Shapes, expected: Shapes, where: str) -> None:
-    """UserError naming the tensors that are missing, unexpected or of another shape."""
+def check_shapes(found: Shapes, expected: Shapes, where: object, advice: str = "") -> None:
+    """Raises UserError naming the tensors that are missing, unexpected or of another shape.
+
+    `where` is the folder or file in the message, `advice` what to do about it.
+    """
     common = sorted(found.keys() & expected.keys())
     kinds = {
         "no": sorted(expected.keys() - found.keys()),
@@ -96,23 +107,24 @@ def check(found: Shapes, expected: Shapes, where: str) -> None:
             f"{name} {found[name]}, not {expected[name]}" for name in common if found[name] != expected[name]
         ],
     }
-    wrong = [f"{kind} {', '.join(some(names))}" for kind, names in kinds.items() if names]
+    wrong = [f"{kind} {', '.join(first_names(names))}" for kind, names in kinds.items() if names]
     if wrong:
-        raise UserError(f"{where} does not hold the weights of this network: {'; '.join(wrong)}")
+        reasons = "; ".join(wrong + [advice] * bool(advice))
+        raise UserError(f"{where} does not hold the weights of this network: {reasons}")
 
 
 def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
-    """Float32 tensors into a safetensors file, marked as transformers asks for it."""
+    """Writes tensors as float32 into a safetensors file, with the metadata that transformers requires."""
     path.touch()
-    mode = path.stat().st_mode  # what the user's umask gives; safetensors lets none but the owner read
+    mode = path.stat().st_mode  # from the user's umask; safetensors lets only the owner read
     arrays = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
     save_file(arrays, path, {"format": "pt"})
     path.chmod(mode)
 
 
-def some(names: list[str]) -> list[str]:
-    """The first names, and how many more there are."""
-    return names[:TOLD] + [f"{len(names) - TOLD} more"] * (len(names) > TOLD)
+def first_names(names: list[str]) -> list[str]:
+    """Returns the first names and how many more there are."""
+    return names[:LISTED] + [f"{len(names) - LISTED} more"] * (len(names) > LISTED)
 
 
 def one_of(choices: Iterable[str]) -> str:

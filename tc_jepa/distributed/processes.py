@@ -1,4 +1,4 @@
-"""One process on every host of a pod: which of them writes, and where they wait for each other."""
+"""Coordination of the processes of one command, one on every host: who writes, and where all wait for each other."""
 
 import itertools
 from typing import Any
@@ -9,32 +9,32 @@ import orbax.checkpoint as ocp
 
 from tc_jepa.errors import UserError
 
-LONGEST_WAIT = 24 * 3600  # seconds; when a process dies, JAX ends the others much sooner
+LONGEST_WAIT = 24 * 3600  # seconds; when one process dies, JAX ends the others much sooner
 
-_places = itertools.count()
+_barriers = itertools.count()
 
 
 def is_first() -> bool:
-    """Whether this process is the one that writes what all of them know. A single process is."""
+    """Returns whether this process writes what all processes hold in common. A single process does."""
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Returns when every process has come here; at once in a single process. All come to the same places in turn.
+    """Blocks until every process has called it; all must make the same calls in the same order.
 
-    Unlike a collective of the devices it may be waited at for long.
+    Unlike a collective operation of the devices it may block for long, LONGEST_WAIT at most.
     """
     if jax.process_count() > 1:
         if not jax.distributed.is_initialized():
-            raise UserError(f"this is one of {jax.process_count()} processes; give each --distributed=auto")
+            raise UserError(f"this is one of {jax.process_count()} processes; start each with --distributed=auto")
         everyone = set(range(jax.process_count()))
-        place = f"{name}, place {next(_places)}"  # JAX lets a name be used once
-        ocp.multihost.sync_global_processes(place, timeout=LONGEST_WAIT, processes=everyone)
+        barrier = f"{name}, barrier {next(_barriers)}"  # JAX allows each name once
+        ocp.multihost.sync_global_processes(barrier, timeout=LONGEST_WAIT, processes=everyone)
 
 
 def to_each(tree: Any) -> Any:
-    """Arrays that lie over the devices of several processes, whole and on the host of each; all must call it together.
+    """Returns arrays that are sharded over several processes as whole arrays on the host of each.
 
-    A single process keeps them where they are.
+    All processes must call it together. A single process gets the arrays as they are.
     """
     return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree

@@ -1,4 +1,4 @@
-"""How arrays lie over devices: a mesh with axes data and fsdp, a shape rule for parameters, batches over both."""
+"""Sharding of arrays: a mesh with axes data and fsdp, a rule for parameters by shape, batches over both axes."""
 
 from typing import Any
 
@@ -9,33 +9,43 @@ import numpy as np
 from tc_jepa.errors import UserError
 
 AXES = ("data", "fsdp")
-MIN_SHARDED_SIZE = 2**12  # elements; below this, gathering costs more than the memory it saves
+MIN_SHARDED_SIZE = 2**12  # elements; below this, gathering costs more than the saved memory is worth
 
 
 def make_mesh(data: int, fsdp: int) -> Mesh:
-    """A mesh of data x fsdp over all devices; -1 for one of them means whatever remains."""
+    """Returns a mesh of data x fsdp over all devices; -1 for one of them is the number of devices left.
+
+    Raises UserError, naming the keys, where the product is not the number of devices.
+    """
     devices = jax.device_count()
     shape = [data, fsdp]
     if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
-        raise UserError(f"mesh.data={data}, mesh.fsdp={fsdp}: give positive numbers, or -1 for one of them")
+        raise UserError(
+            f"mesh.data={data}, mesh.fsdp={fsdp}: give positive numbers, or -1 for one of them", about="mesh"
+        )
     if -1 in shape:
         shape[shape.index(-1)] = devices // max(1, -int(np.prod(shape)))
     if int(np.prod(shape)) != devices:
         raise UserError(
-            f"mesh.data={data} x mesh.fsdp={fsdp} does not use the {devices} devices here; multiply to that"
+            f"mesh.data={data} x mesh.fsdp={fsdp} is not the number of devices, {devices}; give factors of that",
+            about="mesh.data",
         )
     return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def local_mesh() -> Mesh:
-    """A mesh over the devices of this process alone, for work that needs no other."""
+    """Returns a mesh over the devices of this process, for work that does not involve other processes."""
     return jax.make_mesh(
         (jax.local_device_count(), 1), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=jax.local_devices()
     )
 
 
 def parameter_sharding(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED_SIZE) -> Any:
-    """A NamedSharding for every leaf: along fsdp, its largest axis that divides, if it has `min_size` elements."""
+    """Returns a NamedSharding for every leaf.
+
+    Leaves of at least `min_size` elements are sharded over fsdp, along their largest axis that it divides; others are
+    replicated.
+    """
 
     def rule(leaf) -> NamedSharding:
         spec = [None] * len(leaf.shape)
@@ -48,17 +58,17 @@ def parameter_sharding(mesh: Mesh, tree: Any, min_size: int = MIN_SHARDED_SIZE) 
 
 
 def put_parameters(mesh: Mesh, tree: Any) -> Any:
-    """Parameters, of the host or of one device, laid out over the mesh."""
+    """Returns parameters, on the host or on one device, sharded over the mesh."""
     return jax.device_put(tree, parameter_sharding(mesh, tree))
 
 
 def placed(abstract: Any, layout: Any) -> Any:
-    """Shapes and dtypes with the shardings to restore them in."""
+    """Returns shapes and dtypes with the shardings of `layout`, to restore arrays in them."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, layout)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis over all devices."""
+    """Returns the sharding of the leading axis over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
@@ -67,21 +77,23 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain_to(mesh: Mesh):
-    """A function that keeps an activation's leading axis over all devices, for the modules' `constrain`.
+    """Returns a function that shards an activation's leading axis over all devices, for the modules' `constrain`.
 
-    Without it XLA may gather activations instead of parameters when batches are small.
+    Without it XLA may gather activations instead of parameters where batches are small.
     """
     return lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
 def check_batch(mesh: Mesh, batch_size: int, name: str) -> None:
+    """Raises UserError, naming the key or flag `name`, where the devices do not divide the batch."""
     if batch_size % mesh.size:
         raise UserError(
-            f"{name}={batch_size} is not divisible by the {mesh.size} devices of the mesh; make it a multiple"
+            f"{name}={batch_size} is not divisible by the number of devices; give a multiple of {mesh.size}",
+            about=name.removeprefix("--"),
         )
 
 
 def put_batch(mesh: Mesh, batch: Any) -> Any:
-    """This process's part of a global batch -> global arrays."""
+    """Returns the global arrays of a batch, from the part of it that this process has read."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

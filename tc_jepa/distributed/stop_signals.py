@@ -1,4 +1,4 @@
-"""Stopping a loop of steps on SIGTERM or Ctrl-C, after the same step in every process."""
+"""Stopping a train loop on SIGTERM or Ctrl-C, after the same step in every process."""
 
 import signal
 
@@ -7,10 +7,10 @@ from jax.experimental import multihost_utils
 
 
 class StopSignals:
-    """A context manager in which SIGTERM and SIGINT only request a stop, which the loop asks about after each step.
+    """A context manager in which SIGTERM and SIGINT only request a stop. The loop checks `requested` after each step.
 
     A second signal interrupts at once. Several processes must stop after the same step: JAX's preemption service, which
-    takes SIGTERM when they join, agrees on it. SIGINT interrupts them at once.
+    handles SIGTERM from the time they join, agrees on that step. SIGINT interrupts them at once.
 
     Attributes:
       signal: the signal that requested the stop, or None.
@@ -25,7 +25,7 @@ class StopSignals:
         return self
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step. To be called after every step."""
+        """Returns whether to stop after this step. Must be called after every step."""
         if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
             self.signal = signal.SIGTERM
         return self.signal is not None
