@@ -13,7 +13,7 @@ from tc_jepa.data.prepare.imagefolder import prepare_imagefolder
 from tc_jepa.errors import UserError
 from tc_jepa.experiment.run import open_run
 from tc_jepa.pretrained import encoder as pretrained
-from tc_jepa.report import looks
+from tc_jepa.report import looks_jepa
 from tc_jepa.storage.checkpoint import saved_steps
 from tests import tiny
 from tests.test_train import final_state, lines, mite, tiny_config  # noqa: F401 - mite is a fixture
@@ -74,7 +74,7 @@ def test_what_looks_at_a_run_finds_no_text(run, images):
     opened = open_run(run, config)
     assert opened.experiment.reader is None and opened.params.keys() == {"encoder", "predictor"}
     assert opened.at_initialisation().params.keys() == {"encoder", "predictor"}
-    assert all(row.captions == [] for row in looks.inputs(opened.experiment))
+    assert not any(row.notes for row in looks_jepa.inputs(opened.experiment).figures)
     with pytest.raises(UserError, match="model.conditioner=none"):
         tc_jepa.load_text_encoder(run)
 
