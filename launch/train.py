@@ -1,10 +1,10 @@
-"""Train TC-JEPA, or resume it: the same command with the same workdir goes on from the newest checkpoint.
+"""Trains an encoder, or resumes: the same command with the same workdir continues from the newest checkpoint.
 
   python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.train.steps=1000 ...]
 
 Writes WORKDIR/config.json, metrics.jsonl, tensorboard/ and checkpoints/, and at the end report/index.html (see
 launch.report). Batch sizes are global.
-Keys of the configuration, with defaults; those marked * change no result and may change between resumes:
+Keys of the configuration, with defaults; those marked * do not change results and may differ between resumes:
 """
 
 from collections.abc import Sequence
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def report_on(workdir: Path) -> None:
-    """The page on the finished run, by one process. What it may lack loses nothing of the run, and is told."""
+    """Writes the report of the finished run, in one process. A report that cannot be written is only logged."""
     from launch.reporting import write_report
     from tc_jepa.distributed.processes import is_first, wait_for_all
 

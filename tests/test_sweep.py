@@ -278,7 +278,7 @@ def test_two_variants_are_trained_evaluated_and_tabled(file, tmp_path):
 def test_a_sweep_expands_and_checks_the_paths_of_its_configuration(file, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("HOME", "/home/me")
-    planned = sweep.plan(file, tmp_path / "out", ["data.path=~/photos"])
-    assert "--config.data.path=/home/me/photos" in planned[0].command
+    planned = plan(file, tmp_path / "out", "data.path=~/photos")
+    assert "--config.data.path=/home/me/photos" in planned[0].train
     with pytest.raises(UserError, match="data.path=gs://bucket/x"):
-        sweep.plan(file, tmp_path / "out", ["data.path=gs://bucket/x"])
+        plan(file, tmp_path / "out", "data.path=gs://bucket/x")

@@ -25,7 +25,7 @@ CONTEXT = "context/"  # prefix of a run's context encoder
 
 
 def evaluate(
-    judged: FrozenEncoder,
+    encoder: FrozenEncoder,
     others: Mapping[str, FrozenEncoder],
     train: Source,
     test: Source,
@@ -52,7 +52,7 @@ def evaluate(
     tasks = sorted((table.load(name) for name in table.TASKS if name in names), key=lambda task: task.dense)
     check_data(tasks, train, test)
     store, text_sides = store or FeatureStore(), text_sides or {}
-    encoders = {"": judged} | {f"{name}/": encoder for name, encoder in others.items()}
+    encoders = {"": encoder} | {f"{name}/": encoder for name, encoder in others.items()}
     tasks_of = {
         prefix: [task for task in tasks if WORDS not in task.needs or prefix.rstrip("/") in text_sides]
         for prefix in encoders

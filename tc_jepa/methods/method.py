@@ -1,4 +1,4 @@
-"""The contract of a pretraining method: what is learned, and what of it is judged.
+"""The contract of a pretraining method: what is learned, and which encoder is evaluated.
 
 The step, the train loop, checkpoints, the monitor, evaluation and the report know a method by this contract only.
 """

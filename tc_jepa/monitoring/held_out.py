@@ -1,6 +1,6 @@
 """Looks at held-out images on the way, which change nothing of the training.
 
-A self-supervised loss is no measure of the features: it may rise while they improve and fall as they collapse. So the
+A self-supervised loss does not measure the features: it may rise while they improve and fall as they collapse. So the
 monitor measures the spread of the evaluation encoder's features, and what the method reports of itself.
 """
 
