@@ -16,3 +16,6 @@ def compile_each_program_once(tmp_path_factory):
     shared = session.parent if "PYTEST_XDIST_WORKER" in os.environ else session
     jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    # The commands that tests start compile the same programs, too.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
