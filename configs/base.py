@@ -13,8 +13,8 @@ from tc_jepa.evaluation.tasks import TASKS
 from tc_jepa.storage.files import local_path
 
 DTYPES = ("float32", "bfloat16")
-CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")  # the conditioners that attend to words
-FUSING = (*CROSS_ATTENTION, "adaln", "feature")  # the conditioners that make one result of several captions'
+CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
+FUSING = (*CROSS_ATTENTION, "adaln", "feature")  # the conditioners that fuse the results of several captions
 
 # When keys have an effect: a condition and the keys that it is for, each by its name or its group. A key needs all the
 # conditions that name it, and the keys in those conditions must be used themselves.
@@ -50,8 +50,11 @@ USED = (
     (when("model.conditioner", *FUSING), ("conditioner.fusion",)),
     (
         when("model.conditioner", *CROSS_ATTENTION),
-        ("conditioner.layers", "conditioner.fuse_first", "conditioner.heads", "conditioner.scaled")
-        + ("conditioner.pre_norm", "conditioner.mlp_ratio", "conditioner.post_norm")
+        ("conditioner.layers", "conditioner.fuse_first", "conditioner.mlp_ratio", "conditioner.post_norm"),
+    ),
+    (
+        when("model.conditioner", "word_cross_attention"),
+        ("conditioner.heads", "conditioner.scaled", "conditioner.pre_norm")
         + ("objective.sparsity", "objective.consistency"),
     ),
     (

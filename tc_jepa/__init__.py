@@ -3,14 +3,14 @@
 import importlib
 
 _EXPORTS = {
-    "AdaptiveNorm": "tc_jepa.models.conditioners.compared",
+    "AdaptiveNorm": "tc_jepa.models.conditioners.adaln",
     "BlockMasks": "tc_jepa.masking",
-    "CaptionCrossAttention": "tc_jepa.models.conditioners.cross_attention",
-    "CrossAttentionForm": "tc_jepa.models.conditioners.cross_attention",
+    "CaptionCrossAttention": "tc_jepa.models.conditioners.caption_cross_attention",
+    "CrossAttentionForm": "tc_jepa.models.conditioners.word_cross_attention",
     "EmaEncoder": "tc_jepa.methods.targets",
     "EmbeddingText": "tc_jepa.models.text.embedding",
     "FrozenTarget": "tc_jepa.methods.targets",
-    "InputFeature": "tc_jepa.models.conditioners.compared",
+    "InputFeature": "tc_jepa.models.conditioners.feature",
     "Jepa": "tc_jepa.methods.jepa",
     "JepaBatch": "tc_jepa.batch",
     "LeJepa": "tc_jepa.methods.lejepa",
@@ -27,8 +27,8 @@ _EXPORTS = {
     "train_step": "tc_jepa.step",
     "UserError": "tc_jepa.errors",
     "VisionTransformer": "tc_jepa.models.vit",
-    "WordCrossAttention": "tc_jepa.models.conditioners.cross_attention",
-    "WordSequence": "tc_jepa.models.conditioners.compared",
+    "WordCrossAttention": "tc_jepa.models.conditioners.word_cross_attention",
+    "WordSequence": "tc_jepa.models.conditioners.sequence",
     "WordVectorInfo": "tc_jepa.data.word_vectors.folder",
     "write_word_vectors": "tc_jepa.data.word_vectors.write",
 }

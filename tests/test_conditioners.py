@@ -1,26 +1,30 @@
-"""Every conditioner, fusion and option: what it may read, what it must not, and what it is when switched off."""
+"""Every conditioner and fusion: which words influence it, what it declares, and that zero weights disable it."""
 
+import dataclasses
 import functools
 
+from flax import traverse_util
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tc_jepa.models import layers
-from tc_jepa.models.conditioners import fusion
-from tc_jepa.models.conditioners.base import Conditioner, Words
-from tc_jepa.models.conditioners.compared import AdaptiveNorm, InputFeature, WordSequence
-from tc_jepa.models.conditioners.cross_attention import (
-    CaptionCrossAttention,
-    CrossAttentionForm,
-    CrossAttentionLayer,
-    WordCrossAttention,
-)
+from configs import base
+from configs.keys import flatten
+from tc_jepa.config import jepa, models
+from tc_jepa.models import layers, vit
+from tc_jepa.models.conditioners import CONDITIONERS, fusion
+from tc_jepa.models.conditioners.adaln import AdaptiveNorm
+from tc_jepa.models.conditioners.base import Conditioner, Tokens, Words
+from tc_jepa.models.conditioners.caption_cross_attention import CaptionCrossAttention
+from tc_jepa.models.conditioners.feature import InputFeature
+from tc_jepa.models.conditioners.sequence import WordSequence
+from tc_jepa.models.conditioners.word_cross_attention import CrossAttentionForm, CrossAttentionLayer, WordCrossAttention
+from tc_jepa.optimizer import match_rules, weight_decay_rules
 from tests import tiny
 
 LINEAR = layers.Linear()
-EVERY = range(tiny.DEPTH)
 FORMS = {
     "heads": CrossAttentionForm(heads=4),
     "unscaled": CrossAttentionForm(scaled=False),
@@ -28,17 +32,18 @@ FORMS = {
     "no_post_norm": CrossAttentionForm(post_norm=False),
     "wide": CrossAttentionForm(mlp_ratio=2.0),
     "fuse_first": CrossAttentionForm(fuse_first=True),
-    "mean": CrossAttentionForm(fusion=fusion.MeanPool),
-    "attention": CrossAttentionForm(fusion=fusion.AttentionPool),
+    "mean": CrossAttentionForm(fusion="mean"),
+    "attention": CrossAttentionForm(fusion="attention"),
 }
-READERS = {
-    "word": WordCrossAttention(EVERY, LINEAR),
-    "one_layer": WordCrossAttention((1,), LINEAR),
-    "caption": CaptionCrossAttention(EVERY, LINEAR),
+CHOSEN = {
+    "none": Conditioner(),
+    "word": WordCrossAttention(LINEAR),
+    "one_layer": WordCrossAttention(LINEAR, (1,)),
+    "caption": CaptionCrossAttention(LINEAR),
     "adaln": AdaptiveNorm(LINEAR),
     "feature": InputFeature(LINEAR),
     "sequence": WordSequence(LINEAR),
-} | {name: WordCrossAttention(EVERY, LINEAR, form) for name, form in FORMS.items()}
+} | {name: WordCrossAttention(LINEAR, form=form) for name, form in FORMS.items()}
 
 
 BATCH = tiny.batch(4)  # the last image has no caption
@@ -48,8 +53,8 @@ VECTORS = np.random.default_rng(1).normal(size=(*BATCH.caption_words.shape, 12))
 
 @functools.cache
 def prepared(name: str):
-    """A predictor with a reader as a compiled function of (params, words), and parameters of ordinary size."""
-    predictor = tiny.jepa(Conditioner() if name == "none" else READERS[name]).predictor
+    """A predictor as a compiled function of (params, words), and parameters of ordinary size."""
+    predictor = tiny.jepa(CHOSEN[name]).predictor
     masks = BATCH.context_indices, BATCH.context_valid, BATCH.target_indices, BATCH.target_valid
     params = jax.jit(lambda words: predictor.init(jax.random.key(0), CONTEXT, *masks, words))(words())["params"]
     return jax.jit(lambda params, words: predictor.apply({"params": params}, CONTEXT, *masks, words)), tiny.lively(
@@ -61,8 +66,8 @@ def words(vectors=VECTORS, word_valid=BATCH.word_valid, caption_valid=BATCH.capt
     return Words(vectors, word_valid, caption_valid)
 
 
-@pytest.mark.parametrize("name", READERS)
-def test_a_reader_reads_valid_words_of_valid_captions_in_any_order_and_nothing_else(name):
+@pytest.mark.parametrize("name", CHOSEN.keys() - {"none"})
+def test_only_valid_words_of_valid_captions_have_an_influence_in_any_order(name):
     predict, params = prepared(name)
     real = words().valid_BxCxS[..., None]
     before, _ = predict(params, words())
@@ -76,16 +81,15 @@ def test_a_reader_reads_valid_words_of_valid_captions_in_any_order_and_nothing_e
     assert np.isfinite(before).all()
 
 
-def test_only_chosen_layers_read():
-    predict, params = prepared("one_layer")
-    assert set(params["conditioner"]) == {"layers_1"}
-    assert len(predict(params, words())[1]) == 1
-    predict, params = prepared("caption")
-    assert predict(params, words())[1] == []
+@pytest.mark.parametrize(("name", "layers"), [("word", {0, 1}), ("one_layer", {1}), ("caption", {0, 1})])
+def test_only_the_chosen_layers_have_cross_attention(name, layers):
+    predict, params = prepared(name)
+    assert set(params["conditioner"]) == {f"layers_{i}" for i in layers}
+    assert len(predict(params, words())[1]) == (len(layers) if CHOSEN[name].attends_to_words else 0)
 
 
 @pytest.mark.parametrize(
-    ("name", "silenced"),
+    ("name", "zeroed"),
     [
         ("adaln", ("modulation_0", "modulation_1")),
         ("feature", ("mlp",)),
@@ -93,13 +97,13 @@ def test_only_chosen_layers_read():
         ("no_post_norm", ("layers_0", "layers_1")),
     ],
 )
-def test_a_silenced_conditioner_is_no_conditioner(name, silenced):
+def test_with_zero_weights_a_conditioner_equals_none(name, zeroed):
     predict, params = prepared(name)
     read = words(caption_valid=np.zeros_like(BATCH.caption_valid)) if name == "sequence" else words()
-    reader = dict(params["conditioner"])
-    for module in silenced:
-        reader[module] = jax.tree.map(jnp.zeros_like, reader[module])
-    found, _ = predict(params | {"conditioner": reader}, read)
+    weights = dict(params["conditioner"])
+    for module in zeroed:
+        weights[module] = jax.tree.map(jnp.zeros_like, weights[module])
+    found, _ = predict(params | {"conditioner": weights}, read)
     bare = {key: value for key, value in params.items() if key != "conditioner"}
     expected, _ = prepared("none")[0](bare, read)
     np.testing.assert_allclose(found, expected, atol=2e-5)
@@ -138,7 +142,7 @@ def test_heads_and_scaling_change_the_attention_but_not_the_cosines():
         np.testing.assert_allclose(reading.attention_BxMxLxCxS[0, 1, 2, 0], weights.mean(axis=0), atol=1e-5)
 
 
-def test_caption_attention_gives_every_token_the_mean_words_value():
+def test_an_averaged_caption_is_the_mean_of_its_valid_words():
     words = layer_on_one_image(CrossAttentionForm(), 3)[-1]
     mean = words.averaged()
     for caption, length in enumerate((5, 3, 4)):
@@ -147,7 +151,7 @@ def test_caption_attention_gives_every_token_the_mean_words_value():
     assert mean.word_valid_BxCxS.shape == (1, 3, 1)
 
 
-def test_pools_leave_missing_captions_out():
+def test_fusions_leave_missing_captions_out():
     h = jax.random.normal(jax.random.key(0), (2, 1, 4, 3, 8))
     fused = np.array([[True, False, True], [True, False, False]])
     mean = fusion.MeanPool(LINEAR).apply({}, h, fused)
@@ -160,3 +164,89 @@ def test_pools_leave_missing_captions_out():
     scores = np.asarray(h)[0, 0, 1, [0, 2]] @ np.asarray(params["key"]["kernel"] @ params["query"]) / 8**0.5
     weights = np.exp(scores) / np.exp(scores).sum()
     np.testing.assert_allclose(pooled[0, 0, 1], weights @ np.asarray(h[0, 0, 1])[[0, 2]], atol=1e-5)
+
+
+# What a conditioner declares
+
+
+def configured(name: str, **settings):
+    config = base.get_config()
+    config.model.encoder, config.model.predictor.width, config.image.size = "nano", 16, 64
+    config.model.predictor.depth, config.model.conditioner = tiny.DEPTH, name
+    config.update_from_flattened_dict({f"conditioner.{key}": value for key, value in settings.items()})
+    return config
+
+
+def conditioner_params(name: str, **settings):
+    """Shapes of the parameters of a predictor with a conditioner, in the tree that the optimizer sees."""
+    predictor = models.predictor(configured(name, **settings), 32)
+    masks = BATCH.context_indices, BATCH.context_valid, BATCH.target_indices, BATCH.target_valid
+    context = np.zeros((*BATCH.context_indices.shape, vit.SIZES["nano"].width))
+    variables = jax.eval_shape(lambda: predictor.init(jax.random.key(0), context, *masks, words()))
+    return {"predictor": variables["params"]}
+
+
+@pytest.mark.parametrize("name", CONDITIONERS)
+def test_the_keys_that_have_an_effect_are_those_that_a_conditioner_declares(name):
+    values, declared = flatten(configured(name)), CONDITIONERS[name]
+    group = [key.name for key in base.KEYS if key.name.startswith("conditioner.")]
+    used = {key for key in group if base.KEYS.is_used(key, values)}
+    assert used == {f"conditioner.{key}" for key in declared.keys}
+    assert base.KEYS.is_used("captions.per_image", values) == declared.reads_words
+    assert base.KEYS.is_used("objective.sparsity", values) == declared.attends_to_words
+    assert jepa.reads_captions(configured(name)) == declared.reads_words
+    assert declared.reads_words or not declared.attends_to_words
+
+
+@pytest.mark.parametrize("name", CONDITIONERS)
+def test_the_values_of_declared_keys_reach_the_conditioner(name):
+    others = {"layers": [1], "heads": 4, "scaled": False, "pre_norm": False, "mlp_ratio": 2.0, "post_norm": False}
+    others |= {"fuse_first": True, "fusion": "attention"}
+    declared = CONDITIONERS[name].keys
+    built = models.conditioner(configured(name, **{key: others[key] for key in declared}))
+    assert type(built) is CONDITIONERS[name]
+    found = dataclasses.asdict(built.form) if hasattr(built, "form") else {}
+    for key in declared:
+        assert (found[key] if key in found else getattr(built, key)) == ((1,) if key == "layers" else others[key])
+
+
+@pytest.mark.parametrize("name", CONDITIONERS)
+def test_the_rules_of_a_conditioner_cover_its_parameters_and_no_other_conditioners(name, monkeypatch):
+    params = conditioner_params(name, **{"fusion": "attention"} if "fusion" in CONDITIONERS[name].keys else {})
+    decays = match_rules(weight_decay_rules(), params)
+    for other in CONDITIONERS.keys() - {name}:
+        monkeypatch.delitem(CONDITIONERS, other)
+    assert match_rules(weight_decay_rules(), params) == decays
+    flat = traverse_util.flatten_dict(decays, sep="/")
+    queries = [path for path in flat if path.endswith("/query")]
+    assert bool(queries) == ("fusion" in CONDITIONERS[name].keys) and all(flat[path] for path in queries)
+
+
+class GatedMean(Conditioner):
+    """Adds the mean word vector of each caption, projected and gated by channel, to the predictor's input."""
+
+    keys = ("fusion",)
+    weight_decay_rules = (*fusion.FUSION_RULES, ("gate", False))
+    reads_words = True
+
+    fusion: str = "max"
+
+    @nn.compact
+    def condition_input(self, tokens: Tokens, words: Words) -> Tokens:
+        P = tokens.values_BxMxLxP.shape[-1]
+        gate = self.param("gate", nn.initializers.zeros, (P,))
+        captions_BxCxP = self.linear(P, "value")(words.averaged().vectors_BxCxSxE[:, :, 0])
+        h_BxMxLxCxP = tokens.values_BxMxLxP[..., None, :] + gate * captions_BxCxP[:, None, None]
+        fuse = fusion.FUSIONS[self.fusion](self.linear, name="fusion")
+        return tokens.replace(values_BxMxLxP=fuse(h_BxMxLxCxP, words.fused_BxC))
+
+
+def test_a_new_conditioner_is_one_class_and_one_line_of_the_table(monkeypatch):
+    with pytest.raises(ValueError, match="conditioner/gate"):
+        match_rules(weight_decay_rules(), {"predictor": {"conditioner": {"gate": np.zeros(1)}}})
+    monkeypatch.setitem(CONDITIONERS, "gated_mean", GatedMean)
+    config = configured("gated_mean", fusion="mean")
+    assert models.conditioner(config).fusion == "mean" and jepa.reads_captions(config)
+    params = conditioner_params("gated_mean", fusion="attention")
+    decays = match_rules(weight_decay_rules(), params)["predictor"]["conditioner"]
+    assert decays["gate"] is False and decays["value"]["kernel"] is True and decays["fusion"]["query"] is True

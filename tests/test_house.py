@@ -16,7 +16,7 @@ from tc_jepa.config import models
 from tc_jepa.config.validate import validate
 from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.models.conditioners.base import Words
-from tc_jepa.optimizer import match_rules, WEIGHT_DECAY_RULES
+from tc_jepa.optimizer import match_rules, weight_decay_rules
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted(
@@ -132,7 +132,7 @@ def test_every_config_builds(stem, name):
     validate(config)
     experiment = build_experiment(config)
     state = jax.eval_shape(experiment.initial_state, experiment.frozen)
-    match_rules(WEIGHT_DECAY_RULES, state.params)
+    match_rules(weight_decay_rules(), state.params)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks
 from tc_jepa.methods import losses
 from tc_jepa.models import vit
+from tc_jepa.models.conditioners.fusion import FUSIONS
 
 NAMES = [key.name for key in base.KEYS]
 CHANGED = {str: "x", bool: True, int: 3, float: 0.5}
@@ -74,7 +75,7 @@ def test_choices_are_those_of_the_code():
         "model.text_dtype": models.DTYPES,
         "model.dtype": models.DTYPES,
         "model.init": models.INITS,
-        "conditioner.fusion": models.FUSIONS,
+        "conditioner.fusion": FUSIONS,
         "objective.prediction": losses.PREDICTION_FORMS,
         "objective.regulariser": losses.REGULARISER_FORMS,
         "target_encoder.kind": jepa.TARGETS,

@@ -26,7 +26,7 @@ from tc_jepa.methods.lejepa import LeJepa
 from tc_jepa.methods.sigreg import epps_pulley, sigreg
 from tc_jepa.models import layers, vit
 from tc_jepa.models.projector import Projector
-from tc_jepa.optimizer import match_rules, WEIGHT_DECAY_RULES
+from tc_jepa.optimizer import match_rules, weight_decay_rules
 from tests import tiny
 
 NO_COLOURS = Photometric(0.0, 0.4, 0.4, 0.2, 0.1, 0.0, 0.0, (0.1, 2.0), 0.0)
@@ -168,7 +168,7 @@ def test_the_loss_weighs_its_terms_and_reaches_every_parameter():
     assert terms["loss"] == pytest.approx(0.05 * terms["loss/sigreg"] + 0.95 * terms["loss/invariance"], rel=1e-5)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.any(leaf), jax.tree_util.keystr(path)
-    match_rules(WEIGHT_DECAY_RULES, gradient)
+    match_rules(weight_decay_rules(), gradient)
 
 
 def test_eight_devices_compute_what_one_does():

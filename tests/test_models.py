@@ -12,7 +12,7 @@ from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners import base as conditioner
 from tc_jepa.models.conditioners import fusion
 from tc_jepa.models.conditioners.base import Words
-from tc_jepa.models.conditioners.cross_attention import CrossAttentionLayer
+from tc_jepa.models.conditioners.word_cross_attention import CrossAttentionLayer
 from tests import tiny
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tc_jepa.methods.targets import Momentum
-from tc_jepa.optimizer import adamw, match_rules, Schedules, WEIGHT_DECAY_RULES
+from tc_jepa.optimizer import adamw, match_rules, Schedules, weight_decay_rules
 from tests import tiny
 
 # The released H/14 recipe at a tenth of its steps (ijepa configs/in1k_vith14_ep300.yaml).
@@ -50,7 +50,7 @@ def test_a_run_shorter_than_its_warmup_stays_on_the_ramp():
 
 def test_only_matrices_and_the_mask_token_decay():
     params = tiny.state(tiny.jepa()).params
-    decays = match_rules(WEIGHT_DECAY_RULES, params)
+    decays = match_rules(weight_decay_rules(), params)
     for path, decay in jax.tree_util.tree_leaves_with_path(decays):
         name = "/".join(entry.key for entry in path)
         assert decay == (name.endswith("/kernel") or name == "predictor/mask_token"), name
@@ -58,7 +58,7 @@ def test_only_matrices_and_the_mask_token_decay():
 
 def test_a_parameter_that_no_rule_covers_is_named():
     with pytest.raises(ValueError, match="encoder/strange"):
-        match_rules(WEIGHT_DECAY_RULES, {"encoder": {"strange": jnp.zeros(1), "bias": jnp.zeros(1)}})
+        match_rules(weight_decay_rules(), {"encoder": {"strange": jnp.zeros(1), "bias": jnp.zeros(1)}})
 
 
 def test_the_first_update_uses_the_schedules_first_values():

@@ -23,7 +23,7 @@ from tc_jepa.methods.method import Method
 from tc_jepa.methods.targets import EmaEncoder, Momentum
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners import base as conditioner
-from tc_jepa.models.conditioners.cross_attention import WordCrossAttention
+from tc_jepa.models.conditioners.word_cross_attention import WordCrossAttention
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.models.text import embedding as text
 from tc_jepa.optimizer import adamw, Schedules
@@ -57,7 +57,7 @@ def jepa(reader: conditioner.Conditioner | None = None, dtype=jnp.float32, const
     linear = layers.Linear(dtype)
     size = vit.Size(width=32, depth=2, heads=4, hidden=64)
     encoder = vit.VisionTransformer(size, PATCH, linear, constrain=constrain)
-    reader = WordCrossAttention(range(DEPTH), linear) if reader is None else reader
+    reader = WordCrossAttention(linear) if reader is None else reader
     predictor = {"grid": GRID, "width": 16, "depth": DEPTH, "heads": 4, "output_width": 32, "conditioner": reader}
     return Jepa(
         encoder,

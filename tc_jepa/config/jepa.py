@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
 
 import ml_collections
 
@@ -11,12 +10,13 @@ from tc_jepa.config.parts import MethodParts
 from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
 from tc_jepa.data.word_vectors.folder import WordVectorFolder
-from tc_jepa.masking import BlockMasks, MaskSampler, OfficialMasks, RandomMasks
+from tc_jepa.masking import MASKS, MaskSampler
 from tc_jepa.methods import jepa_reporting
 from tc_jepa.methods.jepa import Jepa
 from tc_jepa.methods.losses import Objective
 from tc_jepa.methods.reporting import Diagnostics
 from tc_jepa.methods.targets import EmaEncoder, FrozenTarget, Momentum, Pixels, Target
+from tc_jepa.models.conditioners import CONDITIONERS
 from tc_jepa.models.vit import VisionTransformer
 
 Config = ml_collections.ConfigDict
@@ -56,7 +56,7 @@ def check(config: Config) -> None:
 
 
 def reads_captions(config: Config) -> bool:
-    return config.model.conditioner != "none"
+    return CONDITIONERS[config.model.conditioner].reads_words
 
 
 def caption_reader(config: Config, words: Sequence[WordVectorFolder] = ()) -> CaptionReader | None:
@@ -101,32 +101,6 @@ def inputs(config: Config, reader: CaptionReader | None) -> JepaInputs:
 
 def masks(config: Config) -> MaskSampler:
     """Returns the mask sampler. UserError where the settings cannot be met."""
-    return MASKS[config.masking.kind](config)
-
-
-def _random_masks(config: Config) -> RandomMasks:
-    masking = config.masking
-    return RandomMasks(
-        models.grid(config), masking.target_blocks, tuple(masking.ratio), masking.context_tokens, masking.min_context
-    )
-
-
-def _block_settings(config: Config) -> dict[str, Any]:
-    masking = config.masking
-    return {
-        "grid": models.grid(config),
-        "target_blocks": masking.target_blocks,
-        "target_scale": tuple(masking.target_scale),
-        "target_aspect": tuple(masking.target_aspect),
-        "context_scale": tuple(masking.context_scale),
-        "context_aspect": tuple(masking.context_aspect),
-        "context_tokens": masking.context_tokens,
-        "min_context": masking.min_context,
-    }
-
-
-MASKS = {
-    "fixed": lambda config: BlockMasks(**_block_settings(config)),
-    "official": lambda config: OfficialMasks(**_block_settings(config), group_size=config.masking.group_size),
-    "random": _random_masks,
-}
+    sampler = MASKS[config.masking.kind]
+    names = [field.name for field in dataclasses.fields(sampler) if field.name != "grid"]
+    return sampler(models.grid(config), **models.settings(config.masking, names))

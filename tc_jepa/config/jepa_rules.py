@@ -6,13 +6,14 @@ import ml_collections
 from tc_jepa.config import data
 from tc_jepa.errors import UserError
 from tc_jepa.models import vit
+from tc_jepa.models.conditioners import CONDITIONERS
 
 
 def check(config: ml_collections.ConfigDict) -> None:
     """Raises UserError, naming the keys, where a JEPA cannot be built from a configuration."""
     _check_predictor(config)
     _check_target(config)
-    if config.model.conditioner != "none":
+    if CONDITIONERS[config.model.conditioner].reads_words:
         _check_captions(config)
 
 

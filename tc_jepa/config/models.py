@@ -1,6 +1,7 @@
-"""From a configuration to networks: encoder, predictor, conditioner, text encoder."""
+"""Builds networks from a configuration: encoder, predictor, conditioner, text encoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -10,9 +11,7 @@ import ml_collections
 from tc_jepa.convert import t5
 from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.models import layers, vit
-from tc_jepa.models.conditioners import base, fusion
-from tc_jepa.models.conditioners.compared import AdaptiveNorm, InputFeature, WordSequence
-from tc_jepa.models.conditioners.cross_attention import CaptionCrossAttention, CrossAttentionForm, WordCrossAttention
+from tc_jepa.models.conditioners import Conditioner, CONDITIONERS
 from tc_jepa.models.layers import Params
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.models.text.embedding import EmbeddingText, StoredWords
@@ -22,13 +21,12 @@ Config = ml_collections.ConfigDict
 Constrain = Callable[[jax.Array], jax.Array]
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-FUSIONS = {"max": fusion.MaxPool, "mean": fusion.MeanPool, "attention": fusion.AttentionPool}
 INITS = {"official": False, "depth_rescaled": True}  # of layers.Linear.depth_rescaled
 TEXT_ENCODERS = ("embedding", "t5", "stored")
 
 
 def unconstrained(x: jax.Array) -> jax.Array:
-    """Leaves an activation where it is: the `constrain` of networks that run on one device."""
+    """Returns `x`: the `constrain` of networks that run on one device."""
     return x
 
 
@@ -48,55 +46,36 @@ def encoder(config: Config, constrain: Constrain = unconstrained) -> vit.VisionT
 
 
 def predictor(config: Config, output_width: int, constrain: Constrain = unconstrained) -> Predictor:
-    """The predictor of features of `output_width` channels, with its conditioner."""
+    """The predictor, with its conditioner, of targets with `output_width` channels."""
     return Predictor(
         grid=grid(config),
         width=config.model.predictor.width,
         depth=config.model.predictor.depth,
         heads=vit.SIZES[config.model.encoder].heads,
         output_width=output_width,
-        conditioner=CONDITIONERS[config.model.conditioner](config),
+        conditioner=conditioner(config),
         linear=linear(config),
         position_noise=config.model.position_noise,
         constrain=constrain,
     )
 
 
-def cross_attention_layers(config: Config) -> tuple[int, ...]:
-    return tuple(config.conditioner.layers) or tuple(range(config.model.predictor.depth))
+def conditioner(config: Config) -> Conditioner:
+    """The conditioner that model.conditioner names, with the values of the keys that it declares."""
+    chosen = CONDITIONERS[config.model.conditioner]
+    return chosen.build(linear(config), settings(config.conditioner, chosen.keys))
 
 
-def cross_attention_form(config: Config) -> CrossAttentionForm:
-    chosen = config.conditioner
-    return CrossAttentionForm(
-        heads=chosen.heads,
-        scaled=chosen.scaled,
-        pre_norm=chosen.pre_norm,
-        mlp_ratio=chosen.mlp_ratio,
-        post_norm=chosen.post_norm,
-        fuse_first=chosen.fuse_first,
-        fusion=FUSIONS[chosen.fusion],
-    )
-
-
-CONDITIONERS = {
-    "none": lambda config: base.Conditioner(),
-    "word_cross_attention": lambda config: WordCrossAttention(
-        cross_attention_layers(config), linear(config), cross_attention_form(config)
-    ),
-    "caption_cross_attention": lambda config: CaptionCrossAttention(
-        cross_attention_layers(config), linear(config), cross_attention_form(config)
-    ),
-    "adaln": lambda config: AdaptiveNorm(linear(config), FUSIONS[config.conditioner.fusion]),
-    "feature": lambda config: InputFeature(linear(config), FUSIONS[config.conditioner.fusion]),
-    "sequence": lambda config: WordSequence(linear(config)),
-}
+def settings(group: Config, names: Iterable[str]) -> dict[str, Any]:
+    """The values of some keys of a group by name. Lists, which a stored configuration has, become tuples."""
+    values = {name: group[name] for name in names}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 def text_encoder(config: Config, reader: CaptionReader | None) -> tuple[nn.Module | None, Params]:
-    """Returns the text encoder for what `reader` reads, and its parameters where they are not trained (else {}).
+    """Returns the text encoder for the captions that `reader` reads, and its parameters if they are frozen, else {}.
 
-    None without a reader.
+    Without a reader the text encoder is None.
     """
     if reader is None:
         return None, {}

@@ -1,7 +1,7 @@
-"""`masking.kind=fixed`: I-JEPA's multi-block masks with three repairs (V-JEPA 2 made the same).
+"""`masking.kind=fixed`: I-JEPA's multi-block masks with three corrections, which V-JEPA 2 also made.
 
-Every patch can be reached, scale and aspect are drawn apart, and blocks are drawn for each image alone, so that neither
-batch size nor workers change the statistics.
+Blocks can contain every patch of the grid, scale and aspect are drawn independently, and each image draws its own
+blocks, so that the statistics do not depend on the batch size or on workers.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,16 @@ from tc_jepa.errors import UserError
 from tc_jepa.masking.masks import check_range, Masks, pack, Range
 
 TRIES = 20
-# The ranges of a block sampler, and how large their values may be.
+# The ranges of a block sampler, and the largest value that each may have.
 RANGES = {"target_scale": 1.0, "target_aspect": math.inf, "context_scale": 1.0, "context_aspect": math.inf}
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockSettings:
-    """What the block samplers are told, on a (rows, columns) grid.
+    """Settings of the block samplers, on a (rows, columns) grid.
 
-    Scales are fractions of the grid's area, aspects height / width. `context_tokens` is K. Raises UserError, naming the
-    keys, for numbers that mean nothing.
+    Scales are fractions of the grid's area, aspects are height / width. `context_tokens` is K. Raises UserError for
+    values out of range.
     """
 
     grid: tuple[int, int]
@@ -39,19 +39,18 @@ class BlockSettings:
     def __post_init__(self):
         for name, limit in RANGES.items():
             check_range(f"masking.{name}", getattr(self, name), limit)
-        if self.target_blocks < 1 or self.min_context < 1:
-            raise UserError(
-                f"masking.target_blocks={self.target_blocks} and masking.min_context={self.min_context} "
-                "must be at least 1"
-            )
+        for name in ("target_blocks", "min_context"):
+            if getattr(self, name) < 1:
+                key = f"masking.{name}"
+                raise UserError(f"{key}={getattr(self, name)} must be at least 1", about=key)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockMasks(BlockSettings):
-    """Every image draws its own blocks: scale and aspect uniformly from their ranges, corners over the whole grid.
+    """Each image draws its own blocks: scale and aspect uniformly from their ranges, corners over the whole grid.
 
-    A context of more than K patches loses some uniformly at random. `min_context` is how many patches at least stay
-    visible. Raises UserError where the numbers cannot be met.
+    A context of more than K patches loses patches uniformly at random. At least `min_context` patches stay visible.
+    Raises UserError if the settings cannot be satisfied.
     """
 
     def __post_init__(self):
@@ -60,22 +59,24 @@ class BlockMasks(BlockSettings):
         if not self.min_context <= self.context_tokens <= patches:
             raise UserError(
                 f"masking.context_tokens={self.context_tokens} must lie between masking.min_context={self.min_context} "
-                f"and the {patches} patches of the {self.grid[0]} x {self.grid[1]} grid"
+                f"and the {patches} patches of the {self.grid[0]} x {self.grid[1]} grid",
+                about="masking.context_tokens",
             )
         if patches - self.target_tokens < self.min_context:
             raise UserError(
                 f"a target block of {self.target_tokens} of the {patches} patches of the {self.grid[0]} x "
                 f"{self.grid[1]} grid leaves fewer than masking.min_context={self.min_context}; lower that, "
-                "masking.target_scale or model.patch_size"
+                "masking.target_scale or model.patch_size",
+                about="masking.min_context",
             )
 
     @functools.cached_property
     def target_tokens(self) -> int:
-        """T, the patches of the largest target block that the settings can draw."""
+        """T, the number of patches of the largest target block that can be drawn."""
         return max(math.prod(self._block_shape(self.target_scale[1], aspect)) for aspect in self._turning_aspects())
 
     def draw_at(self, seed: int, index: int) -> Masks:
-        """See MaskSampler. Never loops for ever: after TRIES draws a fallback that always fits is taken."""
+        """See MaskSampler. It always ends: after TRIES draws it uses a fallback that is always valid."""
         rng = np.random.default_rng((seed, index))
         hidden = np.zeros(self.grid, bool)
         targets = []
@@ -90,7 +91,7 @@ class BlockMasks(BlockSettings):
         return pack(context, blocks, self.context_tokens, self.target_tokens, dropped)
 
     def _draw_target(self, rng, hidden: np.ndarray, earlier: list[np.ndarray]) -> np.ndarray:
-        """A block that leaves enough patches visible. The first always does; later ones may repeat the one before."""
+        """A block that leaves enough patches visible. The first always does; a later one may repeat the one before."""
         for _ in range(TRIES):
             block = self._draw_block(rng, self.target_scale, self.target_aspect)
             if np.count_nonzero(~(hidden | block)) >= self.min_context:
@@ -119,7 +120,7 @@ class BlockMasks(BlockSettings):
         return tuple(min(max(round(side), 1), limit) for side, limit in zip(sides, self.grid, strict=True))
 
     def _turning_aspects(self) -> Iterator[float]:
-        """Aspects between which the largest block's shape does not change: the ends and, just beside, each rounding."""
+        """Aspects between which the largest block has one shape: the ends, and values around each rounding step."""
         low, high = self.target_aspect
         yield from (low, high)
         area = self.target_scale[1] * math.prod(self.grid)

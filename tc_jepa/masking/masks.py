@@ -1,6 +1,6 @@
-"""What every sampler of masks gives, and what the samplers share.
+"""The contract of mask samplers, and what they share.
 
-XLA wants fixed shapes: K context tokens and T tokens per target block, padded, with validity masks.
+XLA needs fixed shapes: masks have K context tokens and T tokens per target block, padded, with validity masks.
 """
 
 from collections.abc import Sequence
@@ -15,38 +15,38 @@ Range = tuple[float, float]
 
 
 class Masks(NamedTuple):
-    """Row-major patch indices, ascending, padded with 0, and which of them are real."""
+    """Row-major patch indices, ascending and padded with 0, and which of them are not padding."""
 
     context_indices: np.ndarray  # int32 [K]
     context_valid: np.ndarray  # bool [K]
     target_indices: np.ndarray  # int32 [M, T]
     target_valid: np.ndarray  # bool [M, T]
-    context_dropped: np.int32  # [], context patches that did not fit into K
+    context_dropped: np.int32  # [], number of context patches that did not fit into K
 
 
 class MaskSampler(Protocol):
-    """Masks of an endless stream of images. Implementations pickle and hold no state."""
+    """Draws masks for an endless stream of images. Implementations can be pickled and hold no state."""
 
     @property
     def context_tokens(self) -> int:
-        """K, the context patches of an image at most."""
+        """K, the largest number of context patches of an image."""
 
     @property
     def target_tokens(self) -> int:
-        """T, the patches of the largest target block that the settings can draw."""
+        """T, the number of patches of the largest target block that can be drawn."""
 
     @property
     def target_blocks(self) -> int:
-        """M."""
+        """M, the number of target blocks of an image."""
 
     def draw_at(self, seed: int, index: int) -> Masks:
-        """The masks of image `index` (from 0) of the stream `seed`: a pure function of the two, in any order."""
+        """The masks of image `index`, from 0, of the stream `seed`. A pure function of both, in any order of calls."""
 
 
 def pack(
     context: np.ndarray, targets: Sequence[np.ndarray], context_tokens: int, target_tokens: int, dropped: int
 ) -> Masks:
-    """Patch indices [at most K] and M times [at most T] -> Masks."""
+    """Pads the patch indices of a context [at most K] and of M targets [at most T]."""
     padded = [_pad(target, target_tokens) for target in targets]
     return Masks(
         *_pad(context, context_tokens),
@@ -66,4 +66,4 @@ def check_range(name: str, value: Range, limit: float) -> None:
     """Raises UserError unless `value` is (low, high) with 0 < low <= high <= limit."""
     if len(value) != 2 or not 0 < value[0] <= value[1] <= limit:
         bound = "" if math.isinf(limit) else f" <= {limit:g}"
-        raise UserError(f"{name}={tuple(value)} is no range (low, high) with 0 < low <= high{bound}")
+        raise UserError(f"{name}={tuple(value)} must be a range (low, high) with 0 < low <= high{bound}", about=name)

@@ -1,8 +1,9 @@
-"""`masking.kind=official`: masks as the released I-JEPA draws them, with everything that it does.
+"""`masking.kind=official`: masks as I-JEPA's released code draws them, with all its properties.
 
-References are to src/masks/multiblock.py of facebookresearch/ijepa at 52c1ae95. What differs: `group_size` consecutive
-images of the stream stand for a GPU's batch, and one generator a group for its counter and its workers' generators, so
-that masks depend on neither hosts nor workers; and masks are padded to fixed shapes.
+References are to src/masks/multiblock.py of facebookresearch/ijepa at 52c1ae95. Two things differ. A group of
+`group_size` consecutive images of the stream takes the place of a GPU's batch, and has one random generator in place of
+the released code's counter and its workers' generators; so masks do not depend on hosts or workers. And masks are
+padded to fixed shapes.
 """
 
 import dataclasses
@@ -16,21 +17,21 @@ from tc_jepa.masking.blocks import BlockSettings
 from tc_jepa.masking.masks import Masks, pack, Range
 
 Size = tuple[int, int]
-TRIES = 20  # at a context block, before one target more may be overlapped (:77-104)
-# Drawn groups that a process keeps, some 50 kB each. The images of a group are read close together, so a few for each
-# thread that reads batches (data/pipeline.py) would do.
+TRIES = 20  # to draw a context block, before it may overlap one more target (:77-104)
+# Number of drawn groups that a process caches, about 50 kB each. The images of a group are read close together, so a
+# few groups per thread that reads batches (data/pipeline.py) would be enough.
 GROUPS_KEPT = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class OfficialMasks(BlockSettings):
-    """Groups of `group_size` consecutive images share one size of target blocks and one of context blocks, and their
-    contexts are all cut to the shortest one's length, from the bottom of the image.
+    """Groups of `group_size` consecutive images share the size of target blocks and the size of context blocks.
 
-    Blocks never reach the last row and column. Target blocks and contexts have strictly more than `min_context` patches
-    before the cut; a context without so many after 20 tries may overlap the last target, after 20 more the last two,
-    and so on. What is still longer than K is cut from the bottom too, and counted. Raises UserError for settings with
-    which the released code never returns.
+    All contexts of a group are cut to the length of the shortest one, from the bottom of the image. Blocks never
+    contain the last row and column. Target blocks and contexts have strictly more than `min_context` patches before the
+    cut; a context that has fewer after 20 tries may overlap the last target, after 20 more the last two, and so on. A
+    context that is then longer than K is cut from the bottom too, which counts as dropped. Raises UserError for
+    settings with which the released code never returns.
     """
 
     group_size: int
@@ -38,30 +39,32 @@ class OfficialMasks(BlockSettings):
     def __post_init__(self):
         super().__post_init__()
         if self.group_size < 1:
-            raise UserError(f"masking.group_size={self.group_size} must be at least 1")
+            raise UserError(f"masking.group_size={self.group_size} must be at least 1", about="masking.group_size")
         for name in ("target", "context"):
             height, width = min(self._possible_sizes(name), key=math.prod)
             if height * width <= self.min_context:
                 raise UserError(
-                    f"masking.kind=official would search for ever: a {name} block may be {height} x {width} patches of "
-                    f"the {self.grid[0]} x {self.grid[1]} grid, not more than masking.min_context={self.min_context}; "
-                    f"lower that or model.patch_size, raise masking.{name}_scale, or take masking.kind=fixed"
+                    f"masking.kind=official would never end: a {name} block may be {height} x {width} patches of the "
+                    f"{self.grid[0]} x {self.grid[1]} grid, not more than masking.min_context={self.min_context}; "
+                    f"lower that or model.patch_size, raise masking.{name}_scale, or use masking.kind=fixed",
+                    about=f"masking.{name}_scale",
                 )
         patches = math.prod(self.grid)
         if not self.min_context < self.context_tokens <= patches:
             raise UserError(
                 f"masking.context_tokens={self.context_tokens} must be more than masking.min_context="
                 f"{self.min_context} (masking.kind=official) and at most the {patches} patches of the "
-                f"{self.grid[0]} x {self.grid[1]} grid"
+                f"{self.grid[0]} x {self.grid[1]} grid",
+                about="masking.context_tokens",
             )
 
     @functools.cached_property
     def target_tokens(self) -> int:
-        """T, the patches of the largest target block that the settings can draw."""
+        """T, the number of patches of the largest target block that can be drawn."""
         return max(math.prod(size) for size in self._possible_sizes("target"))
 
     def draw_at(self, seed: int, index: int) -> Masks:
-        """See MaskSampler. A group is drawn as a whole, by every process that reads an image of it."""
+        """See MaskSampler. Every process that reads an image of a group draws the whole group."""
         group, member = divmod(index, self.group_size)
         return Masks(*(array.copy() for array in _draw_group(self, seed, group)[member]))
 
@@ -77,7 +80,7 @@ class OfficialMasks(BlockSettings):
 
 @functools.lru_cache(maxsize=GROUPS_KEPT)
 def _draw_group(settings: OfficialMasks, seed: int, group: int) -> list[Masks]:
-    """The masks of a group's images (:125-170). They are shared: copy, never write."""
+    """The masks of a group's images (:125-170). They are cached: copy them, never write to them."""
     rng = np.random.default_rng((seed, group))
     target_size = _block_size(settings.grid, *settings._ranges("target"), rng.random())
     context_size = _block_size(settings.grid, *settings._ranges("context"), rng.random())
@@ -95,18 +98,18 @@ def _draw_group(settings: OfficialMasks, seed: int, group: int) -> list[Masks]:
 
 
 def _draw_context(rng, settings: OfficialMasks, size: Size, targets: list[np.ndarray]) -> np.ndarray:
-    """A block without the targets; after TRIES that left too little, without all but the last, and so on (:77-104)."""
+    """A block minus all targets; after TRIES that left too few patches, minus all but the last, and so on (:77-104)."""
     for respected in range(len(targets), 0, -1):
         hidden = np.any(targets[:respected], axis=0)
         for _ in range(TRIES):
             context = _draw_block(rng, settings.grid, size) & ~hidden
             if np.count_nonzero(context) > settings.min_context:
                 return context
-    return _draw_block(rng, settings.grid, size)  # a whole block is large enough: see OfficialMasks.__post_init__
+    return _draw_block(rng, settings.grid, size)  # a whole block is large enough, see OfficialMasks.__post_init__
 
 
 def _draw_block(rng, grid: Size, size: Size) -> np.ndarray:
-    """bool [rows, columns]. The corner's bound excludes the last row and column (:89-90)."""
+    """A block as bool [rows, columns]. The bound of the corner excludes the last row and column (:89-90)."""
     (height, width) = size
     top, left = rng.integers(grid[0] - height), rng.integers(grid[1] - width)
     block = np.zeros(grid, bool)
@@ -115,8 +118,10 @@ def _draw_block(rng, grid: Size, size: Size) -> np.ndarray:
 
 
 def _block_size(grid: Size, scale: Range, aspect: Range, draw: float) -> Size:
-    """Rows and columns from one draw in [0, 1] for both scale and aspect (:56-70): small blocks are wide, large ones
-    tall, and none spans the grid."""
+    """Rows and columns of a block, from one draw in [0, 1] for both scale and aspect (:56-70).
+
+    So small blocks are wide and large ones tall. None spans the grid.
+    """
     area = int(math.prod(grid) * _between(scale, draw))
     ratio = _between(aspect, draw)
     return min(round(math.sqrt(area * ratio)), grid[0] - 1), min(round(math.sqrt(area / ratio)), grid[1] - 1)
@@ -127,7 +132,7 @@ def _between(bounds: Range, draw: float) -> float:
 
 
 def _turning_draws(grid: Size, scale: Range, aspect: Range) -> set[float]:
-    """Draws at which the whole area or a rounded side may change."""
+    """Draws at which the integer area or a rounded side may change."""
     patches = math.prod(grid)
     areas = range(max(int(patches * scale[0]), 1), int(patches * scale[1]) + 2)
     turning = {_draw_of(scale, area / patches) for area in areas}
@@ -138,6 +143,6 @@ def _turning_draws(grid: Size, scale: Range, aspect: Range) -> set[float]:
 
 
 def _draw_of(bounds: Range, value: float) -> float:
-    """The draw that `_between` turns into `value`; 0 where all draws give the same."""
+    """The inverse of `_between`; 0 if all draws give the same value."""
     low, high = bounds
     return (value - low) / (high - low) if high > low else 0.0

@@ -1,4 +1,4 @@
-"""`masking.kind=random`: I-JEPA's alternative, patches hidden one by one (ijepa src/masks/random.py)."""
+"""`masking.kind=random`: I-JEPA's alternative, which hides single patches (ijepa src/masks/random.py)."""
 
 import dataclasses
 import math
@@ -11,11 +11,11 @@ from tc_jepa.masking.masks import check_range, Masks, pack, Range
 
 @dataclasses.dataclass(frozen=True)
 class RandomMasks:
-    """Hides a share of the patches, uniformly at random; what is hidden is the one target block, all else the context.
+    """Hides a share of the patches uniformly at random: they are the one target block, all others the context.
 
-    The share is drawn uniformly from `ratio`, for each image (the released code draws it for a batch, to have one
-    length). A context of more than K patches loses some uniformly at random. Raises UserError where the numbers cannot
-    be met.
+    Each image draws the share uniformly from `ratio` (the released code draws one per batch, to have one length). A
+    context of more than K patches loses patches uniformly at random. Raises UserError if the settings cannot be
+    satisfied.
     """
 
     grid: tuple[int, int]
@@ -29,24 +29,27 @@ class RandomMasks:
         if self.target_blocks != 1:
             raise UserError(
                 f"masking.target_blocks={self.target_blocks}: masking.kind=random predicts all hidden patches as one "
-                "block; set it to 1"
+                "block; set it to 1",
+                about="masking.target_blocks",
             )
         least, most = self._visible(1.0), self._visible(0.0)
         if not 1 <= self.min_context <= least:
             raise UserError(
                 f"masking.min_context={self.min_context} must lie between 1 and the {least} patches that "
-                f"masking.ratio={self.ratio} leaves of the {self.grid[0]} x {self.grid[1]} grid at least"
+                f"masking.ratio={self.ratio} leaves of the {self.grid[0]} x {self.grid[1]} grid at least",
+                about="masking.min_context",
             )
         if not self.min_context <= self.context_tokens <= most:
             raise UserError(
                 f"masking.context_tokens={self.context_tokens} must lie between masking.min_context={self.min_context} "
                 f"and the {most} patches that masking.ratio={self.ratio} leaves of the {self.grid[0]} x {self.grid[1]} "
-                "grid at most"
+                "grid at most",
+                about="masking.context_tokens",
             )
 
     @property
     def target_tokens(self) -> int:
-        """T, the most patches that are hidden."""
+        """T, the largest number of patches that are hidden."""
         return math.prod(self.grid) - self._visible(1.0)
 
     def draw_at(self, seed: int, index: int) -> Masks:
@@ -59,6 +62,6 @@ class RandomMasks:
         return pack(context, [target], self.context_tokens, self.target_tokens, dropped=visible - kept)
 
     def _visible(self, draw: float) -> int:
-        """How many patches a draw in [0, 1] of the hidden share leaves."""
+        """Number of visible patches for a draw in [0, 1], which chooses the hidden share from `ratio`."""
         low, high = self.ratio
         return int(math.prod(self.grid) * (1.0 - (low + draw * (high - low))))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from tc_jepa.models import layers
-from tc_jepa.models.conditioners.base import Block, Conditioner, Reading, Tokens, Words
+from tc_jepa.models.conditioners.base import BlockFunction, Conditioner, Reading, Tokens, Words
 
 
 class Predictor(nn.Module):
@@ -62,17 +62,17 @@ class Predictor(nn.Module):
             jnp.concatenate([repeated_valid, target_valid_BxMxT], axis=2),
         )
 
-        tokens = self.conditioner.begin(tokens, words)
+        tokens = self.conditioner.condition_input(tokens, words)
         readings = []
         for i in range(self.depth):
             block = layers.Block(i, self.heads, 4 * self.width, self.linear, name=f"blocks_{i}")
-            tokens, reading = self.conditioner.layer(i, self._over_sequences(block), tokens, words)
+            tokens, reading = self.conditioner.condition_layer(i, self._over_sequences(block), tokens, words)
             if reading is not None:
                 readings.append(reading)
         x_BxMxTxP = layers.layer_norm("norm")(tokens.values_BxMxLxP[:, :, K : K + T])
         return self.linear(self.output_width, "proj")(x_BxMxTxP).astype(jnp.float32), readings
 
-    def _over_sequences(self, block: layers.Block) -> Block:
+    def _over_sequences(self, block: layers.Block) -> BlockFunction:
         """A transformer block as a function of all sequences, however many a conditioner makes of them."""
 
         def apply(tokens: Tokens, modulation: layers.Modulation = layers.UNMODULATED) -> Tokens:

@@ -1,22 +1,24 @@
-"""How the predictor reads the captions: the contract of every conditioner, and the one that reads none.
+"""The contract of conditioners, and the conditioner "none", which reads no captions.
 
-A conditioner sees the predictor's input once (`begin`) and then wraps every one of its blocks (`layer`), so it may
-change tokens, append some, or call a block its own way, and the predictor need not know which.
+A conditioner is how the predictor reads captions. It changes the predictor's input once (`condition_input`) and runs
+each of its transformer blocks (`condition_layer`). So it can change tokens, append tokens, or modulate a block, and the
+predictor is the same for all conditioners.
 """
 
-from typing import ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol
 
 from flax import struct
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tc_jepa.models.layers import Modulation, UNMODULATED
+from tc_jepa.models.layers import Linear, Modulation, UNMODULATED
 
 
 @struct.dataclass
 class Words:
-    """Captions as word vectors. A word counts where it is valid in a valid caption."""
+    """Captions as word vectors. A word counts if it is valid and its caption is valid."""
 
     vectors_BxCxSxE: jax.Array
     word_valid_BxCxS: jax.Array
@@ -28,13 +30,13 @@ class Words:
 
     @property
     def fused_BxC(self) -> jax.Array:
-        """Captions whose results are fused. An image without captions has one null caption, with no valid word."""
+        """The captions whose results are fused. An image without captions has one null caption, without valid words."""
         null = ~self.caption_valid_BxC.any(axis=-1, keepdims=True)
         first = jnp.arange(self.caption_valid_BxC.shape[-1]) == 0
         return self.caption_valid_BxC | (null & first)
 
     def averaged(self) -> "Words":
-        """Each caption as one word, the mean of its valid word vectors: [B, C, 1, E], 0 where there is none."""
+        """Each caption as one word, the mean of its valid word vectors: [B, C, 1, E], 0 if it has none."""
         valid = self.valid_BxCxS[..., None]
         total = jnp.where(valid, self.vectors_BxCxSxE, 0.0).sum(axis=2, keepdims=True)
         mean = total / jnp.maximum(valid.sum(axis=2, keepdims=True), 1)
@@ -43,7 +45,7 @@ class Words:
 
 @struct.dataclass
 class Tokens:
-    """The predictor's sequences, one per target block: context, targets, then whatever a conditioner appended."""
+    """The predictor's sequences, one per target block: context, targets, then tokens that a conditioner appended."""
 
     values_BxMxLxP: jax.Array
     valid_BxMxL: jax.Array
@@ -51,27 +53,47 @@ class Tokens:
 
 @struct.dataclass
 class Reading:
-    """What one layer's tokens read: cosine of query and key, and attention weight, of each token and word."""
+    """One layer's attention to words: cosine of query and key, and attention weight, of each token and word."""
 
     cosine_BxMxLxCxS: jax.Array
     attention_BxMxLxCxS: jax.Array
 
 
-class Block(Protocol):
-    """One of the predictor's transformer blocks, over all sequences; `modulation` has arrays [B, M, 1, P]."""
+class BlockFunction(Protocol):
+    """One of the predictor's transformer blocks, applied to all sequences; `modulation` has arrays [B, M, 1, P]."""
 
     def __call__(self, tokens: Tokens, modulation: Modulation = UNMODULATED) -> Tokens: ...
 
 
 class Conditioner(nn.Module):
-    """No words at all: I-JEPA. `words` may be None. The other conditioners override what they need."""
+    """The base class of conditioners. By itself it reads no captions, as in I-JEPA.
 
-    attends_to_words: ClassVar[bool] = False  # whether `layer` returns a Reading
+    Class variables declare what the rest of the program must know:
+      keys: the configuration keys that it uses, without their group `conditioner`. `build` receives their values.
+      weight_decay_rules: (regex, decays) pairs for its parameters, which take precedence over optimizer.GENERAL_RULES.
+        A regex must match the whole path of a parameter within the conditioner, such as layers_0/fusion/query.
+      reads_words: if False, `words` may be None, and no captions are loaded.
+      attends_to_words: if True, `condition_layer` returns a Reading, on which the regularisers act.
+    """
 
-    def begin(self, tokens: Tokens, words: Words | None) -> Tokens:
-        """The predictor's input, before its first layer."""
+    keys: ClassVar[tuple[str, ...]] = ()
+    weight_decay_rules: ClassVar[tuple[tuple[str, bool], ...]] = ()
+    reads_words: ClassVar[bool] = False
+    attends_to_words: ClassVar[bool] = False
+
+    linear: Linear = Linear()
+
+    @classmethod
+    def build(cls, linear: Linear, settings: Mapping[str, Any]) -> "Conditioner":
+        """Returns the conditioner with the values of `keys` by name, which are constructor arguments by default."""
+        return cls(linear, **settings)
+
+    def condition_input(self, tokens: Tokens, words: Words | None) -> Tokens:
+        """Returns the input of the predictor's first layer. It may append tokens."""
         return tokens
 
-    def layer(self, index: int, block: Block, tokens: Tokens, words: Words | None) -> tuple[Tokens, Reading | None]:
-        """Layer `index` of the predictor, around its transformer block. The reading feeds the regularisers."""
+    def condition_layer(
+        self, index: int, block: BlockFunction, tokens: Tokens, words: Words | None
+    ) -> tuple[Tokens, Reading | None]:
+        """Returns the output of the predictor's layer `index`, from 0, whose transformer block is `block`."""
         return block(tokens), None

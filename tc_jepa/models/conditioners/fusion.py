@@ -1,6 +1,7 @@
-"""Several captions' results become one (paper Table 6). One signature: h [B, M, L, C, P], bool [B, C] -> [B, M, L, P].
+"""Fusion of the results of several captions into one (paper Table 6).
 
-The mask marks the captions that take part, of which every image has at least one.
+All fusions have one signature: h [B, M, L, C, P], bool [B, C] -> [B, M, L, P]. The mask marks the captions that are
+fused; every image has at least one (base.Words.fused_BxC).
 """
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from tc_jepa.models import layers
 
 
 class MaxPool(nn.Module):
-    """Element-wise maximum, the paper's default."""
+    """Element-wise maximum over captions, the paper's default."""
 
     linear: layers.Linear
 
@@ -20,7 +21,7 @@ class MaxPool(nn.Module):
 
 
 class MeanPool(nn.Module):
-    """Mean."""
+    """Mean over captions."""
 
     linear: layers.Linear
 
@@ -30,9 +31,9 @@ class MeanPool(nn.Module):
 
 
 class AttentionPool(nn.Module):
-    """Mean with weights softmax over captions of (query . W_K h_c) / sqrt(P), the query a learned vector.
+    """Weighted mean over captions. The weights are the softmax of (query . W_K h_c) / sqrt(P), with a learned query.
 
-    The paper names attention pooling and leaves its form open.
+    The paper names attention pooling but does not say how it is computed.
     """
 
     linear: layers.Linear
@@ -45,3 +46,8 @@ class AttentionPool(nn.Module):
         scores = key.astype(jnp.float32) @ query / P**0.5
         weights = jax.nn.softmax(jnp.where(fused_BxC[:, None, None], scores, -jnp.inf), axis=-1)
         return jnp.einsum("bmlcp,bmlc->bmlp", h_BxMxLxCxP, weights)
+
+
+FUSIONS = {"max": MaxPool, "mean": MeanPool, "attention": AttentionPool}
+# Weight-decay rules of a conditioner that fuses by modules called fusion or fusion_0, fusion_1, ...
+FUSION_RULES = ((r"(.*/)?fusion(_\d+)?/query", True),)
