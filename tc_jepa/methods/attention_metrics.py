@@ -1,4 +1,4 @@
-"""Diagnostics of what a predictor reads of captions."""
+"""Diagnostics of a predictor's attention to words."""
 
 from collections.abc import Sequence
 
@@ -12,11 +12,12 @@ from tc_jepa.models.conditioners.base import Reading
 def reading_metrics(
     readings: Sequence[Reading], token_valid_BxMxL: jax.Array, word_valid_BxCxS: jax.Array
 ) -> dict[str, jax.Array]:
-    """For each predictor layer with attention to words, means over valid tokens and words, by name.
+    """Means over valid tokens and words for each predictor layer that attends to words, float32 scalars by name.
 
-    layer_i/positive_cosines: share of positive cosines of query and key, the only ones that the paper's regularisers
-    act on. layer_i/rectified_cosine: mean of max(cosine, 0). layer_i/attention_entropy: entropy of the attention over a
-    caption's words as a fraction of its maximum, the log of their number; captions of one word are left out.
+    layer_i/positive_cosines: share of positive cosines of query and key. The paper's regularisers act on these alone.
+    layer_i/rectified_cosine: mean of max(cosine, 0).
+    layer_i/attention_entropy: entropy of the attention over a caption's words, divided by its maximum, the log of their
+      number. Captions of one word are left out.
     """
     pair_valid = token_valid_BxMxL[..., None, None] & word_valid_BxCxS[:, None, None]
     row_valid = token_valid_BxMxL[..., None] & (word_valid_BxCxS.sum(axis=-1) > 1)[:, None, None]

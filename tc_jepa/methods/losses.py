@@ -1,7 +1,7 @@
-"""The objective (paper Eq. 1, 3, 4): predict hidden features, and let few words speak, the same at every layer.
+"""The objective (paper Eq. 1, 3, 4): prediction of hidden features, and sparse, consistent attention to words.
 
-Every term is a mean over an image's valid tokens, then (regularisers) over its valid captions, then over the batch,
-so that splitting a batch into equal parts and averaging their losses changes nothing.
+Every term is a mean over an image's valid tokens, then (regularisers) over its valid captions, then over the batch. So
+the loss of a batch is the mean of the losses of its equal parts.
 """
 
 from collections.abc import Sequence
@@ -21,9 +21,10 @@ REGULARISER_FORMS = ("rectified_cosine", "entropy")
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """`sparsity` and `consistency` are the paper's lambda and beta, reached linearly over `warmup_steps` steps.
+    """The form of the loss terms and their weights.
 
-    `regulariser` is what they act on: see `regularisers`. `temperature` belongs to entropy only.
+    `sparsity` and `consistency` are the paper's lambda and beta; they rise linearly from 0 over `warmup_steps` steps.
+    `regulariser` is what they act on, see `regularisers`. `temperature` is used only with regulariser=entropy.
     """
 
     prediction: Literal["l2_norm", "smooth_l1", "mse"]
@@ -34,7 +35,7 @@ class Objective:
     temperature: float
 
     def total(self, terms: dict[str, jax.Array], step: jax.Array) -> jax.Array:
-        """The loss at 0-based `step` from the terms of `loss_terms`."""
+        """The loss at `step`, from 0, from the result of `loss_terms`."""
         ramp = jnp.minimum(1.0, step / max(1, self.warmup_steps)) if self.warmup_steps else 1.0
         regularisers = self.sparsity * terms["sparsity"] + self.consistency * terms["consistency"]
         return terms["prediction"] + ramp * regularisers
@@ -49,9 +50,9 @@ def loss_terms(
     words: Words | None,
     objective: Objective,
 ) -> dict[str, jax.Array]:
-    """The unweighted terms, float32 scalars: "prediction", "sparsity", "consistency" (0 without readings).
+    """The unweighted terms, float32 scalars: "prediction", "sparsity", "consistency".
 
-    `words` may be None where there are no readings.
+    Without readings the last two are 0 and `words` may be None.
     """
     error_BxMxT = prediction_error(predicted_BxMxTxD, targets_BxMxTxD, objective.prediction)
     terms = {"prediction": masked_mean(error_BxMxT, target_valid_BxMxT, (1, 2)).mean()}
@@ -68,8 +69,8 @@ def loss_terms(
 def prediction_error(predicted: jax.Array, targets: jax.Array, form: str) -> jax.Array:
     """Error of each target patch, [..., D] -> [...].
 
-    l2_norm is Eq. 1, the norm itself: neither squared nor averaged over channels. smooth_l1 is I-JEPA's code, a mean
-    over channels and some 60 times smaller at the start, so that the regularisers' weights mean something else there.
+    l2_norm is Eq. 1, the norm itself: neither squared nor averaged over channels. smooth_l1 is that of I-JEPA's code, a
+    mean over channels. It is about 60 times smaller at the start, so the regularisers' weights are not comparable.
     """
     difference = predicted - targets
     if form == "l2_norm":
@@ -86,11 +87,11 @@ def regularisers(
 ) -> tuple[jax.Array, jax.Array]:
     """Eq. 3 and 4 for each image and caption, over Y layers: sparsity [B, C] and consistency [B, C].
 
-    With O what each token reads of each word, consistency is the mean over tokens and layers of ||O - mean over layers
-    of O||_1, and sparsity the mean of how spread out O is. The paper's O is the rectified cosine, max(cos, 0), and its
-    spread ||O||_1: both die, with their gradients, once no cosine is positive. "entropy" is our form that cannot die:
-    O = softmax(cos / temperature) over valid words, its spread its entropy over that of evenly read words (0 where a
-    caption has one word).
+    Let O be a score of each token and word. Consistency is the mean over tokens and layers of ||O - mean over layers of
+    O||_1, and sparsity the mean of the spread of O. In the paper O is the rectified cosine, max(cos, 0), and its spread
+    is ||O||_1: both terms and their gradients vanish if no cosine is positive. "entropy" is our form, which cannot
+    vanish: O = softmax(cos / temperature) over valid words, and its spread is its entropy divided by the entropy of
+    equal scores (0 if a caption has one word).
     """
     valid = word_valid_BxCxS[:, None, None]
     if objective.regulariser == "rectified_cosine":
@@ -110,13 +111,13 @@ def regularisers(
 
 
 def normalised_entropy(p: jax.Array, valid: jax.Array) -> jax.Array:
-    """Entropy over the last axis as a fraction of the log of its valid entries; 0 where there are fewer than two."""
+    """Entropy over the last axis, divided by the log of the number of valid entries; 0 if there are fewer than two."""
     entropy = -jax.scipy.special.xlogy(p, p).sum(axis=-1)
     return entropy / jnp.log(jnp.maximum(valid.sum(axis=-1), 2))
 
 
 def masked_mean(x: jax.Array, valid: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Mean over the valid entries of some axes; 0 where there is none. `valid` broadcasts to `x`."""
+    """Mean over the valid entries of some axes; 0 if none is valid. `valid` broadcasts to `x`."""
     valid = jnp.broadcast_to(valid, x.shape)
     total = jnp.where(valid, x, 0.0).sum(axis=axes)
     return total / jnp.maximum(valid.sum(axis=axes), 1)

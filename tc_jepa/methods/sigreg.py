@@ -1,17 +1,17 @@
-"""SIGReg: how far samples are from an isotropic Gaussian, along random directions (arXiv 2511.08544, section 4)."""
+"""SIGReg: distance of samples from an isotropic Gaussian, along random directions (arXiv 2511.08544, section 4)."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-KNOTS, LAST_KNOT = 17, 3.0  # of the integral over t (lejepa univariate/epps_pulley.py)
+KNOTS, LAST_KNOT = 17, 3.0  # of the trapezoid rule over t (lejepa univariate/epps_pulley.py)
 
 
 def sigreg(samples: jax.Array, key: jax.Array, slices: int) -> jax.Array:
     """Mean Epps-Pulley statistic of float [..., N, D] over `slices` random directions and the leading axes: scalar.
 
-    Every leading index, such as a view, is a set of N samples of its own, with the same directions for all (lejepa
-    MINIMAL.md; stable-pretraining takes the samples of all views as one set). Directions are a function of `key`, so
+    Every leading index, such as a view, is a separate set of N samples; all sets have the same directions (lejepa
+    MINIMAL.md; stable-pretraining uses the samples of all views as one set). Directions are a function of `key`, so
     under jit they are the same on all devices. Computed in float32.
     """
     directions = jax.random.normal(key, (samples.shape[-1], slices))
@@ -24,7 +24,7 @@ def epps_pulley(x: jax.Array) -> jax.Array:
     """The Epps-Pulley statistic of N samples against N(0, 1), float32 [..., N, S] -> [..., S].
 
     N times the integral over t of |empirical characteristic function - exp(-t^2 / 2)|^2 exp(-t^2 / 2), by the
-    trapezoid rule on KNOTS points from 0 to LAST_KNOT, doubled, because the integrand is even.
+    trapezoid rule on KNOTS points from 0 to LAST_KNOT, times two, because the integrand is even.
     """
     t = np.linspace(0.0, LAST_KNOT, KNOTS, dtype=np.float32)
     gaussian = np.exp(-(t**2) / 2)

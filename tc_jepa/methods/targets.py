@@ -1,4 +1,4 @@
-"""What a JEPA's predictor has to predict: three kinds with one contract."""
+"""The targets of a JEPA's predictor: three kinds with one contract."""
 
 import dataclasses
 from typing import Protocol
@@ -16,7 +16,7 @@ PIXEL_EPSILON = 1e-6  # added to a patch's variance
 
 @dataclasses.dataclass(frozen=True)
 class Momentum:
-    """EMA momentum as a function of finished steps: linear from `start` to `end` over `steps` (ijepa train.py:228)."""
+    """EMA momentum by number of finished steps: linear from `start` to `end` over `steps` (ijepa src/train.py:228)."""
 
     start: float
     end: float
@@ -27,17 +27,17 @@ class Momentum:
 
 
 class Target(Protocol):
-    """The features to predict, and the parameters behind them."""
+    """What is predicted, as pure functions of its parameters ({} if it has none)."""
 
     @property
     def width(self) -> int:
-        """Channels of what is predicted."""
+        """Number of channels of the features."""
 
     def init(self, encoder_params: Params) -> Params:
         """The target's parameters at the start of a run."""
 
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
-        """What is predicted at each patch, float32 [B, N, width], from normalised images."""
+        """The features to predict at each patch, float32 [B, N, width], from normalised images."""
 
     def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
         """The target's parameters after a step."""
@@ -48,7 +48,7 @@ class Target(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _EncoderFeatures:
-    """Features of an encoder that sees the whole image; `normalise`: through a LayerNorm without parameters."""
+    """Features of an encoder that sees the whole image. `normalise` applies a LayerNorm without parameters to them."""
 
     encoder: VisionTransformer
     normalise: bool
@@ -66,7 +66,7 @@ class EmaEncoder(_EncoderFeatures):
     """An exponential moving average of the encoder, theta_bar <- m theta_bar + (1 - m) theta: JEPA's target."""
 
     def init(self, encoder_params: Params) -> Params:
-        return jax.tree.map(jnp.copy, encoder_params)  # an aliased buffer could not be donated twice
+        return jax.tree.map(jnp.copy, encoder_params)  # a buffer cannot be donated twice, as an alias would be
 
     def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
         return jax.tree.map(lambda average, new: momentum * average + (1.0 - momentum) * new, params, encoder_params)

@@ -1,4 +1,4 @@
-"""Layers that the encoder and the predictor share: images to patches, positions, attention, MLP, the pre-norm block.
+"""Layers that encoder and predictor share: patches of images, positions, attention, MLP, the pre-norm block.
 
 Parameters and the residual stream are float32, matrix products in `Linear.dtype`, softmax and LayerNorm in float32.
 """
@@ -24,13 +24,14 @@ OFFICIAL_STD = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Linear:
-    """How the linear layers of a network compute and begin.
+    """Makes the linear layers of a network: their dtype and initial weights.
 
-    The official code initialises depth-aware, then overwrites every linear layer with an effectively untruncated
-    normal(0.02) (ijepa src/helper.py:86-99, src/utils/tensors.py:17-50): that is what its released models grew from.
-    At widths around 1,000 this keeps about half of a signal's size; a much narrower network wants a larger `std`, or
-    it begins as good as linear and takes long to leave that. `depth_rescaled` keeps what the official code erases: the
-    layers that write to the residual stream begin smaller, the deeper the smaller.
+    `std` is the standard deviation of initial kernels. The official code initialises depending on depth, then
+    overwrites every linear layer with an effectively untruncated normal(0.02) (ijepa src/helper.py:86-99,
+    src/utils/tensors.py:17-50); its released models started from that. At widths around 1,000 this keeps about half of
+    a signal's size. A much narrower network needs a larger `std`: else it is nearly linear at first, and for long.
+    `depth_rescaled` keeps what the official code overwrites: smaller initial kernels in layers that write to the
+    residual stream, the deeper the smaller.
     """
 
     dtype: jnp.dtype = jnp.float32
@@ -58,10 +59,10 @@ class Linear:
 
 
 def flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers, precision=None) -> jax.Array:
-    """A dense layer's product with all leading axes of `x` merged, for nn.Dense.
+    """The product of nn.Dense, computed with all leading axes of `x` merged.
 
-    The same numbers; but the kernel's gradient then contracts one axis instead of several, for which XLA's CPU backend
-    has its fast matrix product only in this form.
+    The values are the same. The kernel's gradient then contracts one axis instead of several, and only for that does
+    XLA's CPU backend have a fast matrix product.
     """
     del dimension_numbers  # nn.Dense always contracts x's last axis with the kernel's first
     product = jnp.dot(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
@@ -73,12 +74,12 @@ def layer_norm(name: str | None) -> nn.LayerNorm:
 
 
 def normalise_images(images: jax.Array) -> jax.Array:
-    """uint8 [..., 3] in 0-255 -> float32 with ImageNet's mean and deviation taken out."""
+    """uint8 [..., 3] in 0-255 -> float32, minus ImageNet's mean and divided by its standard deviation."""
     return normalise_unit_images(images.astype(jnp.float32) / 255.0)
 
 
 def normalise_unit_images(images: jax.Array) -> jax.Array:
-    """The same for float32 [..., 3] in 0-1."""
+    """`normalise_images` for float32 [..., 3] in 0-1."""
     return (images - jnp.array(IMAGENET_MEAN)) / jnp.array(IMAGENET_STD)
 
 
@@ -91,7 +92,7 @@ def patchify(images_BxHxWx3: jax.Array, patch_size: int) -> jax.Array:
 
 
 def gather_tokens(x_BxNxD: jax.Array, indices_BxK: jax.Array) -> jax.Array:
-    """Each image's own rows: [B, N, D], int [B, K] -> [B, K, D]."""
+    """The chosen tokens of each image: [B, N, D], int [B, K] -> [B, K, D]."""
     return jnp.take_along_axis(x_BxNxD, indices_BxK[..., None], axis=1)
 
 
@@ -117,10 +118,10 @@ BICUBIC_A = -0.75  # torch's and OpenCV's coefficient; jax.image.resize has -0.5
 
 
 def resized_positions(positions_NxD: jax.Array, grid: tuple[int, int], new_grid: tuple[int, int]) -> jax.Array:
-    """A position embedding on another grid: float32 [rows * columns of new_grid, D].
+    """A position embedding, interpolated to another grid: float32 [rows * columns of new_grid, D].
 
-    Bicubic, as torch's interpolate(mode="bicubic", align_corners=False): that is how Hugging Face's I-JEPA reads images
-    of another size (the official interpolation assumes a class token that does not exist, ijepa issue 42).
+    Bicubic, as torch's interpolate(mode="bicubic", align_corners=False), which Hugging Face's I-JEPA uses for images of
+    another size (the official interpolation assumes a class token that does not exist, ijepa issue 42).
     """
     if grid == new_grid:
         return positions_NxD
@@ -131,7 +132,7 @@ def resized_positions(positions_NxD: jax.Array, grid: tuple[int, int], new_grid:
 
 
 def _bicubic_weights(old: int, new: int) -> np.ndarray:
-    """float32 [new, old]: each new place as a mean of four old ones; beyond the border, the border repeats."""
+    """float32 [new, old]: each new position is a weighted mean of four old ones; the border is repeated outside."""
     place = (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
     for tap in range(-1, 3):
@@ -144,14 +145,14 @@ def _bicubic_weights(old: int, new: int) -> np.ndarray:
 
 
 def masked_softmax(logits: jax.Array, valid: jax.Array) -> jax.Array:
-    """Softmax over the last axis among the valid entries; all zero, with finite gradients, where none is."""
+    """Softmax over the valid entries of the last axis; 0, with finite gradients, if none is valid."""
     weights = jax.nn.softmax(jnp.where(valid, logits, -1e30), axis=-1)
     return jnp.where(valid, weights, 0.0)
 
 
 @struct.dataclass
 class Modulation:
-    """What scales and shifts the outputs of a block's two LayerNorms; each broadcasts to the block's tokens."""
+    """Scales and shifts of the outputs of a block's two LayerNorms; each broadcasts to the block's tokens."""
 
     scale1: jax.Array | float = 0.0  # added to 1
     shift1: jax.Array | float = 0.0
@@ -163,7 +164,7 @@ UNMODULATED = Modulation()
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention among the tokens of one sequence, with the fused qkv of the official weights."""
+    """Multi-head self-attention, with the fused qkv of the official weights: [B, L, D] -> [B, L, D]."""
 
     heads: int
     linear: Linear
@@ -193,9 +194,9 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block, the `index`-th of its network. `modulation` conditions its LayerNorms.
+    """Pre-norm transformer block. `index` is its 0-based position in the network, `modulation` acts on its LayerNorms.
 
-    Padded tokens (valid False) are never attended; their output means nothing.
+    No token attends to padded tokens (valid False); their own output is to be ignored.
     """
 
     index: int

@@ -1,4 +1,4 @@
-"""The predictor: a narrow ViT that guesses the target encoder's features of hidden blocks, reading captions."""
+"""The predictor: a narrow ViT that predicts target features of hidden blocks from visible patches and captions."""
 
 from collections.abc import Callable
 
@@ -11,17 +11,18 @@ from tc_jepa.models.conditioners.base import BlockFunction, Conditioner, Reading
 
 
 class Predictor(nn.Module):
-    """Context features and target places -> predictions float32 [B, M, T, output_width], and each layer's reading.
+    """Context features and target indices -> predictions float32 [B, M, T, output_width], and a list of readings.
 
-    `words` may be None for a conditioner that reads none.
+    The readings are those of the layers that attend to words. `words` may be None if the conditioner reads none.
+    `grid` is (rows, columns) of patches.
 
-    Each target block is predicted in a sequence of its own, beside a copy of the context
-    (ijepa src/models/vision_transformer.py:300-326). `grid` is (rows, columns) of patches.
+    Each target block is predicted in a separate sequence, together with a copy of the context
+    (ijepa src/models/vision_transformer.py:300-326).
 
     `position_noise` is StoP's sigma (Bar et al. 2024, arXiv 2308.00566, the paper's second baseline): with A the
-    projection of context features, a mask token is A n_j + p_j + m, n_j ~ Normal(0, sigma I), as if its place were
-    uncertain; sharing A with the context keeps the noise from being learned away. It needs the random key "positions";
-    applied without one, as in monitoring, places are certain.
+    projection of context features, a mask token is A n_j + p_j + m, n_j ~ Normal(0, sigma I), as if its position were
+    uncertain. A is shared with the context, so that training cannot remove the noise. The noise needs the random key
+    "positions"; without one, as in monitoring, there is no noise.
     """
 
     grid: tuple[int, int]
@@ -73,7 +74,7 @@ class Predictor(nn.Module):
         return self.linear(self.output_width, "proj")(x_BxMxTxP).astype(jnp.float32), readings
 
     def _over_sequences(self, block: layers.Block) -> BlockFunction:
-        """A transformer block as a function of all sequences, however many a conditioner makes of them."""
+        """A transformer block as a function of all sequences, of which a conditioner may make more than B * M."""
 
         def apply(tokens: Tokens, modulation: layers.Modulation = layers.UNMODULATED) -> Tokens:
             B, M, L, P = tokens.values_BxMxLxP.shape

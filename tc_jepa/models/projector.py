@@ -1,4 +1,4 @@
-"""The MLP between pooled features and a loss that is computed on them. It is dropped after training."""
+"""The projector: an MLP between pooled features and the loss. It is not used after training."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ class Projector(nn.Module):
     """Features [..., D] -> projections float32 [..., output_width].
 
     `depth` times Linear to `width` channels, batch normalisation and ReLU, then a Linear: torchvision's MLP with
-    BatchNorm1d, as in lejepa MINIMAL.md, without the biases that batch normalisation cancels.
+    BatchNorm1d, as in lejepa MINIMAL.md, without the biases, which batch normalisation cancels.
     """
 
     width: int
@@ -32,7 +32,7 @@ class Projector(nn.Module):
 def batch_norm(name: str, axes: tuple[int, ...]) -> nn.LayerNorm:
     """Batch normalisation of each channel (the last axis) over `axes`, in float32, with scale and bias.
 
-    It has no running statistics: the batch's own are always used. Under jit they are those of the global batch.
+    It has no running statistics and always uses those of the batch. Under jit that is the global batch.
     """
     return nn.LayerNorm(
         epsilon=BATCH_NORM_EPSILON,

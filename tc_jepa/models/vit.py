@@ -1,4 +1,4 @@
-"""The vision encoder: a ViT without class token that can look at some patches only."""
+"""The vision encoder: a ViT without a class token that can read a part of the patches."""
 
 from collections.abc import Callable
 import dataclasses
@@ -13,7 +13,7 @@ from tc_jepa.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Width and hidden are in channels, depth in blocks."""
+    """Size of a ViT: width and hidden width of the MLPs in channels, depth in blocks."""
 
     width: int
     depth: int
@@ -21,7 +21,7 @@ class Size:
     hidden: int
 
 
-# From tiny on as in ijepa src/models/vision_transformer.py:451-490; nano is ours, for two CPU cores.
+# All but nano as in ijepa src/models/vision_transformer.py:451-490; nano is ours, for two CPU cores.
 SIZES = {
     "nano": Size(128, 4, 4, 512),
     "tiny": Size(192, 12, 3, 768),
@@ -36,13 +36,14 @@ SIZES = {
 class VisionTransformer(nn.Module):
     """Images, normalised float [B, H, W, 3] with H and W divisible by `patch_size` -> features float32 [B, N, D].
 
-    With `indices` int [B, K], only those patches enter and the result is [B, K, D]; positions are added before the
-    choice, and no pixel of another patch is read. `valid` bool [B, K] marks the indices that are no padding.
-    `trained_grid` (rows, columns) is the patch grid whose positions the parameters know; on another one they are
-    interpolated from it (layers.resized_positions), and without one every grid has its own exact positions. With
-    `stored_positions` they are not computed but a parameter, `positions` [N of trained_grid, D]: for weights from
-    elsewhere, never to be trained here.
-    `constrain` is applied to the residual stream after every block, for a caller that lays activations over devices.
+    With `indices` int [B, K] the result is [B, K, D] and depends on the pixels of those patches alone. `valid` bool
+    [B, K] marks the indices that are not padding.
+    `trained_grid` (rows, columns) is the patch grid that the encoder was trained on: on another grid, positions are
+    interpolated from it (layers.resized_positions). Without it every grid has its own exact positions. With
+    `stored_positions`, positions are not computed but a parameter, `positions` [N of trained_grid, D]: for weights of
+    other projects, never trained here.
+    `constrain` is applied to the residual stream before and after every block, to lay activations over devices.
+    Raises ValueError for images that are not divisible into patches.
     """
 
     size: Size
@@ -77,6 +78,6 @@ class VisionTransformer(nn.Module):
         if not self.stored_positions:
             return layers.sincos_positions(grid, self.size.width)
         if self.trained_grid is None:
-            raise ValueError("stored positions belong to one grid: give trained_grid")
+            raise ValueError("stored_positions needs trained_grid, the grid that they belong to")
         init = nn.initializers.normal(layers.OFFICIAL_STD)
         return self.param("positions", init, (grid[0] * grid[1], self.size.width))

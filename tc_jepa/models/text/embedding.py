@@ -1,6 +1,7 @@
-"""Text encoders. One contract: words and their validity, bool [B, C, S] -> word vectors, float32 [B, C, S, E].
+"""Text encoders without a language model. All text encoders have one contract:
 
-Words are ids, int [B, C, S], or for StoredWords vectors. Vectors of words that are not valid are zero.
+words and their validity, bool [B, C, S] -> word vectors, float32 [B, C, S, E], which are 0 for words that are not
+valid. Words are ids, int [B, C, S], or vectors in the case of StoredWords.
 """
 
 import flax.linen as nn
@@ -11,7 +12,7 @@ from tc_jepa.models import layers
 
 
 class EmbeddingText(nn.Module):
-    """Learned word and position embeddings, trained by the prediction loss: for runs without a language model."""
+    """Word and position embeddings that are trained with the predictor."""
 
     vocabulary_size: int
     width: int

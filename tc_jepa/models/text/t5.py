@@ -1,7 +1,7 @@
-"""The encoder of T5 (Raffel et al. 2020, arXiv 1910.10683) as a text encoder that is read, never trained.
+"""The encoder of T5 (Raffel et al. 2020, arXiv 1910.10683) as a frozen text encoder.
 
-It computes what transformers' T5EncoderModel does (models/t5/modeling_t5.py) without dropout, and keeps the contract
-of text.py. R rows are all captions of a batch, B * C: a caption reads no other.
+It computes what transformers' T5EncoderModel does (models/t5/modeling_t5.py) without dropout, and has the contract of
+text encoders (embedding.py). R rows are all captions of a batch, B * C: captions do not attend to each other.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from tc_jepa.models import layers
 
 @dataclasses.dataclass(frozen=True)
 class T5Config:
-    """`key_width` is that of one head, and heads * key_width need not be `width`. `gated`: T5 1.1, else T5 1.0."""
+    """Sizes of a T5. `key_width` is of a head; heads * key_width may differ from `width`. `gated`: T5 1.1, else 1.0."""
 
     vocabulary_size: int
     width: int
@@ -34,11 +34,11 @@ class T5Config:
 class T5Encoder(nn.Module):
     """ids int [B, C, S], validity bool [B, C, S] -> word vectors float32 [B, C, S, E], zero where not valid.
 
-    Valid words read valid words only, so neither the number of padded words nor the ids below them change a vector.
-    Valid ids must be below `vocabulary_size`: under jit a larger one reads the last row and nobody is told.
+    Valid words attend to valid words only, so neither the number of padded words nor their ids change a vector. Valid
+    ids must be below `vocabulary_size`: under jit a larger one silently reads the last row.
 
-    `dtype` is that of the matrix products, float32 or bfloat16. ValueError for any other: T5's activations outgrow
-    float16 (transformers, too, keeps `wo` out of it). The residual stream is float32 in both cases: T5 never
+    `dtype` is that of the matrix products, float32 or bfloat16. ValueError for any other: T5's activations overflow
+    float16 (transformers does not compute `wo` in it either). The residual stream is float32 in both cases: T5 never
     normalises it, it grows over the layers, and bfloat16's 8 significant bits would lose what a late layer adds.
     """
 
@@ -55,7 +55,7 @@ class T5Encoder(nn.Module):
         config, linear = self.config, layers.Linear(self.dtype)
         S, E = ids_BxCxS.shape[-1], config.width
         table = self.param("words", linear.init, (config.vocabulary_size, E))
-        # One table for all layers; the published weights keep it in the first.
+        # One table for all layers; the published weights store it in the first.
         position_bias = self.param("position_bias", linear.init, (config.buckets, config.heads))
         bias_SxSxH = position_bias[relative_buckets(S, config.buckets, config.max_distance)]
 
@@ -67,7 +67,7 @@ class T5Encoder(nn.Module):
 
 
 class T5Block(nn.Module):
-    """Pre-norm transformer block without any bias vector. The output of padded words is finite and means nothing."""
+    """Pre-norm transformer block without bias vectors. The output of padded words is finite and to be ignored."""
 
     config: T5Config
     linear: layers.Linear
@@ -82,8 +82,8 @@ class T5Block(nn.Module):
 class T5Attention(nn.Module):
     """Multi-head attention to the valid words of a row, with a bias by relative position; softmax in float32.
 
-    Logits are not divided by sqrt(key_width): T5 folds that into the initial weights. A row without any valid word
-    attends to its padding evenly, which is finite.
+    Logits are not divided by sqrt(key_width): T5 includes that in the initial weights. In a row without valid words the
+    attention is uniform over padding, which is finite.
     """
 
     config: T5Config
@@ -109,7 +109,7 @@ class T5Attention(nn.Module):
 
 
 class T5Mlp(nn.Module):
-    """T5 1.0: Linear, ReLU, Linear. T5 1.1: the first Linear is gated by another's GELU, in its tanh form."""
+    """T5 1.0: Linear, ReLU, Linear. T5 1.1: Linear times the GELU (tanh form) of another Linear, then Linear."""
 
     config: T5Config
     linear: layers.Linear
@@ -127,16 +127,16 @@ class T5Mlp(nn.Module):
 
 
 def rms_norm(config: T5Config, name: str) -> nn.RMSNorm:
-    """Scale only, no mean and no shift, in float32 whatever the input."""
+    """RMSNorm: a scale without mean or shift, computed in float32 for any input."""
     return nn.RMSNorm(epsilon=config.epsilon, dtype=jnp.float32, name=name)
 
 
 def relative_buckets(words: int, buckets: int, max_distance: int) -> np.ndarray:
     """The bucket of a key's position relative to a query's: int [S, S], queries in rows.
 
-    The second half of the buckets is for keys behind the query. Within each half, the first half holds a distance
-    each; the rest widen by a constant factor up to `max_distance`, and the last takes all that is beyond. Computed in
-    float32 as in transformers (_relative_position_bucket): some distances lie right on an edge.
+    The second half of the buckets is for keys after the query. Within each half, the first half has one distance per
+    bucket; the others widen by a constant factor up to `max_distance`, and the last holds all larger distances.
+    Computed in float32 as in transformers (_relative_position_bucket): some distances lie exactly on an edge.
     """
     side = buckets // 2
     exact = side // 2
