@@ -22,7 +22,10 @@ from tc_jepa.evaluation.task import LABELS, Score, Task, train_and_test
 from tc_jepa.masking.masks import pack
 from tc_jepa.methods.method import init_encoder, initialise, merge, Stateless
 from tc_jepa.models import layers
+from tc_jepa.models.conditioners import CONDITIONERS
+from tc_jepa.models.conditioners.base import Conditioner
 from tc_jepa.models.vit import VisionTransformer
+from tc_jepa.optimizer import match_rules, weight_decay_rules
 from tests import tiny
 from tests.test_evaluation import pixels
 
@@ -49,6 +52,17 @@ def test_a_method():
     assert losses[-1] < losses[0]
     numbers = method.heldout({**state.params}, state.extra, tiny.batch(2), 0)
     assert method.heldout_summary({"loss": numbers}).keys() == {"heldout/loss", "heldout/colour"}
+
+
+def test_a_conditioner(monkeypatch):
+    conditioner = executed("A conditioner")["GatedMean"]
+    monkeypatch.setitem(CONDITIONERS, "gated_mean", conditioner)
+    method, batch = tiny.jepa(conditioner()), tiny.batch(4)
+    state = tiny.state(method)
+    decays = match_rules(weight_decay_rules(), state.params)["predictor"]["conditioner"]
+    assert decays == {"gate": False, "mean": {"kernel": True, "bias": False}}
+    after, _ = jax.jit(tiny.step(method))(state, batch)
+    assert np.any(after.params["predictor"]["conditioner"]["gate"] != 0)
 
 
 def test_masks():
