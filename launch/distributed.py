@@ -36,11 +36,7 @@ def start(*, stops_together: bool) -> None:
                 f"--distributed={DISTRIBUTED.value}: give auto or HOST:PORT,INDEX,COUNT, such as 10.0.0.1:1234,0,4",
                 about="distributed",
             )
-        arguments = {
-            "coordinator_address": found[1],
-            "process_id": int(found[2]),
-            "num_processes": int(found[3]),
-        }
+        arguments = {"coordinator_address": found[1], "process_id": int(found[2]), "num_processes": int(found[3])}
     try:
         jax.distributed.initialize(**arguments)
     except (RuntimeError, ValueError) as error:

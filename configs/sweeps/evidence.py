@@ -25,12 +25,7 @@ photos_stored: 9 runs like `photos`, with the word vectors of a frozen encoder t
 from configs.sweeps import Sweep
 
 WORDS, NONE, SHUFFLED = {}, {"model.conditioner": "none"}, {"captions.shuffled": True}
-VARIANTS = {
-    "words": WORDS,
-    "none": NONE,
-    "shuffled": SHUFFLED,
-    "stop": NONE | {"model.position_noise": 0.25},
-}
+VARIANTS = {"words": WORDS, "none": NONE, "shuffled": SHUFFLED, "stop": NONE | {"model.position_noise": 0.25}}
 STORED_VARIANTS = {
     "words": WORDS,
     "shuffled": SHUFFLED,
@@ -52,11 +47,7 @@ SWEEPS = {
     "yfcc15m": Sweep("configs/paper.py:tc_jepa_yfcc15m_b16", {}, VARIANTS, SEEDS, baseline="none"),
     "scenes": Sweep("configs/scenes_hard.py", {}, VARIANTS, SEEDS, baseline="none"),
     "photos": Sweep(
-        "configs/quickstart.py",
-        PHOTOS,
-        {"words": WORDS, "none": NONE, "shuffled": SHUFFLED},
-        SEEDS,
-        baseline="none",
+        "configs/quickstart.py", PHOTOS, {"words": WORDS, "none": NONE, "shuffled": SHUFFLED}, SEEDS, baseline="none"
     ),
     "photos_stored": Sweep(
         "configs/quickstart.py", PHOTOS | {"model.text": "stored"}, STORED_VARIANTS, SEEDS, baseline="shuffled"

@@ -39,13 +39,7 @@ class Inputs(Protocol):
 
 
 def batches(
-    source: Captioned,
-    inputs: Inputs,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    source: Captioned, inputs: Inputs, *, batch_size: int, seed: int, process_index: int = 0, process_count: int = 1
 ) -> grain.MapDataset:
     """This process's part of every global batch, by step, without end. `batch_size` is global.
 
