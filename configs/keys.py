@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import operator
 from typing import Any
 
 import ml_collections
@@ -52,22 +53,22 @@ def empty(name: str) -> Condition:
     return dataclasses.replace(when(name, "", ()), words=f"{name} is empty")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Key:
     """One configuration key. The type of a value is that of `default`, of a tuple's items `items` where it is empty.
 
-    Bounds hold for every number of a tuple: `low` and `high` are allowed values, `above` and `below` are not.
+    Bounds hold for every number of a tuple: `low` and `high` are allowed values, `above` and `below` are not. A tuple
+    that is not empty by default is (low, high) with low <= high.
     """
 
     name: str
     default: Any
-    changes_results: bool  # else a runtime key, which may change between resumes of one run
     meaning: str  # with its unit
+    changes_results: bool  # else a runtime key, which may change between resumes of one run
     low: float | None = None
     high: float | None = None
     above: float | None = None
     below: float | None = None
-    pair: bool = False  # a tuple (low, high) with low <= high
     choices: tuple[str, ...] = ()
     listed: bool = False  # several of `choices`, separated by commas
     items: type | None = None
@@ -76,10 +77,13 @@ class Key:
     before: Any = None  # the value that runs had which are older than the key; None: the key is as old as the code
 
     @property
+    def pair(self) -> bool:
+        return isinstance(self.default, tuple) and bool(self.default)
+
+    @property
     def allowed(self) -> str:
         """The values that are allowed, in English; "" where the type says it all."""
-        bounds = {"at least": self.low, "above": self.above, "at most": self.high, "below": self.below}
-        words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
+        words = " and ".join(f"{word} {bound}" for word, bound, _ in self._bounds())
         if self.choices:
             words = f"{'any' if self.listed else 'one'} of {', '.join(self.choices)}"
         return f"(low, high) with low <= high, each {words}" if self.pair else words
@@ -103,13 +107,17 @@ class Key:
             return part in self.choices
         if isinstance(part, str | bool):
             return True
-        return (
-            math.isfinite(part)
-            and (self.low is None or part >= self.low)
-            and (self.high is None or part <= self.high)
-            and (self.above is None or part > self.above)
-            and (self.below is None or part < self.below)
+        return math.isfinite(part) and all(holds(part, bound) for _, bound, holds in self._bounds())
+
+    def _bounds(self) -> list[tuple[str, float, Callable[[float, float], bool]]]:
+        """The bounds that are declared: in words, the number, and the comparison."""
+        bounds = (
+            ("at least", self.low, operator.ge),
+            ("above", self.above, operator.gt),
+            ("at most", self.high, operator.le),
+            ("below", self.below, operator.lt),
         )
+        return [bound for bound in bounds if bound[1] is not None]
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -119,16 +127,16 @@ def _is(value: Any, kind: type) -> bool:
 class Keys:
     """All keys of a program. Iterates over them in the order of their declaration.
 
-    `used` pairs conditions with the keys that need them, each by its name or its group: "model.predictor" stands for
-    all keys of that group.
+    `used` pairs conditions with the keys that need them, each by its name or its group, with spaces between:
+    "model.predictor" stands for all keys of that group.
     """
 
-    def __init__(self, *keys: Key, used: Iterable[tuple[Condition, Collection[str]]] = ()):
+    def __init__(self, *keys: Key, used: Iterable[tuple[Condition, str]] = ()):
         self._keys = {key.name: key for key in keys}
         if len(self._keys) < len(keys):
             raise ValueError("a key is declared twice")
         for condition, groups in used:
-            for group in groups:
+            for group in groups.split():
                 names = [name for name in self._keys if f"{name}.".startswith(f"{group}.")]
                 if not names:
                     raise ValueError(f"{group} is not a key or a group of keys, to be used when {condition.words}")
@@ -143,9 +151,7 @@ class Keys:
         """The key of that name. UserError, with the nearest name, where there is none, each after `prefix`."""
         if name not in self._keys:
             nearest = difflib.get_close_matches(name, self._keys, n=1, cutoff=0.0)[0]
-            raise UserError(
-                f"{prefix}{name} is not a key of configs/base.py; did you mean {prefix}{nearest}?", about=name
-            )
+            raise UserError(f"{prefix}{name} is not a key of configs/base.py; try {prefix}{nearest}", about=name)
         return self._keys[name]
 
     def defaults(self) -> ml_collections.ConfigDict:
@@ -184,10 +190,9 @@ class Keys:
             if values[key.name] != key.default and not self.is_used(key.name, values):
                 layer = max((i for i, names in enumerate(set_by_user, 1) if key.name in names), default=0)
                 if self._dependencies(key.name).isdisjoint(itertools.chain(*set_by_user[layer:])):
+                    given = f"{key.name}={values[key.name]!r}"
                     reason = self._reason(key.name, values)
-                    raise UserError(
-                        f"{key.name}={values[key.name]!r} has no effect unless {reason}; leave it out", about=key.name
-                    )
+                    raise UserError(f"{given} has no effect unless {reason}; leave it out", about=key.name)
 
     def _dependencies(self, name: str) -> set[str]:
         """The keys that decide whether a key is used."""
@@ -207,12 +212,11 @@ class Keys:
         """Names of the keys that tell two experiments apart: they differ, change results, and one side uses them."""
         one, other = flatten(one), flatten(other)
         one, other = one | self._missing(one), other | self._missing(other)
-        names = sorted(one.keys() | other.keys())
+        runtime = {key.name for key in self if not key.changes_results}
         return [
             name
-            for name in names
+            for name in sorted((one.keys() | other.keys()) - runtime)
             if one.get(name, UNUSED) != other.get(name, UNUSED)
-            and (name not in self._keys or self._keys[name].changes_results)
             and (self.is_used(name, one) or self.is_used(name, other))
         ]
 
@@ -224,27 +228,19 @@ class Keys:
     def _missing(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values of the keys that `values` lack, as far as they are known: see `before`; defaults of the others
         where they change no results or are unused."""
-        found: dict[str, Any] = {}
-        absent = [key for key in self if key.name not in values]
-        for key in absent:
-            if key.before is not None or not key.changes_results:
-                found[key.name] = key.default if key.before is None else key.before
-        known = {**values, **found}
-        return found | {
-            key.name: key.default
-            for key in absent
-            if key.name not in found and key.used and not self.is_used(key.name, known)
-        }
+        absent = {key.name: key for key in self if key.name not in values}
+        known = {name: key.before for name, key in absent.items() if key.before is not None}
+        known = {name: key.default for name, key in absent.items() if not key.changes_results} | known
+        unused = {name: key.default for name, key in absent.items() if not self.is_used(name, {**values, **known})}
+        return unused | known
 
     def describe(self) -> str:
         """One line a key, for --help."""
         lines = []
         for key in self:
-            allowed = f"; {key.allowed}" if key.allowed else ""
-            used = f"; used when {' and '.join(condition.words for condition in key.used)}" if key.used else ""
-            lines.append(
-                f"  {key.name}={key.default!r}{'' if key.changes_results else ' *'}: {key.meaning}{allowed}{used}\n"
-            )
+            given = f"  {key.name}={key.default!r}{'' if key.changes_results else ' *'}: {key.meaning}"
+            used = f"used when {' and '.join(condition.words for condition in key.used)}" if key.used else ""
+            lines.append("; ".join(filter(None, (given, key.allowed, used))) + "\n")
         return "".join(lines)
 
 

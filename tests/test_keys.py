@@ -52,7 +52,7 @@ def test_keys_are_declared_once_and_explained():
     with pytest.raises(ValueError, match="twice"):
         Keys(base.runtime("a.b", 1, "m"), base.runtime("a.b", 2, "m"))
     with pytest.raises(ValueError, match="a.c"):
-        Keys(base.runtime("a.b", 1, "m"), used=[(when("a.b", 1), ["a.c"])])
+        Keys(base.runtime("a.b", 1, "m"), used=[(when("a.b", 1), "a.c")])
 
 
 def test_defaults_pass_and_say_when_each_key_is_used():
@@ -239,16 +239,16 @@ def test_unknown_and_missing_keys_are_refused():
 
 
 TWO_METHODS = Keys(
-    base.experiment("method.name", "jepa", "m", choices=("jepa", "lejepa"), before="jepa"),
-    base.experiment("masking.kind", "fixed", "m", choices=("fixed", "random")),
-    base.experiment("masking.ratio", 0.5, "m"),
-    base.experiment("lejepa.views", 8, "m"),
-    base.experiment("lejepa.weight", 0.1, "m", before=0.2),
+    base.key("method.name", "jepa", "m", choices=("jepa", "lejepa"), before="jepa"),
+    base.key("masking.kind", "fixed", "m", choices=("fixed", "random")),
+    base.key("masking.ratio", 0.5, "m"),
+    base.key("lejepa.views", 8, "m"),
+    base.key("lejepa.weight", 0.1, "m", before=0.2),
     base.runtime("train.log_every", 50, "m"),
     used=[
-        (when("method.name", "jepa"), ["masking"]),
-        (when("method.name", "lejepa"), ["lejepa"]),
-        (when("masking.kind", "random"), ["masking.ratio"]),
+        (when("method.name", "jepa"), "masking"),
+        (when("method.name", "lejepa"), "lejepa"),
+        (when("masking.kind", "random"), "masking.ratio"),
     ],
 )
 
