@@ -3,13 +3,15 @@
 A shard is kept when the command is run again and its digest, which covers all of its input, is the same.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import functools
 import hashlib
 import os
 from pathlib import Path
 import sys
-from typing import Any, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordWriter
 import tensorflow_datasets as tfds
@@ -21,6 +23,7 @@ from tc_jepa.data.prepare import statistics
 from tc_jepa.data.prepare import workers as processes
 from tc_jepa.data.prepare.statistics import Counts, Summary
 from tc_jepa.data.prepared import VOCABULARY
+from tc_jepa.data.sources import Task
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import refuse_existing, replacing
 from tc_jepa.storage.partial import DATA, delete_record, partial_path, PartialFolder, write_record
@@ -60,17 +63,14 @@ class BadImage(NamedTuple):
     size: int = 1
 
 
-class Reader(Protocol):
-    """Reads the items of a shard in order. Pickles."""
-
-    def read(self, items: Any) -> Iterator[Record | BadImage]: ...
-
-
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """What all shards of a dataset share. Pickles. `words` is S, to count the candidates that are longer."""
+    """What all shards of a dataset share. Pickles. `read` reads the items of a shard in order.
 
-    reader: Reader
+    `words` is S, to count the candidates that are longer.
+    """
+
+    read: Callable[[Any], Iterator[Record | BadImage]]
     features: tfds.features.FeaturesDict
     vocabulary: bytes | None = None
     words: int | None = None
@@ -89,38 +89,42 @@ class FinishedShard:
     summary: dict[str, Any]
 
 
-def base_features(*, mask: bool, classes: Sequence[str] = ()) -> dict[str, tfds.features.FeatureConnector]:
-    """The features that every dataset has, and a mask, whose classes may have names.
+def features(
+    tasks: Mapping[str, Task] = MappingProxyType({}),
+    *,
+    file: bool = True,
+    mask: bool = False,
+    mask_classes: Sequence[str] = (),
+) -> tfds.features.FeaturesDict:
+    """The features image and captions, the file's name, a mask, whose classes may have names, and labels by task.
 
-    Label features are added to them under their own names; prepared.PreparedSource finds them by type.
+    prepared.PreparedSource finds label features by type.
     """
-    found = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "captions": tfds.features.Sequence(tfds.features.Text()),
-    }
+    found = {"image": tfds.features.Image(shape=(None, None, 3))}
+    found["captions"] = tfds.features.Sequence(tfds.features.Text())
     if mask:
         form = {"shape": (None, None, 1), "encoding_format": "png"}
         # TFDS stores the class names of a LabeledImage in a text file beside the features.
-        labelled = tfds.features.LabeledImage(labels=list(classes), **form) if classes else None
+        labelled = tfds.features.LabeledImage(labels=list(mask_classes), **form) if mask_classes else None
         found["mask"] = labelled or tfds.features.Image(**form)
-    return found
+    if file:
+        found["file"] = tfds.features.Text()
+    for name, task in tasks.items():
+        label = tfds.features.ClassLabel(names=task.classes)
+        found[name] = label if task.kind == "single" else tfds.features.Sequence(label)
+    return tfds.features.FeaturesDict(found)
 
 
-def shard_size(count: int) -> int:
-    """Images in each shard of a split with `count` images: small, so that a kill loses little, but not too many shards.
+def spans(count: int) -> list[range]:
+    """The images in each shard of a split with `count` images.
 
-    A reader keeps the file of each shard open, and a process may often open only 1,024. The size is a power of two
-    times SHARD_IMAGES, so that one image more or less does not move the bounds of every shard.
+    Shards are small, so that a kill loses little, but not too many: a reader keeps the file of each open, and a process
+    may often open only 1,024. Their size is a power of two times SHARD_IMAGES, so that one image more or less does not
+    move the bounds of every shard.
     """
     size = SHARD_IMAGES
     while count > size * MOST_SHARDS:
         size *= 2
-    return size
-
-
-def spans(count: int) -> list[range]:
-    """The images in each shard of a split with `count` images."""
-    size = shard_size(count)
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
@@ -133,7 +137,13 @@ def read_vocabulary(path: str | None) -> bytes | None:
 
 
 def write(
-    output: Path, spec: DatasetSpec, shards: Sequence[Shard], settings: dict[str, Any], *, workers: int, unit: str
+    output: Path,
+    spec: DatasetSpec,
+    shards: Sequence[Shard],
+    settings: dict[str, Any],
+    *,
+    workers: int,
+    unit: str = "images",
 ) -> Summary:
     """Writes `shards` to the new folder `output`. The result does not depend on `workers`; 0 uses this process only.
 
@@ -148,11 +158,11 @@ def write(
         todo = [shard for shard in shards if shard.name not in done]
         if done:
             print(f"{partial.path}: continuing, {len(done)} of {len(shards)} shards are finished", file=sys.stderr)
-        total = sum(shard.size for shard in shards)
-        left = sum(shard.size for shard in todo)
+        total, left = (sum(shard.size for shard in some) for some in (shards, todo))
+        write_one = functools.partial(_write_shard, spec, partial.path)
         try:
             with tqdm(total=total, initial=total - left, unit=f" {unit}", unit_scale=unit == "B") as progress:
-                for shard, result in processes.run(ShardWriter(spec, partial.path), todo, workers, progress.update):
+                for shard, result in processes.run(write_one, todo, workers, progress.update):
                     done[shard.name] = result
                     for message in result.skipped:
                         progress.write(f"skipped {message}", file=sys.stderr)
@@ -172,51 +182,40 @@ def write(
     return summary
 
 
-class ShardWriter:
-    """Writes shards, one at a time, into the PartialFolder at `partial`. Pickles."""
+def _write_shard(spec: DatasetSpec, partial: Path, shard: Shard, advance: Callable[[int], None]) -> FinishedShard:
+    """Writes a shard into the PartialFolder at `partial`. Raises UserError for a bad image.
 
-    def __init__(self, spec: DatasetSpec, partial: Path):
-        self._spec, self._partial = spec, partial
-        self._tokenizer = None if spec.vocabulary is None else CaptionTokenizer(spec.vocabulary, words=2)
-
-    def __call__(self, shard: Shard, advance: Callable[[int], None]) -> FinishedShard:
-        """Calls `advance` with the size of each item that was read. Raises UserError for a bad image."""
-        spec, path = self._spec, self._partial / DATA / _file_name(shard)
-        serializer = tfds.core.example_serializer.ExampleSerializer(spec.features.get_serialized_info())
-        summary, skipped, example_bytes = _empty_summary(spec), [], 0
-        with replacing(path) as beside:
-            # The option that TFDS writes with: each record can be read without its neighbours.
-            records = ArrayRecordWriter(os.fspath(beside), "group_size:1")
-            try:
-                for record in spec.reader.read(shard.items):
-                    if isinstance(record, Record):
-                        serialized = self._serialized(record, serializer)
-                        records.write(serialized)
-                        example_bytes += len(serialized)
-                        self._count(record.candidates, shard.split, summary)
-                    elif spec.skip_bad:
-                        skipped.append(record.message)
-                        summary.skipped += 1
-                    else:
-                        raise UserError(f"{record.message}; {record.fix}, or pass --skip_bad")
-                    advance(record.size)
-            finally:
-                records.close()
-        examples = summary.images.total()
-        done = FinishedShard(shard.digest, examples, example_bytes, path.stat().st_size, skipped, summary.as_json())
-        write_record(self._partial, shard.name, dataclasses.asdict(done))
-        return done
-
-    def _serialized(self, record: Record, serializer: tfds.core.example_serializer.ExampleSerializer) -> bytes:
-        example = record.example | {"captions": list(record.candidates.texts)}
-        proto = serializer.get_tf_example(self._spec.features.encode_example(example))
-        return proto.SerializeToString(deterministic=True)  # otherwise the order of features differs between processes
-
-    def _count(self, candidates: Candidates, split: str, summary: Summary) -> None:
-        lengths = None if self._tokenizer is None else self._tokenizer.lengths(candidates.texts)
-        summary.count(split, candidates.texts, lengths)
-        summary.blank += candidates.blank
-        summary.duplicates += candidates.duplicates
+    Calls `advance` with the size of each item that was read.
+    """
+    path = partial / DATA / _file_name(shard)
+    serializer = tfds.core.example_serializer.ExampleSerializer(spec.features.get_serialized_info())
+    tokenizer = None if spec.vocabulary is None else CaptionTokenizer(spec.vocabulary, words=2)
+    summary, skipped, example_bytes = _empty_summary(spec), [], 0
+    with replacing(path) as beside:
+        # The option that TFDS writes with: each record can be read without its neighbours.
+        records = ArrayRecordWriter(os.fspath(beside), "group_size:1")
+        try:
+            for record in spec.read(shard.items):
+                if isinstance(record, Record):
+                    example = record.example | {"captions": list(record.candidates.texts)}
+                    proto = serializer.get_tf_example(spec.features.encode_example(example))
+                    # Not deterministic, the order of features would differ between processes.
+                    serialized = proto.SerializeToString(deterministic=True)
+                    records.write(serialized)
+                    example_bytes += len(serialized)
+                    summary.count(shard.split, record.candidates, tokenizer)
+                elif spec.skip_bad:
+                    skipped.append(record.message)
+                    summary.skipped += 1
+                else:
+                    raise UserError(f"{record.message}; {record.fix}, or pass --skip_bad")
+                advance(record.size)
+        finally:
+            records.close()
+    examples = summary.images.total()
+    done = FinishedShard(shard.digest, examples, example_bytes, path.stat().st_size, skipped, summary.as_json())
+    write_record(partial, shard.name, dataclasses.asdict(done))
+    return done
 
 
 def _reusable(partial: PartialFolder, shards: Sequence[Shard], skip_bad: bool) -> dict[str, FinishedShard]:
@@ -245,19 +244,13 @@ def _write_metadata(
     infos = []
     for split in dict.fromkeys(shard.split for shard in shards):
         members = [shard for shard in shards if shard.split == split]
-        results = [done[shard.name] for shard in members]
         if not summary.images[split]:
             for shard in members:
                 (folder / _file_name(shard)).unlink()
             continue
-        infos.append(
-            tfds.core.SplitInfo(
-                name=split,
-                shard_lengths=[result.examples for result in results],
-                num_bytes=sum(result.example_bytes for result in results),
-                filename_template=_template(split, folder),
-            )
-        )
+        lengths = [done[shard.name].examples for shard in members]
+        size, template = sum(done[shard.name].example_bytes for shard in members), _template(split, folder)
+        infos.append(tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=size, filename_template=template))
     identity = tfds.core.DatasetIdentity(
         name=DATASET, version=tfds.core.Version("1.0.0"), data_dir=str(folder), module_name="tc_jepa.data.prepare"
     )

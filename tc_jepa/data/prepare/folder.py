@@ -3,23 +3,24 @@
 from array import array
 from collections.abc import Iterator, Mapping
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
 import sys
 from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
-
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, texts
 from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
 from tc_jepa.data.prepare.masks import MaskValues, read_mask_values
-from tc_jepa.data.prepare.pictures import DIGEST_BYTES
+from tc_jepa.data.prepare.pictures import DIGEST_BYTES, MaskPair
 from tc_jepa.data.prepare.statistics import Summary
-from tc_jepa.data.sources import SPLITS, TRAIN
+from tc_jepa.data.sources import SPLITS, Task, TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import refuse_existing
+
+KINDS = {"label": "single", "labels": "multi"}  # task, which is a key of a line -> kind
 
 ClassLines = dict[str, str]  # by class, the first line that has it
 
@@ -33,14 +34,12 @@ class Line(NamedTuple):
     split: str
     captions: list[str]
     descriptions: list[str]
-    annotations: dict[str, Any]  # label (str), labels (list of str) and mask (Path), if the line has them
+    labels: dict[str, Any]  # label (str) and labels (list of str), if the line has them
+    pair: MaskPair | None
 
-
-class LinePosition(NamedTuple):
-    """Where in the file a line is."""
-
-    number: int  # from 1
-    offset: int  # in bytes
+    @property
+    def annotations(self) -> set[str]:
+        return self.labels.keys() | ({"mask"} if self.pair else set())
 
 
 class SplitLines:
@@ -49,9 +48,10 @@ class SplitLines:
     def __init__(self):
         self.numbers, self.offsets, self.digests = array("Q"), array("Q"), bytearray()
 
-    def add(self, position: LinePosition, digest: bytes) -> None:
-        self.numbers.append(position.number)
-        self.offsets.append(position.offset)
+    def add(self, number: int, offset: int, digest: bytes) -> None:
+        """`number` counts from 1, `offset` is in bytes."""
+        self.numbers.append(number)
+        self.offsets.append(offset)
         self.digests += digest
 
     def shards(self, split: str, form: Mapping[str, Any]) -> Iterator[Shard]:
@@ -64,13 +64,12 @@ class SplitLines:
             yield Shard(split, index, digest, len(numbers), (numbers, offsets))
 
 
-@dataclasses.dataclass
-class Listing:
+class Listing(NamedTuple):
     """What all lines of a captions.jsonl have in common."""
 
-    splits: dict[str, SplitLines] = dataclasses.field(default_factory=dict)
-    classes: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # by task, "label" or "labels"
-    annotations: frozenset[str] = frozenset()  # keys that every line has, of "label", "labels" and "mask"
+    splits: dict[str, SplitLines]
+    classes: dict[str, list[str]]  # of "label" and "labels"
+    annotations: set[str]  # keys that every line has, of "label", "labels" and "mask"
 
 
 def prepare_folder(
@@ -106,66 +105,49 @@ def prepare_folder(
     if not listing.is_file():
         raise UserError(f"--captions={listing} is not a file; give one with a JSON object per line")
     refuse_existing(Path(output))
-    model = dataset.read_vocabulary(vocabulary)
+    model, root = dataset.read_vocabulary(vocabulary), folder.resolve()
     values = None if classes is None else read_mask_values(classes, first_class, ignore_index)
-    found = _survey(listing, folder.resolve(), has_classes=values is not None)
+    found = _survey(listing, root)
+    if values is not None and "mask" not in found.annotations:
+        raise UserError(f'--classes names classes of masks, but {listing} has no "mask"; leave it out, or add masks')
     form = found.classes if values is None else found.classes | {"mask": dataclasses.asdict(values)}
     shards = [shard for split, lines in found.splits.items() for shard in lines.shards(split, form)]
-    reader = LineReader(listing, folder.resolve(), values)
-    spec = dataset.DatasetSpec(reader, _features(found, values), model, words, skip_bad)
-    settings = {"source": "folder", "images": str(folder.resolve()), "captions": str(listing.resolve())}
+    tasks = {t: Task(kind, tuple(found.classes[t])) for t, kind in KINDS.items() if t in found.annotations}
+    names = () if values is None else values.classes
+    features = dataset.features(tasks, mask="mask" in found.annotations, mask_classes=names)
+    spec = dataset.DatasetSpec(functools.partial(_read, listing, root, values), features, model, words, skip_bad)
+    settings = {"source": "folder", "images": str(root), "captions": str(listing.resolve())}
     if classes is not None:
         settings |= {"classes": str(Path(classes).resolve()), "first_class": first_class, "ignore_index": ignore_index}
-    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="images")
+    return dataset.write(Path(output), spec, shards, settings, workers=workers)
 
 
-@dataclasses.dataclass(frozen=True)
-class LineReader:
+def _read(
+    listing: Path, root: Path, values: MaskValues | None, items: tuple[array, array]
+) -> Iterator[Record | BadImage]:
     """Reads the images that some lines of the file name."""
-
-    listing: Path
-    root: Path
-    values: MaskValues | None
-
-    def read(self, items: tuple[array, array]) -> Iterator[Record | BadImage]:
-        with open(self.listing, "rb") as file:
-            for number, offset in zip(*items):
-                file.seek(offset)
-                line = _parse(file.readline(texts.LIMIT), f"{self.listing}:{number}", self.root)
-                yield _record(line, self.values)
-
-
-def _record(line: Line, values: MaskValues | None) -> Record | BadImage:
-    picture = pictures.read_image(line.path, f"{line.where}: {line.file}", "correct it, remove its line")
-    if isinstance(picture, BadImage):
-        return picture
-    example = {"image": picture.data, "file": line.file, **line.annotations}
-    if "mask" in example:
-        pair = _mask_pair(line)
-        mask = pictures.read_mask(pair.mask, pair.where, picture.shape)
-        example["mask"] = mask.data if values is None else values.encode(mask, pair.where)
-    return Record(example, candidates(line.captions, line.descriptions))
-
-
-def _mask_pair(line: Line) -> pictures.MaskPair:
-    mask = line.annotations["mask"]
-    return pictures.MaskPair(line.path, mask, f"{line.where}: mask {mask}")
+    with open(listing, "rb") as file:
+        for number, offset in zip(*items):
+            file.seek(offset)
+            line = _parse(file.readline(texts.LIMIT), f"{listing}:{number}", root)
+            where, fix = f"{line.where}: {line.file}", "correct it, remove its line"
+            features, written = {"file": line.file, **line.labels}, candidates(line.captions, line.descriptions)
+            yield pictures.read_record(line.path, where, fix, features, line.pair, values, written)
 
 
 # Reading captions.jsonl
 
 
-def _lines(listing: Path) -> Iterator[tuple[LinePosition, bytes]]:
-    """The lines that are not blank. A line of gigabytes is refused before it is read."""
-    number = offset = 0
+def _lines(listing: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The lines that are not blank, each with its number and offset. A line of gigabytes is refused unread."""
+    offset = 0
     with open(listing, "rb") as file:
-        while raw := file.readline(texts.LIMIT + 1):
-            number += 1
+        for number, raw in enumerate(iter(lambda: file.readline(texts.LIMIT + 1), b""), 1):
             if len(raw) > texts.LIMIT:
                 size = f"{texts.LIMIT >> 20} MiB"
                 raise UserError(f"{listing}:{number} is longer than {size}; write one JSON object per line and image")
             if raw.strip():
-                yield LinePosition(number, offset), raw
+                yield number, offset, raw
             offset += len(raw)
 
 
@@ -174,86 +156,70 @@ def _parse(raw: bytes, where: str, root: Path) -> Line:
     for key in ("file", "captions"):
         if key not in entry:
             raise UserError(f'{where} has no "{key}"; every line needs "file" and "captions", a list that may be empty')
-    split = entry["split"] if "split" in entry else TRAIN
+    split = entry.get("split", TRAIN)
     if split not in SPLITS:
         raise UserError(f'{where}: "split" is {split!r}; it must be one of {", ".join(SPLITS)}')
-    annotations: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
     if "label" in entry:
-        annotations["label"] = texts.class_name(texts.string(entry["label"], "label", where), where)
+        labels["label"] = texts.class_name(texts.string(entry["label"], "label", where), where)
     if "labels" in entry:
-        labels = texts.strings(entry["labels"], "labels", where)
-        annotations["labels"] = sorted({texts.class_name(name, where) for name in labels})
-    if "mask" in entry:
-        annotations["mask"] = _path_inside(root, entry["mask"], "mask", where)
+        names = texts.strings(entry["labels"], "labels", where)
+        labels["labels"] = sorted({texts.class_name(name, where) for name in names})
+    mask = _path_inside(root, entry["mask"], "mask", where) if "mask" in entry else None
     captions = texts.strings(entry["captions"], "captions", where)
-    descriptions = []
-    if "descriptions" in entry:
-        descriptions = texts.string_or_strings(entry["descriptions"], "descriptions", where)
+    descriptions = texts.string_or_strings(entry.get("descriptions", []), "descriptions", where)
     path = _path_inside(root, entry["file"], "file", where)
-    return Line(where, entry["file"], path, split, captions, descriptions, annotations)
+    pair = None if mask is None else MaskPair(path, mask, f"{where}: mask {mask}")
+    return Line(where, entry["file"], path, split, captions, descriptions, labels, pair)
 
 
 def _path_inside(root: Path, value: Any, key: str, where: str) -> Path:
     relative = texts.string(value, key, where)
+    named = f'{where}: "{key}" {relative!r}'
     try:
         path = (root / relative).resolve()
         is_file = path.is_file()
     except (ValueError, OSError, RuntimeError) as error:  # a null byte, a name that is too long, circular links
-        raise UserError(f'{where}: "{key}" {relative!r} is not a usable path ({error}); correct it') from error
+        raise UserError(f"{named} is not a usable path ({error}); correct it") from error
     if Path(relative).is_absolute() or not path.is_relative_to(root):
-        raise UserError(f'{where}: "{key}" {relative!r} leaves the images folder; give a path inside {root}')
+        raise UserError(f"{named} leaves the images folder; give a path inside {root}")
     if not is_file:
-        raise UserError(f'{where}: "{key}" {relative!r} is missing from {root}; add the file or remove the line')
+        raise UserError(f"{named} is missing from {root}; add the file or remove the line")
     return path
 
 
-def _survey(listing: Path, root: Path, *, has_classes: bool) -> Listing:
-    """Reads and checks all lines. `has_classes`: names of the masks' classes were given. Raises UserError."""
-    result, first = Listing(), None
+def _survey(listing: Path, root: Path) -> Listing:
+    """Reads and checks all lines. Raises UserError."""
+    splits, first = {}, None
     numbers: dict[str, int] = {}  # by image, its line
-    found: dict[str, dict[str, ClassLines]] = {"label": {}, "labels": {}}  # by task and split
-    masks: list[pictures.MaskPair] = []
-    for position, raw in _lines(listing):
-        line = _parse(raw, f"{listing}:{position.number}", root)
+    found: dict[str, dict[str, ClassLines]] = {task: {} for task in KINDS}  # by task and split
+    pairs: list[MaskPair] = []
+    for number, offset, raw in _lines(listing):
+        line = _parse(raw, f"{listing}:{number}", root)
         first = first or line
-        before = numbers.setdefault(str(line.path), position.number)
-        if before != position.number:
+        before = numbers.setdefault(str(line.path), number)
+        if before != number:
             raise UserError(f"{line.where}: {line.file} is already on line {before}; put its captions on one line")
-        for key in sorted(first.annotations.keys() ^ line.annotations.keys()):
+        for key in sorted(first.annotations ^ line.annotations):
             has, lacks = (first, line) if key in first.annotations else (line, first)
             raise UserError(f'{lacks.where} has no "{key}" but {has.where} has; give it on every line or on none')
-        for task in found.keys() & line.annotations.keys():
-            given, names = line.annotations[task], found[task].setdefault(line.split, {})
+        for task, given in line.labels.items():
+            names = found[task].setdefault(line.split, {})
             for name in [given] if task == "label" else given:
                 names.setdefault(name, line.where)
-        if "mask" in line.annotations:
-            masks.append(_mask_pair(line))
-        result.splits.setdefault(line.split, SplitLines()).add(position, _digest(raw, line))
+        if line.pair:
+            pairs.append(line.pair)
+        files = [line.path, line.pair.mask] if line.pair else [line.path]
+        splits.setdefault(line.split, SplitLines()).add(number, offset, pictures.digest(raw.strip(), files))
     if first is None:
         raise UserError(f"{listing} has no lines; a dataset needs at least one image")
-    for task, splits in found.items():
-        _check_in_train(task, splits)
-    result.annotations = frozenset(first.annotations)
-    result.classes = {task: sorted(set().union(*splits.values())) for task, splits in found.items()}
-    if has_classes and not masks:
-        raise UserError(
-            f'--classes names the classes of masks, but {listing} has no "mask"; leave out the flag, or add masks'
-        )
-    if "labels" in result.annotations and not result.classes["labels"]:
+    for task, by_split in found.items():
+        _check_in_train(task, by_split)
+    classes = {task: sorted(set().union(*by_split.values())) for task, by_split in found.items()}
+    if "labels" in first.annotations and not classes["labels"]:
         raise UserError(f'{listing}: "labels" is empty on every line; leave out the key, or add labels')
-    pictures.check_mask_sizes(masks)
-    return result
-
-
-def _features(found: Listing, values: MaskValues | None) -> tfds.features.FeaturesDict:
-    names = () if values is None else values.classes
-    features = dataset.base_features(mask="mask" in found.annotations, classes=names)
-    features["file"] = tfds.features.Text()
-    if "label" in found.annotations:
-        features["label"] = tfds.features.ClassLabel(names=found.classes["label"])
-    if "labels" in found.annotations:
-        features["labels"] = tfds.features.Sequence(tfds.features.ClassLabel(names=found.classes["labels"]))
-    return tfds.features.FeaturesDict(features)
+    pictures.check_mask_sizes(pairs)
+    return Listing(splits, classes, first.annotations)
 
 
 def _check_in_train(task: str, found: Mapping[str, ClassLines]) -> None:
@@ -270,8 +236,3 @@ def _check_in_train(task: str, found: Mapping[str, ClassLines]) -> None:
             if task == "label":
                 raise UserError(f"{message}; give train images of every class, or remove those of {split}")
             print(f"{message}: probes cannot learn it, and the mean over classes counts it", file=sys.stderr)
-
-
-def _digest(raw: bytes, line: Line) -> bytes:
-    files = [line.path, line.annotations["mask"]] if "mask" in line.annotations else [line.path]
-    return pictures.digest(raw.strip(), files)

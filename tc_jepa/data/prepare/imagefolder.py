@@ -1,15 +1,13 @@
 """Images in folders that are named after their classes."""
 
-from collections.abc import Iterator, Mapping, Sequence
-import dataclasses
+from collections.abc import Iterator, Sequence
+import functools
 from pathlib import Path
 
-import tensorflow_datasets as tfds
-
-from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, texts, trees
 from tc_jepa.data.prepare.dataset import BadImage, Record
 from tc_jepa.data.prepare.statistics import Summary
+from tc_jepa.data.sources import Task
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import refuse_existing
 
@@ -19,10 +17,8 @@ LISTED = 5  # classes that an error message lists
 def prepare_imagefolder(images: str, output: str, skip_bad: bool = False, workers: int = 0) -> Summary:
     """Writes the images of `images`/SPLIT/CLASS, or deeper below, with their classes to the new folder `output`.
 
-    Splits are train, val and test, or training, validation and testing; all have the same classes. The feature `file`
-    of an image is its path relative to `images`. There are no captions. Every file below a class must be an image: one
-    that does not decode is an error, or with `skip_bad` is reported on stderr, left out and counted. `workers` is as
-    in prepare_folder.
+    sources.SOURCES["imagefolder"] describes the layout. The feature `file` of an image is its path relative to
+    `images`. `skip_bad` and `workers` are as in prepare_folder.
 
     Raises UserError, which names the folder or file, for classes that only some splits have, a class without images,
     and a file directly in a split. Links and hidden files are treated as in trees.py; interrupted work can be resumed.
@@ -31,35 +27,24 @@ def prepare_imagefolder(images: str, output: str, skip_bad: bool = False, worker
     refuse_existing(Path(output))
     folders = trees.split_folders(root, "images")
     found = {split: _files_by_class(root, folder.name) for split, folder in folders.items()}
-    _check_same({folders[split].name: list(members) for split, members in found.items()}, root)
+    _check_same({folders[split].name: members.keys() for split, members in found.items()}, root)
     classes = sorted(next(iter(found.values())))
     shards = [
         shard
         for split, members in found.items()
         for shard in trees.shards(split, [(name,) for names in members.values() for name in names], [root], classes)
     ]
-    features = dataset.base_features(mask=False)
-    features |= {"file": tfds.features.Text(), "label": tfds.features.ClassLabel(names=classes)}
-    spec = dataset.DatasetSpec(ClassReader(root.resolve()), tfds.features.FeaturesDict(features), skip_bad=skip_bad)
+    features = dataset.features({"label": Task("single", tuple(classes))})
+    spec = dataset.DatasetSpec(functools.partial(_read, root.resolve()), features, skip_bad=skip_bad)
     settings = {"source": "imagefolder", "images": str(root.resolve())}
-    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="images")
+    return dataset.write(Path(output), spec, shards, settings, workers=workers)
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassReader:
+def _read(root: Path, items: Sequence[tuple[str]]) -> Iterator[Record | BadImage]:
     """Reads images; their paths, relative to `root`, begin with split and class."""
-
-    root: Path
-
-    def read(self, items: Sequence[tuple[str]]) -> Iterator[Record | BadImage]:
-        for (name,) in items:
-            path = self.root / name
-            picture = pictures.read_image(path, str(path), "correct or remove it")
-            if isinstance(picture, pictures.Picture):
-                label = name.split("/")[1]
-                yield Record({"image": picture.data, "file": name, "label": label}, candidates([], []))
-            else:
-                yield picture
+    for (name,) in items:
+        features = {"file": name, "label": name.split("/")[1]}
+        yield pictures.read_record(root / name, str(root / name), "correct or remove it", features)
 
 
 def _files_by_class(root: Path, split: str) -> dict[str, list[str]]:
@@ -67,9 +52,7 @@ def _files_by_class(root: Path, split: str) -> dict[str, list[str]]:
     found = {}
     for entry in trees.entries(root / split):
         if not entry.is_dir():
-            raise UserError(
-                f"{root / split / entry.name} lies directly in a split; move it into a folder named after its class"
-            )
+            raise UserError(f"{root / split / entry.name} lies directly in a split; move it into a folder of its class")
         name = texts.class_name(texts.string(entry.name, "class", str(root / split)), str(root / split))
         found[name] = list(trees.files_below(root, f"{split}/{name}"))
         if not found[name]:
@@ -79,18 +62,15 @@ def _files_by_class(root: Path, split: str) -> dict[str, list[str]]:
     return found
 
 
-def _check_same(classes: Mapping[str, Sequence[str]], root: Path) -> None:
+def _check_same(classes: dict[str, Sequence[str]], root: Path) -> None:
     """Raises UserError for classes that only some splits have."""
     shared = set.intersection(*map(set, classes.values()))
-    alone = {split: [name for name in names if name not in shared] for split, names in classes.items()}
-    parts = [f"{split} has {_listed(names)}" for split, names in alone.items() if names]
+    parts = []
+    for split, names in classes.items():
+        if alone := [name for name in names if name not in shared]:
+            more = f" and {len(alone) - LISTED} more" if len(alone) > LISTED else ""
+            parts.append(f"{split} has {', '.join(alone[:LISTED])}{more}")
     if parts:
         raise UserError(
-            f"the splits in {root} have different classes: {'; '.join(parts)}; give every split every class, or remove "
-            "those"
+            f"splits in {root} differ in classes: {'; '.join(parts)}; give all every class, or remove those"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return f"{', '.join(names[:LISTED])}{more}"

@@ -4,31 +4,19 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 from PIL import Image
 
+from tc_jepa.data.captions.candidates import Candidates
 from tc_jepa.data.images import decode_image, decode_mask, image_shape
-from tc_jepa.data.prepare.dataset import BadImage
+from tc_jepa.data.prepare.dataset import BadImage, Record
+from tc_jepa.data.prepare.masks import MaskValues
 from tc_jepa.errors import UserError
 
 DIGEST_BYTES = 16
 READERS = 8  # threads that read the headers of images
-
-
-class Picture(NamedTuple):
-    """An image file that decodes."""
-
-    data: bytes
-    shape: tuple[int, int]  # height and width of the upright image, in pixels
-
-
-class Mask(NamedTuple):
-    """A mask file and its content."""
-
-    data: bytes
-    indices: np.ndarray  # uint8 [height, width]
+NO_TEXTS = Candidates((), blank=0, duplicates=0)
 
 
 class MaskPair(NamedTuple):
@@ -39,45 +27,39 @@ class MaskPair(NamedTuple):
     where: str
 
 
-def read(path: Path, where: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{where} cannot be read ({error.strerror}); make it readable") from error
+def read_record(
+    path: Path,
+    where: str,
+    fix: str,
+    features: dict[str, Any],
+    pair: MaskPair | None = None,
+    values: MaskValues | None = None,
+    texts: Candidates = NO_TEXTS,
+) -> Record | BadImage:
+    """The record of an image file with its other `features`, mask and candidates; BadImage if it does not decode.
 
-
-def read_image(path: Path, where: str, fix: str) -> Picture | BadImage:
-    """A BadImage with `fix` if the file does not decode. Raises UserError if it cannot be read."""
-    data = read(path, where)
+    `values` are the classes of the mask; without them its values are class indices. Raises UserError for a file that
+    cannot be read, and for a mask that is not a PNG of class indices with the size of its image.
+    """
+    data = _read(path, where)
     try:
-        return Picture(data, decode_image(data).shape[:2])
+        shape = decode_image(data).shape[:2]
     except ValueError as error:
         return BadImage(f"{where} does not decode: {error}", fix)
-
-
-def read_mask(path: Path, where: str, shape: tuple[int, int]) -> Mask:
-    """A PNG of class indices. Raises UserError for any other file and for a size other than `shape`, its image's."""
-    data = read(path, where)
-    try:
-        indices = decode_mask(data)
-    except ValueError as error:
-        raise UserError(f"{where} does not decode: {error}; save it as a PNG of class indices") from error
-    if indices.shape != shape:
-        raise UserError(_wrong_size(where, indices.shape, shape))
-    return Mask(data, indices)
+    mask = {} if pair is None else {"mask": _read_mask(pair, shape, values)}
+    return Record({"image": data, **features, **mask}, texts)
 
 
 def check_mask_sizes(pairs: Sequence[MaskPair]) -> None:
     """Raises UserError, with their number and the first, for masks whose size differs from their upright image's.
 
-    It reads the headers of the files. Files whose header cannot be read are left to read_image and read_mask.
+    It reads the headers of the files. Files whose header cannot be read are left to read_record.
     """
     with ThreadPoolExecutor(READERS) as pool:  # a network file system answers slowly, but many at once
         wrong = [message for message in pool.map(_size_error, pairs) if message]
-    if len(wrong) > 1:
-        raise UserError(f"{len(wrong)} of {len(pairs)} masks differ in size from their images; the first: {wrong[0]}")
     if wrong:
-        raise UserError(wrong[0])
+        number = f"{len(wrong)} of {len(pairs)} masks differ in size from their images; the first: "
+        raise UserError(f"{number if len(wrong) > 1 else ''}{wrong[0]}")
 
 
 def digest(content: bytes, files: Iterable[Path]) -> bytes:
@@ -90,6 +72,25 @@ def digest(content: bytes, files: Iterable[Path]) -> bytes:
             raise UserError(f"{path} cannot be read ({error.strerror}); correct or remove it") from error
         stamps.append((stat.st_size, stat.st_mtime_ns))
     return hashlib.blake2b(content + repr(stamps).encode(), digest_size=DIGEST_BYTES).digest()
+
+
+def _read(path: Path, where: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{where} cannot be read ({error.strerror}); make it readable") from error
+
+
+def _read_mask(pair: MaskPair, shape: tuple[int, int], values: MaskValues | None) -> bytes:
+    """The PNG of class indices to store: the original file if its values are the indices."""
+    data = _read(pair.mask, pair.where)
+    try:
+        mask = decode_mask(data)
+    except ValueError as error:
+        raise UserError(f"{pair.where} does not decode: {error}; save it as a PNG of class indices") from error
+    if mask.shape != shape:
+        raise UserError(_wrong_size(pair.where, mask.shape, shape))
+    return data if values is None else values.encode(data, mask, pair.where)
 
 
 def _size_error(pair: MaskPair) -> str | None:

@@ -1,13 +1,12 @@
 """Drawn scenes."""
 
 from collections.abc import Iterator, Mapping
-import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
-import tensorflow_datasets as tfds
 
 from tc_jepa.data.captions.candidates import Candidates
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
@@ -33,47 +32,31 @@ def prepare_scenes(
     prepare_folder. Raises UserError for a count or size below 1, an invalid vocabulary and an existing output.
     """
     refuse_existing(Path(output))
-    held_out = max(1, count // 10)
-    counts = {TRAIN: count, VALIDATION: held_out, TEST: held_out}
+    counts = {TRAIN: count, VALIDATION: max(1, count // 10), TEST: max(1, count // 10)}
     sources = {split: SceneSource(seed, split, number, size) for split, number in counts.items()}
     model = dataset.read_vocabulary(vocabulary or scenes_vocabulary_path())
-    spec = dataset.DatasetSpec(SceneReader(sources), _features(sources[TRAIN]), model, words)
-    shards = []
-    for split, number in counts.items():
-        for index, span in enumerate(dataset.spans(number)):
-            digest = f"{span.start}:{span.stop}"
-            shards.append(dataset.Shard(split, index, digest, len(span), (split, span.start, span.stop)))
+    features = dataset.features(sources[TRAIN].tasks, file=False, mask=True)
+    spec = dataset.DatasetSpec(functools.partial(_read, sources), features, model, words)
+    shards = [
+        dataset.Shard(split, index, f"{span.start}:{span.stop}", len(span), (split, span))
+        for split, number in counts.items()
+        for index, span in enumerate(dataset.spans(number))
+    ]
     settings = {"source": "scenes", "count": count, "seed": seed, "size": size}
-    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="images")
+    return dataset.write(Path(output), spec, shards, settings, workers=workers)
 
 
-@dataclasses.dataclass(frozen=True)
-class SceneReader:
+def _read(sources: Mapping[str, Source], items: tuple[str, range]) -> Iterator[dataset.Record]:
     """Draws scenes. Images and masks are encoded as PNGs; captions are taken as they are."""
-
-    sources: Mapping[str, Source]
-
-    def read(self, items: tuple[str, int, int]) -> Iterator[dataset.Record]:
-        split, start, stop = items
-        for index in range(start, stop):
-            yield _record(self.sources[split], index)
-
-
-def _features(source: Source) -> tfds.features.FeaturesDict:
-    features = dataset.base_features(mask=True)
-    for name, task in source.tasks.items():
-        label = tfds.features.ClassLabel(names=task.classes)
-        features[name] = label if task.kind == "single" else tfds.features.Sequence(label)
-    return tfds.features.FeaturesDict(features)
-
-
-def _record(source: Source, index: int) -> dataset.Record:
-    image, captions = source[index]
-    example: dict[str, Any] = {"image": _png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))}
-    for name, label in source.labels(index).items():
-        example[name] = label if source.tasks[name].kind == "single" else np.flatnonzero(label).tolist()
-    example["mask"] = _png(source.mask(index, "shape"))
-    return dataset.Record(example, Candidates(tuple(captions), blank=0, duplicates=0))
+    split, indices = items
+    source = sources[split]
+    for index in indices:
+        image, captions = source[index]
+        example: dict[str, Any] = {"image": _png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))}
+        for name, label in source.labels(index).items():
+            example[name] = label if source.tasks[name].kind == "single" else np.flatnonzero(label).tolist()
+        example["mask"] = _png(source.mask(index, "shape"))
+        yield dataset.Record(example, Candidates(tuple(captions), blank=0, duplicates=0))
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -4,9 +4,6 @@ from collections.abc import Iterator, Sequence
 import dataclasses
 from pathlib import Path, PurePosixPath
 
-import tensorflow_datasets as tfds
-
-from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, trees
 from tc_jepa.data.prepare.dataset import BadImage, Record
 from tc_jepa.data.prepare.masks import MaskValues, PNG, read_mask_values
@@ -27,12 +24,8 @@ def prepare_segmentation(
 ) -> Summary:
     """Writes images and their masks, with the names of the classes, to the new folder `output`.
 
-    The mask of `images`/SPLIT/NAME.jpg, or of any other image type, is `masks`/SPLIT/NAME.png, at any depth. Splits
-    are train, val and test, or training, validation and testing. A mask is a grey or palette PNG with the size of its
-    upright image. `classes` is a file with one class name per line: the first line names the value `first_class` in
-    the masks, the next line the next value. 255 is ignored, and `ignore_index` too. What is stored are indices of
-    `classes`, 255 = ignore. There are no captions. With `skip_bad`, images that do not decode are left out and counted.
-    `workers` is as in prepare_folder.
+    sources.SOURCES["segmentation"] describes the layout. A mask is a grey or palette PNG with the size of its upright
+    image. What is stored are indices of `classes`, 255 = ignore. `skip_bad` and `workers` are as in prepare_folder.
 
     Raises UserError, which names the file, for an image without mask, a mask without image, masks of another size
     (their number and the first) or with values that are not classes, and an invalid list of classes. Links and hidden
@@ -50,17 +43,11 @@ def prepare_segmentation(
     pictures.check_mask_sizes([reader.paths(*pair) for found in pairs.values() for pair in found])
     form = dataclasses.asdict(values)
     shards = [shard for split, found in pairs.items() for shard in trees.shards(split, found, roots, form)]
-    features = dataset.base_features(mask=True, classes=values.classes) | {"file": tfds.features.Text()}
-    spec = dataset.DatasetSpec(reader, tfds.features.FeaturesDict(features), skip_bad=skip_bad)
-    settings = {
-        "source": "segmentation",
-        "images": str(reader.images),
-        "masks": str(reader.masks),
-        "classes": str(Path(classes).resolve()),
-        "first_class": first_class,
-        "ignore_index": ignore_index,
-    }
-    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="images")
+    features = dataset.features(mask=True, mask_classes=values.classes)
+    spec = dataset.DatasetSpec(reader, features, skip_bad=skip_bad)
+    settings = {"source": "segmentation", "images": str(reader.images), "masks": str(reader.masks)}
+    settings |= {"classes": str(Path(classes).resolve()), "first_class": first_class, "ignore_index": ignore_index}
+    return dataset.write(Path(output), spec, shards, settings, workers=workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +61,10 @@ class PairReader:
     def paths(self, name: str, mask: str) -> pictures.MaskPair:
         return pictures.MaskPair(self.images / name, self.masks / mask, f"mask {self.masks / mask}")
 
-    def read(self, items: Sequence[tuple[str, str]]) -> Iterator[Record | BadImage]:
+    def __call__(self, items: Sequence[tuple[str, str]]) -> Iterator[Record | BadImage]:
         for name, mask in items:
-            paths = self.paths(name, mask)
-            picture = pictures.read_image(paths.image, str(paths.image), "correct it, or remove it with its mask")
-            if isinstance(picture, pictures.Picture):
-                given = pictures.read_mask(paths.mask, paths.where, picture.shape)
-                data = self.values.encode(given, paths.where)
-                yield Record({"image": picture.data, "file": name, "mask": data}, candidates([], []))
-            else:
-                yield picture
+            pair, fix = self.paths(name, mask), "correct it, or remove it with its mask"
+            yield pictures.read_record(pair.image, str(pair.image), fix, {"file": name}, pair, self.values)
 
 
 def _pairs(images: Path, masks: Path) -> list[tuple[str, str]]:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tc_jepa.data.captions.candidates import Candidates
+from tc_jepa.data.captions.tokenizer import CaptionTokenizer
 from tc_jepa.data.sources import SPLITS
 
 JSON_FILE, PLOT_FILE = "captions.json", "captions.png"
@@ -36,19 +38,20 @@ class Summary:
         self.duplicates += other.duplicates
         self.skipped += other.skipped
 
-    def count(self, split: str, texts: tuple[str, ...], lengths: list[int] | None) -> None:
-        """Counts one image."""
+    def count(self, split: str, candidates: Candidates, tokenizer: CaptionTokenizer | None) -> None:
+        """Counts one image, and with `tokenizer` the words of its candidates."""
         self.images[split] += 1
-        self.captions[len(texts)] += 1
-        if lengths is not None:
-            self.words.update(lengths)
+        self.captions[len(candidates.texts)] += 1
+        if tokenizer is not None:
+            self.words.update(tokenizer.lengths(candidates.texts))
+        self.blank += candidates.blank
+        self.duplicates += candidates.duplicates
 
     @property
     def cut(self) -> int | None:
         """Candidates with more than S tokens; None if words are not counted."""
-        if self.words is None or self.longest is None:
-            return None
-        return sum(count for length, count in self.words.items() if length > self.longest)
+        counted = self.words is not None and self.longest is not None
+        return sum(self.words[length] for length in self.words if length > self.longest) if counted else None
 
     def __str__(self) -> str:
         images = ", ".join(f"{self.images[split]} {split}" for split in SPLITS if self.images[split])
@@ -65,11 +68,11 @@ class Summary:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> "Summary":
-        captions, words = (
-            None if fields[name] is None else Counts({int(key): count for key, count in fields[name].items()})
-            for name in ("captions", "words")
-        )
-        return cls(**fields | {"images": Counts(fields["images"]), "captions": captions, "words": words})
+        counted = {
+            name: fields[name] and {int(key): n for key, n in fields[name].items()} for name in ("captions", "words")
+        }
+        counts = {name: None if found is None else Counts(found) for name, found in counted.items()}
+        return cls(**fields | {"images": Counts(fields["images"])} | counts)
 
 
 def text(summary: Summary) -> str:
@@ -90,16 +93,14 @@ def text(summary: Summary) -> str:
 
 def write(summary: Summary, folder: Path) -> None:
     """Writes captions.json, and captions.png if any image has captions."""
+    values = summary.as_json()
     report = {
         "images": {split: summary.images[split] for split in SPLITS if summary.images[split]},
-        "images_by_candidates": summary.as_json()["captions"],
-        "candidates_by_words": summary.as_json()["words"],
+        "images_by_candidates": values["captions"],
+        "candidates_by_words": values["words"],
         "words": summary.longest,
         "longer_than_words": summary.cut,
-        "blank": summary.blank,
-        "duplicates": summary.duplicates,
-        "skipped": summary.skipped,
-    }
+    } | {name: values[name] for name in ("blank", "duplicates", "skipped")}
     (folder / JSON_FILE).write_text(json.dumps(report, indent=1) + "\n")
     if any(summary.captions):
         _plot(summary, folder / PLOT_FILE)

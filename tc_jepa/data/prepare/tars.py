@@ -13,8 +13,6 @@ from pathlib import Path, PurePosixPath
 import tarfile
 from typing import Any, NamedTuple
 
-import tensorflow_datasets as tfds
-
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.images import decode_image
 from tc_jepa.data.prepare import dataset, texts
@@ -66,15 +64,10 @@ def prepare_tars(
     reader = TarReader(tuple(caption_fields), tuple(description_fields))
     for members in paths.values():
         reader.check_fields(members[0])
-    features = tfds.features.FeaturesDict(dataset.base_features(mask=False) | {"file": tfds.features.Text()})
-    spec = dataset.DatasetSpec(reader, features, model, words, skip_bad)
+    spec = dataset.DatasetSpec(reader, dataset.features(), model, words, skip_bad)
     shards = [shard for split, members in paths.items() for shard in _shards(split, members)]
-    settings = {
-        "source": "tars",
-        "input": list(input),
-        "caption_fields": list(caption_fields),
-        "description_fields": list(description_fields),
-    }
+    fields = {"caption_fields": list(caption_fields), "description_fields": list(description_fields)}
+    settings = {"source": "tars", "input": list(input), **fields}
     return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="B")
 
 
@@ -115,9 +108,8 @@ class TarReader:
     captions: tuple[str, ...]
     descriptions: tuple[str, ...]
 
-    def read(self, items: Sequence[Path]) -> Iterator[Record | BadImage]:
-        for path in items:
-            yield from self._read(path)
+    def __call__(self, items: Sequence[Path]) -> Iterator[Record | BadImage]:
+        return itertools.chain.from_iterable(map(self._read, items))
 
     def _read(self, path: Path) -> Iterator[Record | BadImage]:
         size, position, number = path.stat().st_size, 0, 0
@@ -153,17 +145,14 @@ class TarReader:
             for field in fields:
                 if number and field not in present:
                     has = ", ".join(sorted(present)) or "no text at all"
-                    raise UserError(
-                        f"--{flag}: none of the first {number} samples of {path} has {field!r}; they have {has}"
-                    )
+                    where = f"the first {number} samples of {path}"
+                    raise UserError(f"--{flag}: none of {where} has {field!r}; they have {has}")
 
     def _record(self, tar: tarfile.TarFile, sample: Sample) -> Record:
         endings = [ending for ending in sample.members if ending.lower() in IMAGE_ENDINGS]
         if len(endings) != 1:
-            found = f"{len(endings)} images" if endings else "no image"
-            raise UserError(
-                f"{sample.where} has {found} ({', '.join(sample.members)}), not one {'/'.join(IMAGE_ENDINGS)}"
-            )
+            found = f"{len(endings) or 'no'} images ({', '.join(sample.members)})"
+            raise UserError(f"{sample.where} has {found}, not one {'/'.join(IMAGE_ENDINGS)}")
         member = sample.members[endings[0]]
         name = texts.string(member.name, "name", sample.where)
         data = _bytes(tar, member, IMAGE_LIMIT, sample.where)
@@ -175,10 +164,7 @@ class TarReader:
         entry: dict[str, Any] = _json(tar, sample) if wanted - {TEXT} else {}
         if TEXT in wanted and TEXT in sample.members:
             entry = entry | {TEXT: _text(tar, sample)}
-        captions, descriptions = (
-            [text for field in fields for text in _field(entry, field, sample.where)]
-            for fields in (self.captions, self.descriptions)
-        )
+        captions, descriptions = (_texts(entry, names, sample.where) for names in (self.captions, self.descriptions))
         return Record({"image": data, "file": name}, candidates(captions, descriptions))
 
 
@@ -247,14 +233,13 @@ def _text(tar: tarfile.TarFile, sample: Sample) -> str:
 
 
 def _json(tar: tarfile.TarFile, sample: Sample) -> dict[str, Any]:
-    if JSON not in sample.members:
+    if (member := sample.members.get(JSON)) is None:
         return {}
-    member = sample.members[JSON]
     raw = _bytes(tar, member, texts.LIMIT, sample.where)
     return texts.parse(raw, f"{sample.where}: {member.name}", "write one object")
 
 
-def _field(entry: dict[str, Any], field: str, where: str) -> list[str]:
-    """The texts of a field, [] if it is missing or null."""
-    value = entry[field] if field in entry else None
-    return [] if value is None else texts.string_or_strings(value, field, where)
+def _texts(entry: dict[str, Any], fields: Sequence[str], where: str) -> list[str]:
+    """The texts of all fields that are neither missing nor null."""
+    present = [(field, entry[field]) for field in fields if entry.get(field) is not None]
+    return [text for field, value in present for text in texts.string_or_strings(value, field, where)]

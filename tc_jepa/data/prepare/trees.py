@@ -14,6 +14,7 @@ from tc_jepa.data.sources import TEST, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
 
 FOLDERS = {TRAIN: ("train", "training"), VALIDATION: ("val", "validation"), TEST: ("test", "testing")}
+SPLIT_OF_FOLDER = {name: split for split, names in FOLDERS.items() for name in names}
 
 
 def split_folders(root: Path, flag: str) -> dict[str, Path]:
@@ -24,21 +25,17 @@ def split_folders(root: Path, flag: str) -> dict[str, Path]:
     if not root.is_dir():
         raise UserError(f"--{flag}={root} is not a folder; give one that contains train and val")
     present = [entry.name for entry in entries(root) if entry.is_dir()]
-    found = {split: [name for name in names if name in present] for split, names in FOLDERS.items()}
-    for names in found.values():
-        if len(names) > 1:
-            raise UserError(f"--{flag}={root} has both {names[0]} and {names[1]}, the same split; merge them")
-    folders = {split: root / names[0] for split, names in found.items() if names}
-    if not folders:
-        raise UserError(
-            f"--{flag}={root} contains neither train nor val nor test; move its content into {root}/train, and "
-            "images to test on into val or test"
-        )
-    others = [name for name in present if root / name not in folders.values()]
-    if others:
-        known = ", ".join(name for names in FOLDERS.values() for name in names)
-        raise UserError(f"{root / others[0]} is not a split ({known}) but lies beside one; rename or move it")
-    return folders
+    found: dict[str, Path] = {}
+    for name, split in SPLIT_OF_FOLDER.items():
+        if name in present and found.setdefault(split, root / name) != root / name:
+            raise UserError(f"--{flag}={root} has both {found[split].name} and {name}, the same split; merge them")
+    if not found:
+        raise UserError(f"--{flag}={root} has neither train nor val nor test; move its content into {root}/train")
+    for name in present:
+        if name not in SPLIT_OF_FOLDER:
+            known = ", ".join(SPLIT_OF_FOLDER)
+            raise UserError(f"{root / name} is not a split ({known}) but lies beside one; rename or move it")
+    return found
 
 
 def entries(folder: Path) -> list[os.DirEntry]:
