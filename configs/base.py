@@ -16,19 +16,14 @@ METHODS = ("jepa", "lejepa")
 LEVELS = ("standard", "hard")
 SIZES = ("nano", "tiny", "small", "base", "large", "huge", "giant")
 DTYPES = ("float32", "bfloat16")
-<<<<<<< HEAD
-CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
-FUSING = (*CROSS_ATTENTION, "adaln", "feature")  # the conditioners that fuse the results of several captions
-=======
 INITS = ("official", "depth_rescaled")
 REGULARISERS = ("rectified_cosine", "entropy")
-CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")  # the conditioners that attend to words
-FUSING = (*CROSS_ATTENTION, "adaln", "feature")  # the conditioners that make one result of several captions'
+CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
+FUSING = (*CROSS_ATTENTION, "adaln", "feature")  # the conditioners that fuse the results of several captions
 CONDITIONERS = (*FUSING, "sequence", "none")
 
 key = functools.partial(Key, changes_results=True)
 runtime = functools.partial(Key, changes_results=False)  # may change between resumes of one run
->>>>>>> f6b1937 (Configuration: one line a key where its meaning fits)
 
 # When keys have an effect: a condition and the keys that it is for, each by its name or its group. A key needs all the
 # conditions that name it, and the keys in those conditions must be used themselves.
@@ -56,17 +51,11 @@ USED = (
     (when("model.conditioner", *FUSING), "conditioner.fusion"),
     (
         when("model.conditioner", *CROSS_ATTENTION),
-<<<<<<< HEAD
-        ("conditioner.layers", "conditioner.fuse_first", "conditioner.mlp_ratio", "conditioner.post_norm"),
+        "conditioner.layers conditioner.fuse_first conditioner.mlp_ratio conditioner.post_norm",
     ),
     (
         when("model.conditioner", "word_cross_attention"),
-        ("conditioner.heads", "conditioner.scaled", "conditioner.pre_norm")
-        + ("objective.sparsity", "objective.consistency"),
-=======
-        "conditioner.layers conditioner.fuse_first conditioner.heads conditioner.scaled conditioner.pre_norm "
-        "conditioner.mlp_ratio conditioner.post_norm objective.sparsity objective.consistency",
->>>>>>> f6b1937 (Configuration: one line a key where its meaning fits)
+        "conditioner.heads conditioner.scaled conditioner.pre_norm objective.sparsity objective.consistency",
     ),
     (
         unless("objective.sparsity", 0) | unless("objective.consistency", 0),

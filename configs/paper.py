@@ -89,11 +89,8 @@ def get_config(name: str = "") -> ml_collections.ConfigDict:
         return ijepa(IJEPA[name])
     if name in TC_JEPA:
         return tc_jepa(TC_JEPA[name])
-    raise UserError(
-        f"configs/paper.py:{name} is unknown; give --config=configs/paper.py:NAME with one of "
-        f"{', '.join([*IJEPA, *TC_JEPA])}",
-        about="config",
-    )
+    known = ", ".join([*IJEPA, *TC_JEPA])
+    raise UserError(f"configs/paper.py:{name} is unknown; give NAME, one of {known}, after the colon", about="config")
 
 
 def ijepa(recipe: Recipe) -> ml_collections.ConfigDict:

@@ -13,12 +13,11 @@ import time
 
 from absl import flags, logging
 
+from configs import base
 from launch import common
 from tc_jepa.errors import UserError
 
-ENCODER = flags.DEFINE_string(
-    "encoder", "nano", "Size of the encoder, as model.encoder names it; its weights are random."
-)
+ENCODER = flags.DEFINE_enum("encoder", "nano", base.SIZES, "Size of the encoder; its weights are random.")
 IMAGE_SIZE = flags.DEFINE_integer("image_size", 64, "Side of the images in pixels.", 1)
 PATCH_SIZE = flags.DEFINE_integer("patch_size", 8, "Side of the patches in pixels.", 1)
 IMAGES = flags.DEFINE_integer("images", 2000, "Number of images that are read.", 1)
@@ -33,11 +32,7 @@ BANK = "the bank of 24 heads"
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    from tc_jepa.models import vit
-
     logging.set_verbosity(logging.ERROR)
-    if ENCODER.value not in vit.SIZES:
-        raise UserError(f"--encoder={ENCODER.value} is unknown; one of {', '.join(vit.SIZES)}")
     if IMAGE_SIZE.value % PATCH_SIZE.value:
         raise UserError(f"--image_size={IMAGE_SIZE.value} is not divisible by --patch_size={PATCH_SIZE.value}")
     seconds = in_turn(extraction())
@@ -46,9 +41,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"{name}: {rate:.0f} images/s")
     print(f"extraction at {100 * rates['extraction'] / rates['bare forward']:.0f} % of the bare forward rate")
     seconds = in_turn(heads())
-    bank = seconds[BANK]
     for name, value in seconds.items():
-        beside = "" if name == BANK else f": {BANK} takes {bank / value:.1f} times as long"
+        beside = "" if name == BANK else f": {BANK} takes {seconds[BANK] / value:.1f} times as long"
         print(f"{name}, {EPOCHS.value} epochs: {value:.2f} s{beside}")
 
 
@@ -93,12 +87,8 @@ def extraction() -> dict[str, Callable[[], None]]:
         for _ in range(count):
             forward(placed, batch).block_until_ready()
 
-    return {
-        "bare forward": bare,
-        "extraction": lambda: FeatureStore().read(
-            {"": encoder}, Part(source, range(len(source)), ["pooled"], "images")
-        ),
-    }
+    part = Part(source, range(len(source)), ["pooled"], "images")
+    return {"bare forward": bare, "extraction": lambda: FeatureStore().read({"": encoder}, part)}
 
 
 def heads() -> dict[str, Callable[[], None]]:

@@ -26,6 +26,13 @@ def run(main: Callable[[Sequence[str]], None], leave: Callable[[int], None] = sy
         leave(2)
 
 
+def require(*names: str) -> None:
+    """Raises UserError for a flag without a value, or with an empty one."""
+    for name in names:
+        if not flags.FLAGS[name].value:
+            raise UserError(f"give --{name}; see --help", about=name)
+
+
 class PathParser(flags.ArgumentParser):
     """Parses the value of the flag `name` as a local path; `local_path` describes what is expanded and refused."""
 
@@ -62,10 +69,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
             given = local_path(value if equals else "".join(argv[place + 1 : place + 2]), f"--{CONFIG_FLAG}")
             path, _, _ = given.partition(":")  # FILE:STRING gives STRING to its get_config
             if not Path(path).is_file():
-                raise UserError(
-                    f"--config={path}: there is no such file; give a path such as --config=configs/quickstart.py",
-                    about="config",
-                )
+                raise UserError(f"--config={path} is not a file; try --config=configs/quickstart.py", about="config")
             argv[place : place + 2 - bool(equals)] = [f"--{CONFIG_FLAG}={given}"]
         if argument.startswith("-") and flag.startswith(f"{CONFIG_FLAG}."):
             name = flag.removeprefix(f"{CONFIG_FLAG}.")
@@ -76,12 +80,10 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except (AttributeError, KeyError) as error:  # a config file that sets a key which configs/base.py does not declare
         reason, _, _ = str(error.args[0]).partition(". Other fields present")
         guess = re.search(r'Did you mean "(.+?)"', str(error.args[0]))
-        hint = f"; did you mean {guess[1]!r}?" if guess else ""
-        raise UserError(
-            f"--config: {' '.join(reason.split())}; keys are declared in configs/base.py{hint}", about="config"
-        ) from error
+        hint = f"keys are declared in configs/base.py{f'; did you mean {guess[1]!r}?' if guess else ''}"
+        raise UserError(f"--config: {reason}; {hint}", about="config") from error
     except flags.Error as error:
-        raise UserError(f"{' '.join(str(error).split())}; see --help") from error
+        raise UserError(f"{error}; see --help") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     if CONFIG_FLAG in flags.FLAGS and flags.FLAGS[CONFIG_FLAG].value is not None:
@@ -98,6 +100,7 @@ def check_workdir(workdir: Path, config) -> None:
     """
     from tc_jepa.config import data, methods
     from tc_jepa.storage.checkpoint import check_directory, CONFIG_FILE, read_config, saved_steps
+    from tc_jepa.storage.partial import describe_changes
     from tc_jepa.storage.run_data import check_data, recorded
 
     check_directory(workdir)
@@ -105,29 +108,20 @@ def check_workdir(workdir: Path, config) -> None:
         raise UserError(f"--workdir={workdir} is a file; give a directory", about="workdir")
     if not (workdir / CONFIG_FILE).exists():
         if saved_steps(workdir):
-            raise UserError(
-                f"{workdir} holds checkpoints but no {CONFIG_FILE}; restore that file or give another --workdir",
-                about="workdir",
-            )
+            fix = "restore that file or give another --workdir"
+            raise UserError(f"{workdir} holds checkpoints but no {CONFIG_FILE}; {fix}", about="workdir")
         return
     stored = read_config(workdir)
     differing, checked = base.KEYS.differences(stored, config), recorded(workdir)
     names = [name for name in differing if name not in checked]
     if names:
-        was, now = flatten(stored), flatten(config)
-        changes = ", ".join(
-            f"{name} (there {was.get(name, 'absent')}, here {now.get(name, 'absent')})" for name in names
-        )
-        longer = ""
+        was, now = ({name: flatten(one).get(name, "absent") for name in names} for one in (stored, config))
+        fix = "give another --workdir or the same keys"
         if {"train.steps", "train.batch_size"} & set(names):
-            longer = (
-                f"; to train on from its weights, give a new --workdir and --config.train.init_from={workdir}, with "
-                "train.steps and schedules for the steps to come"
-            )
-        raise UserError(
-            f"{workdir} belongs to another experiment: {changes}; give another --workdir or the same keys{longer}",
-            about=names[0],
-        )
+            more = "train.steps and schedules for the steps to come"
+            fix += f"; to train on from its weights, a new --workdir, --config.train.init_from={workdir}, {more}"
+        changes = describe_changes(was, now)
+        raise UserError(f"{workdir} belongs to another experiment: {changes}; {fix}", about=names[0])
     if differing:
         check_data(workdir, data.run_data(config, methods.word_folders(config)))
 
@@ -137,9 +131,7 @@ def run_config(workdir: Path):
     from tc_jepa.storage.checkpoint import read_config
 
     config = read_config(workdir)
-    absent = base.KEYS.complete(config)
-    if absent:
-        raise UserError(
-            f"{workdir} was trained by another version (no {', '.join(absent)}); open it with that", about=absent[0]
-        )
+    if absent := base.KEYS.complete(config):
+        missing = ", ".join(absent)
+        raise UserError(f"{workdir} was trained by another version (no {missing}); open it with that", about=absent[0])
     return config

@@ -32,9 +32,7 @@ IMAGES_PER_SHARD = flags.DEFINE_integer("images_per_shard", 1024, "Images in a f
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    for name in ("encoder", "data", "output"):
-        if not flags.FLAGS[name].value:
-            raise UserError(f"give --{name}; see --help")
+    common.require("encoder", "data", "output")
     # Imported here, so that --help and a mistyped flag answer at once.
     from tc_jepa.data.prepared import FeatureNames, PreparedSource, splits
     from tc_jepa.distributed import sharding
@@ -48,8 +46,7 @@ def main(argv: Sequence[str]) -> None:
     refuse_existing(Path(OUTPUT.value))
     extract.check_kinds(FEATURES.value)
     held = splits(DATA.value)
-    unknown = [split for split in SPLITS.value or () if split not in held]
-    if unknown:
+    if unknown := [split for split in SPLITS.value or () if split not in held]:
         raise UserError(f"{DATA.value} has no split {', '.join(unknown)}; it holds {', '.join(held)}")
     names = FeatureNames(image=IMAGE_FEATURE.value, labels=tuple(LABEL_FEATURES.value))
     sources = {split: PreparedSource(DATA.value, split, names) for split in SPLITS.value or held}
@@ -62,20 +59,9 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(f"--image_size={image_size} is not divisible by the encoder's patch size, {patch_size}")
     mesh = sharding.local_mesh()
     encoder = frozen_vit(weights.encoder, weights.params, image_size=image_size, batch_size=BATCH_SIZE.value, mesh=mesh)
-    extract.extract(
-        encoder,
-        sources,
-        Path(OUTPUT.value),
-        kinds=FEATURES.value,
-        dtype=DTYPE.value,
-        images_per_shard=IMAGES_PER_SHARD.value,
-        about={
-            "encoder": str(path),
-            "step": step,
-            "weights": extract.digest(fingerprints(weights.params)),
-            "data": DATA.value,
-        },
-    )
+    about = {"encoder": str(path), "step": step, "weights": extract.digest(fingerprints(weights.params))}
+    form = {"kinds": FEATURES.value, "dtype": DTYPE.value, "images_per_shard": IMAGES_PER_SHARD.value}
+    extract.extract(encoder, sources, Path(OUTPUT.value), **form, about={**about, "data": DATA.value})
     images = ", ".join(f"{len(source)} {split}" for split, source in sources.items())
     print(f"{OUTPUT.value}: {' and '.join(FEATURES.value)} features of {images} images")
 

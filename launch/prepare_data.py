@@ -21,6 +21,7 @@ from launch import common
 from tc_jepa.data.prepare.sources import CLASS_FLAGS, COMMON_FLAGS, describe_sources, prepare_function, SOURCES
 from tc_jepa.data.sources import SPLITS
 from tc_jepa.errors import UserError
+from tc_jepa.storage.partial import partial_path
 
 __doc__ += f"\n{describe_sources()}\n"
 
@@ -33,26 +34,16 @@ class InputParser(common.PathParser):
         return f"{split}:{super().parse(pattern)}" if split in SPLITS else super().parse(argument)
 
 
-SOURCE = flags.DEFINE_enum(
-    "source", None, list(SOURCES), "; ".join(f"{name}: {kind.summary}" for name, kind in SOURCES.items()) + "."
-)
+KINDS = "; ".join(f"{name}: {kind.summary}" for name, kind in SOURCES.items())
+SOURCE = flags.DEFINE_enum("source", None, list(SOURCES), f"{KINDS}.")
 IMAGES = common.define_path("images", None, "The folder of the images.")
 MASKS = common.define_path("masks", None, "The folder of the masks.")
 CLASSES = common.define_path("classes", None, "A file with the classes of the masks, one name per line.")
-FIRST_CLASS = flags.DEFINE_integer(
-    "first_class", 0, "The value of the first of --classes in the masks.", lower_bound=0, upper_bound=254
-)
-IGNORE_INDEX = flags.DEFINE_integer(
-    "ignore_index",
-    None,
-    "With --classes: a value in the masks that is ignored, besides 255.",
-    lower_bound=0,
-    upper_bound=255,
-)
+FIRST_CLASS = flags.DEFINE_integer("first_class", 0, "The value of the first of --classes in the masks.", 0, 254)
+IGNORE_INDEX = flags.DEFINE_integer("ignore_index", None, "A value in the masks to ignore, besides 255.", 0, 255)
 CAPTIONS = common.define_path("captions", None, "The captions.jsonl.")
-INPUT = flags.DEFINE_multi(
-    InputParser("input"), None, "input", None, "[val:|test:]PATTERN of tar files. May be repeated."
-)
+INPUTS = "[val:|test:]PATTERN of tar files. May be repeated."
+INPUT = flags.DEFINE_multi(InputParser("input"), None, "input", None, INPUTS)
 CAPTION_FIELDS = flags.DEFINE_list("caption_fields", ["txt"], "Texts that are one caption each.")
 DESCRIPTION_FIELDS = flags.DEFINE_list("description_fields", [], "Texts whose sentences are captions.")
 SKIP_BAD = flags.DEFINE_bool("skip_bad", False, "Report, leave out and count images that do not decode.")
@@ -60,20 +51,11 @@ COUNT = flags.DEFINE_integer("count", None, "Scenes to train on.")
 SEED = flags.DEFINE_integer("seed", 0, "The seed that scenes are drawn from.")
 SIZE = flags.DEFINE_integer("size", 64, "Width and height of scenes in pixels.")
 OUTPUT = common.define_path("output", None, "The folder to write. It must not exist yet.")
-VOCABULARY = common.define_path(
-    "vocabulary",
-    None,
-    "A SentencePiece model with T5's ids (pad 0, eos 1, unk 2) to store with the data. Scenes have their own.",
-)
-WORDS = flags.DEFINE_integer(
-    "words",
-    base.get_config().captions.words,
-    "captions.words of the planned training: longer captions are counted. They are stored in full, and cut when read.",
-    lower_bound=2,
-)
-WORKERS = flags.DEFINE_integer(
-    "workers", None, "Processes; 0: only this one. Default: one per core. The result is the same.", lower_bound=0
-)
+MODEL = "A SentencePiece model with T5's ids (pad 0, eos 1, unk 2) to store with the data. Scenes have their own."
+VOCABULARY = common.define_path("vocabulary", None, MODEL)
+LONGER = "captions.words of the planned training: longer captions are counted, stored in full, and cut when read."
+WORDS = flags.DEFINE_integer("words", base.get_config().captions.words, LONGER, lower_bound=2)
+WORKERS = flags.DEFINE_integer("workers", None, "Processes; 0: only this one. Default: one per core.", 0)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -91,11 +73,9 @@ def main(argv: Sequence[str]) -> None:
     try:
         summary = prepare_function(SOURCE.value)(**values)
     except KeyboardInterrupt:
-        partial = Path(f"{OUTPUT.value}.partial")
-        left = (
-            f"finished shards are in {partial}: the same command continues" if partial.exists() else "nothing is left"
-        )
-        print(f"interrupted; {left}", file=sys.stderr)
+        partial = partial_path(Path(OUTPUT.value))
+        kept = f"finished shards are in {partial}: the same command continues"
+        print(f"interrupted; {kept if partial.exists() else 'nothing is left'}", file=sys.stderr)
         sys.exit(130)
     print(f"{OUTPUT.value}: {summary}")
     print(statistics.text(summary))

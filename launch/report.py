@@ -14,7 +14,6 @@ from pathlib import Path
 from absl import flags, logging
 
 from launch import common
-from tc_jepa.errors import UserError
 
 WORKDIR = common.define_path("workdir", None, "Workdir of the run to report on.")
 COMPARE = flags.DEFINE_multi(
@@ -24,8 +23,7 @@ COMPARE = flags.DEFINE_multi(
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if WORKDIR.value is None:
-        raise UserError("give --workdir=DIR, the workdir of a training run")
+    common.require("workdir")
     logging.set_verbosity(logging.WARNING)
     # Imported late, so that --help and a mistyped flag are answered at once.
     from launch.reporting import write_report

@@ -39,9 +39,7 @@ OUTPUT = common.define_path("output", None, "The PNG file to write.")
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    for name in ("what", "image", "output", *NEEDED.get(WHAT.value, ())):
-        if not flags.FLAGS[name].value:
-            raise UserError(f"give --{name}; see --help")
+    common.require("what", "image", "output", *NEEDED.get(WHAT.value, ()))
     if WHAT.value == "masks" and (CONFIG.value is None) == (ENCODER.value is None):
         raise UserError("--what=masks needs either --config=FILE or --encoder=WORKDIR")
     output = Path(OUTPUT.value)

@@ -34,8 +34,7 @@ flags.adopt_module_key_flags(setting)  # --set, for all jobs
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if SWEEP.value is None or WORKDIR.value is None:
-        raise UserError("give --sweep=FILE[:NAME] and --workdir=DIR; see --help")
+    common.require("sweep", "workdir")
     # Imported late, so that --help and a mistyped flag are answered at once.
     from tc_jepa.sweeps.jobs import run_job
     from tc_jepa.sweeps.table import write_table

@@ -30,10 +30,7 @@ flags.adopt_module_key_flags(processes)  # --distributed
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    if CONFIG.value is None or WORKDIR.value is None:
-        raise UserError(
-            "give --config=FILE and --workdir=DIR, such as --config=configs/quickstart.py --workdir=runs/quickstart"
-        )
+    common.require("config", "workdir")
     workdir = Path(WORKDIR.value)
     if processes.DISTRIBUTED.value is None:  # of several processes the first alone holds the lock
         refuse_held(workdir / TRAINING_LOCK)  # before JAX is loaded, which takes seconds

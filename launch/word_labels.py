@@ -16,7 +16,6 @@ from pathlib import Path
 from absl import flags
 
 from launch import common
-from tc_jepa.errors import UserError
 
 CAPTIONS = common.define_path("captions", None, "A captions.jsonl (launch.prepare_data --help).")
 SPLIT = flags.DEFINE_string("split", "val", "The split whose images are labelled.")
@@ -27,9 +26,7 @@ OUTPUT = common.define_path("output", None, "The jsonl file to write.")
 
 def main(argv: Sequence[str]) -> None:
     del argv
-    for name in ("captions", "output"):
-        if not flags.FLAGS[name].value:
-            raise UserError(f"give --{name}; see --help")
+    common.require("captions", "output")
     from tc_jepa.data.prepare.word_labels import label_by_words, read_listing
     from tc_jepa.storage.files import refuse_existing, replace_text
 

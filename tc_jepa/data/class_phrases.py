@@ -37,9 +37,8 @@ class ClassPhrases:
 
     def _things(self, mask: np.ndarray) -> list[tuple[int, str]]:
         names = self.source.segmentations[self.segmentation]
-        return [
-            (n, names[n]) for n in np.unique(mask).tolist() if n != IGNORED and names[n].casefold() not in NO_OBJECT
-        ]
+        named = [(n, names[n]) for n in np.unique(mask).tolist() if n != IGNORED]
+        return [(n, name) for n, name in named if name.casefold() not in NO_OBJECT]
 
 
 def named_segmentation(source: Source) -> str | None:

@@ -35,10 +35,8 @@ def check_feature_classes(folder: str) -> None:
             content = content.get(key) if isinstance(content, dict) else None
         for found in _class_names(content):
             if found not in OWN_CLASSES:
-                raise UserError(
-                    f"{path} names the feature class {found!r}, which is not one of TFDS's own and would be imported "
-                    f"as code; write the dataset again with the classes of tfds.features"
-                )
+                why = "which is not one of TFDS's own and would be imported as code"
+                raise UserError(f"{path} names the feature class {found!r}, {why}; write it with tfds.features")
 
 
 def _class_names(value: Any) -> Iterator[str]:

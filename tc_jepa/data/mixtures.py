@@ -96,9 +96,7 @@ def whole_weights(weights: Sequence[float]) -> tuple[int, ...]:
     denominator = math.lcm(*(weight.denominator for weight in exact))
     whole = [int(weight * denominator) for weight in exact]
     divisor = math.gcd(*whole)
-    if sum(whole) // divisor > LONGEST_PERIOD:
-        raise UserError(
-            f"data.weights={tuple(weights)} have the sum {sum(whole) // divisor} as whole numbers, more than "
-            f"{LONGEST_PERIOD}; round them"
-        )
+    if (total := sum(whole) // divisor) > LONGEST_PERIOD:
+        in_whole = f"the sum {total} as whole numbers, more than {LONGEST_PERIOD}"
+        raise UserError(f"data.weights={tuple(weights)} have {in_whole}; round them")
     return tuple(number // divisor for number in whole)

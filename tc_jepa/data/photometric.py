@@ -48,20 +48,13 @@ class Photometric:
         return image
 
     def _jitter(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        changes = [
-            (adjust_brightness, _factor(self.brightness, rng)),
-            (adjust_contrast, _factor(self.contrast, rng)),
-            (adjust_saturation, _factor(self.saturation, rng)),
-            (shift_hue, rng.uniform(-self.hue, self.hue)),
-        ]
+        strengths = (self.brightness, self.contrast, self.saturation)
+        amounts = [rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
+        amounts.append(rng.uniform(-self.hue, self.hue))
+        changes = (adjust_brightness, adjust_contrast, adjust_saturation, shift_hue)
         for i in rng.permutation(len(changes)):
-            change, amount = changes[i]
-            image = change(image, amount)
+            image = changes[i](image, amounts[i])
         return image
-
-
-def _factor(strength: float, rng: np.random.Generator) -> float:
-    return rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength)
 
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:

@@ -64,9 +64,8 @@ class PreparedSource:
                 raise UserError(f"{shard} is missing; restore it or prepare the dataset again")
         self._name, self._split = f"{path}, split {split}", split
         # TFDS's partial decoding fails on data sources. So records are read raw, and only what is needed is parsed.
-        self._records = builder.as_data_source(
-            infos[split].name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        raw = tfds.decode.DeserializeMethod.RAW_BYTES
+        self._records = builder.as_data_source(infos[split].name, deserialize_method=raw)
         self._image = available.image(features.image)
         self._captions = available.texts(features.captions or available.default_captions())
         self._descriptions = available.texts(features.descriptions)
@@ -95,11 +94,7 @@ class PreparedSource:
         return self._candidates(self._read(self._texts, index))
 
     def _candidates(self, record: dict[str, Any]) -> tuple[str, ...]:
-        captions, descriptions = (
-            [text for name in names for text in _texts(_value(record, name))]
-            for names in (self._captions, self._descriptions)
-        )
-        return candidates(captions, descriptions).texts
+        return candidates(_texts(record, self._captions), _texts(record, self._descriptions)).texts
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """By task: the class as an int, or bool [classes]. Raises UserError for -1, TFDS's unknown label."""
@@ -107,14 +102,10 @@ class PreparedSource:
         labels: dict[str, int | np.ndarray] = {}
         for name, task in self.tasks.items():
             value = _value(record, name)
-            if task.kind == "multi":
-                labels[name] = np.isin(np.arange(len(task.classes)), value)
-            elif value < 0:
-                raise UserError(
-                    f"{self._name}: image {index} has no {name}; test on a labelled split (evaluation.test_split)"
-                )
-            else:
-                labels[name] = int(value)
+            if task.kind == "single" and value < 0:
+                fix = "test on a labelled split (evaluation.test_split)"
+                raise UserError(f"{self._name}: image {index} has no {name}; {fix}")
+            labels[name] = int(value) if task.kind == "single" else np.isin(np.arange(len(task.classes)), value)
         return labels
 
     def file(self, index: int) -> str:
@@ -130,22 +121,16 @@ class PreparedSource:
         record, classes = self._read(self._mask, index), self.segmentations[name]
         try:
             mask, shape = decode_mask(record[name]), image_shape(record[self._image])
+            if mask.shape != shape:
+                sizes = f"{mask.shape[1]} x {mask.shape[0]} pixels but its upright image {shape[1]} x {shape[0]}"
+                raise ValueError(f"it has {sizes}")
+            highest = int(mask[mask != IGNORED].max(initial=0))
+            if classes and highest >= len(classes):
+                raise ValueError(f"it contains class {highest} but only {len(classes)} classes have names")
         except ValueError as error:
-            raise self._bad_mask(
-                index, name, f"does not decode: {error}; store masks as PNGs of class indices"
-            ) from error
-        if mask.shape != shape:
-            sizes = f"has {mask.shape[1]} x {mask.shape[0]} pixels but its upright image {shape[1]} x {shape[0]}"
-            raise self._bad_mask(index, name, f"{sizes}; store masks at the size of their images")
-        highest = int(mask[mask != IGNORED].max(initial=0))
-        if classes and highest >= len(classes):
-            raise self._bad_mask(
-                index, name, f"contains class {highest} but only {len(classes)} classes have names; prepare it again"
-            )
+            fix = "store masks as PNGs of class indices at the size of their images"
+            raise UserError(f"{self._name}: {name} of {self.file(index)} is not usable: {error}; {fix}") from error
         return mask
-
-    def _bad_mask(self, index: int, name: str, reason: str) -> UserError:
-        return UserError(f"{self._name}: {name} of {self.file(index)} {reason}")
 
     def _read(self, features: tfds.features.FeaturesDict, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
@@ -220,8 +205,7 @@ def _open(path: str) -> tfds.core.DatasetBuilder:
         check_feature_classes(path)
         builder = tfds.builder_from_directory(path)
     except (OSError, ValueError, RecursionError, json_format.Error) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} does not contain a readable dataset ({reason}); {fix}") from error
+        raise UserError(f"{path} does not contain a readable dataset ({error}); {fix}") from error
     if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
         form = builder.info.file_format.value
         raise UserError(f"{path} is in the file format {form}; prepare it again with TFDS's file_format='array_record'")
@@ -240,8 +224,9 @@ class _AvailableFeatures:
         self._path, self._features = path, features
         self._leaves = dict(sorted(_leaves(features, "", 0), key=lambda leaf: leaf[0]))
 
-    def image(self, name: str) -> str:
-        return self._known(name, "image", self.images())
+    def image(self, name: str, kind: str = "image") -> str:
+        images = [name for name, feature in self._features.items() if isinstance(feature, tfds.features.Image)]
+        return self._known(name, kind, images)
 
     def texts(self, names: Collection[str]) -> list[str]:
         available = [name for name, (feature, depth) in self._leaves.items() if _is_text(feature) and depth <= 1]
@@ -250,14 +235,11 @@ class _AvailableFeatures:
     def default_captions(self) -> list[str]:
         return [name for name in ("captions", "captions.text") if name in self._leaves]
 
-    def images(self) -> list[str]:
-        return [name for name, feature in self._features.items() if isinstance(feature, tfds.features.Image)]
-
     def segmentations(self, name: str) -> dict[str, tuple[str, ...]]:
         """The named mask, or the default one if it is present, with the names of its classes, () if unknown."""
-        if not name and MASK not in self.images():
+        if not name and not isinstance(self._leaves.get(MASK, (None, 0))[0], tfds.features.Image):
             return {}
-        feature = self._features[self._known(name or MASK, "mask", self.images())]
+        feature = self._features[self.image(name or MASK, "mask")]
         # A LabeledImage that was declared with a number of classes has "0", "1", ... as names.
         return {name or MASK: tuple(feature.names) if isinstance(feature, tfds.features.LabeledImage) else ()}
 
@@ -304,5 +286,7 @@ def _value(record: dict[str, Any], name: str) -> Any:
     return record
 
 
-def _texts(value: bytes | list[bytes]) -> list[str]:
-    return [text.decode() for text in ([value] if isinstance(value, bytes) else value)]
+def _texts(record: dict[str, Any], names: Collection[str]) -> list[str]:
+    """The texts of several features, each a text or a sequence of texts."""
+    values = [_value(record, name) for name in names]
+    return [text.decode() for value in values for text in ([value] if isinstance(value, bytes) else value)]

@@ -112,10 +112,8 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
     before, now = json.loads((path / SETTINGS).read_text()), json.loads(json.dumps(settings))
     if changes := describe_changes(before, now):
-        raise UserError(
-            f"{path} has unfinished work of other settings: {changes}; give the same settings, remove that folder, or "
-            "give another output"
-        )
+        fix = "give the same settings, remove that folder, or give another output"
+        raise UserError(f"{path} has unfinished work of other settings: {changes}; {fix}")
 
 
 def _foreign(path: Path) -> bool:

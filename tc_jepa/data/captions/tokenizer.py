@@ -45,12 +45,9 @@ class CaptionTokenizer:
     def __init__(self, model: bytes | str | os.PathLike, words: int):
         if words < 2:
             raise UserError(f"captions.words={words} leaves no room for a token besides eos; give at least 2")
-        if isinstance(model, bytes):
-            name, proto = "given as bytes", model
-        else:
-            name, proto = os.fspath(model), _read(model)
+        given = isinstance(model, bytes)
         self.words = words
-        self._pieces = _load(name, proto)
+        self._pieces = _load("given as bytes" if given else os.fspath(model), model if given else _read(model))
 
     @property
     def model(self) -> bytes:
@@ -118,9 +115,7 @@ def _read(path: str | os.PathLike) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(
-            f"vocabulary {os.fspath(path)} cannot be read ({error.strerror}): give the path of a SentencePiece model"
-        ) from error
+        raise UserError(f"vocabulary {path} cannot be read ({error.strerror}): give a SentencePiece model") from error
 
 
 def _load(name: str, proto: bytes) -> sentencepiece.SentencePieceProcessor:
@@ -131,8 +126,6 @@ def _load(name: str, proto: bytes) -> sentencepiece.SentencePieceProcessor:
         raise UserError(f"vocabulary {name} is not a SentencePiece model: give a file written by spm_train") from error
     found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
     if found != (PAD, EOS, UNKNOWN):
-        raise UserError(
-            f"vocabulary {name} has pad, eos, unk ids {found}, but T5's are {(PAD, EOS, UNKNOWN)}: train it with "
-            f"--pad_id={PAD} --eos_id={EOS} --unk_id={UNKNOWN} --bos_id=-1"
-        )
+        fix = f"train it with --pad_id={PAD} --eos_id={EOS} --unk_id={UNKNOWN} --bos_id=-1"
+        raise UserError(f"vocabulary {name} has pad, eos, unk ids {found}, not T5's {(PAD, EOS, UNKNOWN)}: {fix}")
     return pieces

@@ -23,7 +23,7 @@ from tc_jepa.data.prepare import statistics
 from tc_jepa.data.prepare import workers as processes
 from tc_jepa.data.prepare.statistics import Counts, Summary
 from tc_jepa.data.prepared import VOCABULARY
-from tc_jepa.data.sources import Task
+from tc_jepa.data.sources import LabelSet
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import refuse_existing, replacing
 from tc_jepa.storage.partial import DATA, delete_record, partial_path, PartialFolder, write_record
@@ -90,7 +90,7 @@ class FinishedShard:
 
 
 def features(
-    tasks: Mapping[str, Task] = MappingProxyType({}),
+    tasks: Mapping[str, LabelSet] = MappingProxyType({}),
     *,
     file: bool = True,
     mask: bool = False,

@@ -16,7 +16,7 @@ from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
 from tc_jepa.data.prepare.masks import MaskValues, read_mask_values
 from tc_jepa.data.prepare.pictures import DIGEST_BYTES, MaskPair
 from tc_jepa.data.prepare.statistics import Summary
-from tc_jepa.data.sources import SPLITS, Task, TRAIN
+from tc_jepa.data.sources import LabelSet, SPLITS, TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import refuse_existing
 
@@ -112,7 +112,7 @@ def prepare_folder(
         raise UserError(f'--classes names classes of masks, but {listing} has no "mask"; leave it out, or add masks')
     form = found.classes if values is None else found.classes | {"mask": dataclasses.asdict(values)}
     shards = [shard for split, lines in found.splits.items() for shard in lines.shards(split, form)]
-    tasks = {t: Task(kind, tuple(found.classes[t])) for t, kind in KINDS.items() if t in found.annotations}
+    tasks = {t: LabelSet(kind, tuple(found.classes[t])) for t, kind in KINDS.items() if t in found.annotations}
     names = () if values is None else values.classes
     features = dataset.features(tasks, mask="mask" in found.annotations, mask_classes=names)
     spec = dataset.DatasetSpec(functools.partial(_read, listing, root, values), features, model, words, skip_bad)

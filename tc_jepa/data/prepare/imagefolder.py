@@ -7,7 +7,7 @@ from pathlib import Path
 from tc_jepa.data.prepare import dataset, pictures, texts, trees
 from tc_jepa.data.prepare.dataset import BadImage, Record
 from tc_jepa.data.prepare.statistics import Summary
-from tc_jepa.data.sources import Task
+from tc_jepa.data.sources import LabelSet
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import refuse_existing
 
@@ -34,7 +34,7 @@ def prepare_imagefolder(images: str, output: str, skip_bad: bool = False, worker
         for split, members in found.items()
         for shard in trees.shards(split, [(name,) for names in members.values() for name in names], [root], classes)
     ]
-    features = dataset.features({"label": Task("single", tuple(classes))})
+    features = dataset.features({"label": LabelSet("single", tuple(classes))})
     spec = dataset.DatasetSpec(functools.partial(_read, root.resolve()), features, skip_bad=skip_bad)
     settings = {"source": "imagefolder", "images": str(root.resolve())}
     return dataset.write(Path(output), spec, shards, settings, workers=workers)

@@ -26,12 +26,9 @@ def read_listing(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise UserError(f"--captions={path} cannot be read ({error.strerror}); give a captions.jsonl") from error
     lines = []
-    for number, row in enumerate(rows, 1):
-        if row.strip():
-            where = f"{path}:{number}"
-            line = texts.parse(row, where, 'write {"file": "...", "captions": ["..."]}')
-            texts.strings(line.get("captions"), "captions", where)
-            lines.append(line)
+    for where, row in ((f"{path}:{number}", row) for number, row in enumerate(rows, 1) if row.strip()):
+        lines.append(texts.parse(row, where, 'write {"file": "...", "captions": ["..."]}'))
+        texts.strings(lines[-1].get("captions"), "captions", where)
     return lines
 
 
@@ -53,17 +50,13 @@ def label_by_words(
     chosen = [line for line in lines if line.get("split", TRAIN) == split]
     fitted = round(fit_share * len(chosen))
     if not 0 < fitted < len(chosen):
-        raise UserError(
-            f"{len(chosen)} images of split {split!r} do not divide into a share of {fit_share:g} and a rest; "
-            "give another --split or --fit_share"
-        )
+        parts = f"do not divide into a share of {fit_share:g} and a rest"
+        raise UserError(f"{len(chosen)} images of split {split!r} {parts}; give another --split or --fit_share")
     words_of = [content_words(line["captions"]) for line in chosen]
     frequency = Counter(word for words in words_of for word in words)
     words = sorted(frequency, key=lambda word: (-frequency[word], word))[:count]
     if len(words) < count:
-        raise UserError(
-            f"the captions of split {split!r} have only {len(words)} content words, fewer than --count={count}"
-        )
+        raise UserError(f"captions of split {split!r} have {len(words)} content words, fewer than --count={count}")
     to_fit = set(random.Random(SEED).sample(range(len(chosen)), fitted))
     labelled = [
         {**line, "split": TRAIN if i in to_fit else TEST, "labels": [word for word in words if word in words_of[i]]}

@@ -48,9 +48,7 @@ def _run_in_workers(function, items, workers, advance):
             for future in ready:
                 yield waiting.pop(future), future.result()
     except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for lack of memory; try again with fewer --workers"
-        ) from error
+        raise UserError("a worker process was killed, for lack of memory? Try again with fewer --workers") from error
     finally:
         stop.set()
         executor.shutdown(cancel_futures=True)

@@ -80,9 +80,8 @@ MOST_LISTED = 5  # objects that a sentence lists: more would not fit into the le
 
 def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
     """Different sentences: between 12 and 24 for one to five objects, up to 28 for eight."""
-    return tuple(
-        dict.fromkeys([*_object_sentences(scene, rng), *_relation_sentences(scene, rng), *_scene_sentences(scene, rng)])
-    )
+    makers = (_object_sentences, _relation_sentences, _scene_sentences)
+    return tuple(dict.fromkeys(sentence for make in makers for sentence in make(scene, rng)))
 
 
 def _object_sentences(scene: Scene, rng: random.Random) -> list[str]:
@@ -101,10 +100,8 @@ def _relation_sentences(scene: Scene, rng: random.Random) -> list[str]:
     sentences = []
     for j, b in enumerate(scene.objects):
         for i, a in enumerate(scene.objects[:j]):
-            if (a.colour, a.shape) == (b.colour, b.shape):
-                continue
             held = relations(a, b, covered=(j, i) in scene.covers)
-            if held:
+            if held and (a.colour, a.shape) != (b.colour, b.shape):
                 relation, first, second = rng.choice(held)
                 template = rng.choice(RELATION_TEMPLATES[relation])
                 sentences.append(_article(template.format(a=_name(first, named, rng), b=_name(second, named, rng))))

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
-from tc_jepa.data.scenes.scene import STANDARD
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import SCENES, TEST, TRAIN, VALIDATION
 
@@ -21,7 +20,7 @@ class ScenesDataset:
     size: int = 64
     train_scenes: int = 1_000_000
     seed: int = 0
-    level: str = STANDARD
+    level: str = "standard"
 
     @property
     def name(self) -> str:

@@ -23,8 +23,7 @@ class Level(NamedTuple):
         return tuple(str(number) for number in range(1, self.most + 1))
 
 
-STANDARD = "standard"
-LEVELS = {STANDARD: Level(1, 5, 0.6), "hard": Level(5, 8, 0.4)}
+LEVELS = {"standard": Level(1, 5, 0.6), "hard": Level(5, 8, 0.4)}
 
 
 class SceneObject(NamedTuple):

@@ -17,19 +17,7 @@ import numpy as np
 from tc_jepa.data.scenes import captions as scene_captions
 from tc_jepa.data.scenes.drawing import boxes, contours, draw, draw_instances, draw_mask, SHIFT
 from tc_jepa.data.scenes.outlines import REACH
-from tc_jepa.data.scenes.scene import (
-    Background,
-    BACKGROUNDS,
-    Colour,
-    COLOURS,
-    Level,
-    LEVELS,
-    Scene,
-    SceneObject,
-    SHAPES,
-    STANDARD,
-    TEXTURES,
-)
+from tc_jepa.data.scenes.scene import Background, BACKGROUNDS, COLOURS, LEVELS, Scene, SceneObject, SHAPES, TEXTURES
 from tc_jepa.data.sources import Example, LabelSet, Phrase, SPLITS
 from tc_jepa.errors import UserError
 
@@ -47,33 +35,24 @@ HSV = {  # hue in degrees, saturation, value; with the jitter in _random_object,
     "purple": (278, 0.75, 0.62),
     "pink": (330, 0.42, 1.00),
 }
-TURN = math.radians(20)  # the largest rotation: a cross turned by 45 degrees would be another shape
-HSV = {  # hue in degrees, saturation, value; with the jitter in _random_object, neighbours stay distinct
-    "red": (0, 0.90, 0.85),
-    "orange": (28, 0.95, 0.98),
-    "yellow": (55, 0.90, 0.97),
-    "green": (125, 0.80, 0.65),
-    "cyan": (182, 0.80, 0.90),
-    "blue": (225, 0.85, 0.85),
-    "purple": (278, 0.75, 0.62),
-    "pink": (330, 0.42, 1.00),
-}
 CLEARLY_COVERED = 0.1  # of an object's area, hidden by one other object: enough for "in front of" to be visible
 PLACEMENT_TRIES = 20  # positions tried for an object before it is left out
 LAYOUT_SIZE = 64  # pixels at which visibility is computed, whatever the image size
 
 
-def random_scene(rng: random.Random, level: Level) -> Scene:
-    """A scene with a random number of objects, as `level` says. Of each, at least `level.least_visible` is visible."""
+def random_scene(rng: random.Random, level: str) -> Scene:
+    """A scene with a random number of objects, of which a share stays visible: both as LEVELS[level] says."""
+    fewest, most, least_visible = LEVELS[level]
     layout = np.zeros((LAYOUT_SIZE, LAYOUT_SIZE), np.uint8)  # 1 + index of the object that is visible there
     objects, areas, visible, covers = [], [], [], []  # areas and visible in pixels of the layout
-    for _ in range(rng.randint(level.fewest, level.most)):
+    for _ in range(rng.randint(fewest, most)):
         sketch = _random_object(rng)
+        margin = REACH * sketch.radius
         for _ in range(PLACEMENT_TRIES):
-            placed = _moved(sketch, rng)
+            placed = sketch._replace(x=rng.uniform(margin, 1 - margin), y=rng.uniform(margin, 1 - margin))
             trial = cv2.fillPoly(layout.copy(), contours(placed, LAYOUT_SIZE), len(objects) + 1, shift=SHIFT)
             *left, own = np.bincount(trial.ravel(), minlength=len(objects) + 2)[1:].tolist()
-            if all(seen >= level.least_visible * area for seen, area in zip(left, areas)):
+            if all(seen >= least_visible * area for seen, area in zip(left, areas)):
                 hidden = [(before - seen) / area for before, seen, area in zip(visible, left, areas)]
                 covers += [(len(objects), back) for back, part in enumerate(hidden) if part >= CLEARLY_COVERED]
                 layout, visible = trial, [*left, own]
@@ -81,18 +60,6 @@ def random_scene(rng: random.Random, level: Level) -> Scene:
                 objects.append(placed)
                 break
     return Scene(_random_background(rng), tuple(objects), tuple(covers))
-
-
-def labels(scene: Scene) -> dict[str, int | np.ndarray]:
-    """The labels of a scene, one for each of SceneSource.tasks."""
-    seen = {(item.colour, item.shape) for item in scene.objects}
-    return {
-        "shape": np.isin(SHAPES, [shape for _, shape in seen]),
-        "colour": np.isin(COLOURS, [colour for colour, _ in seen]),
-        "pair": np.isin(PAIRS, [f"{colour} {shape}" for colour, shape in seen]),
-        "count": len(scene.objects) - 1,
-        "background": BACKGROUNDS.index(scene.background.pattern),
-    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,18 +73,14 @@ class SceneSource:
     split: str
     count: int
     size: int
-    level: str = STANDARD
+    level: str = "standard"
 
-    segmentations: ClassVar[dict[str, tuple[str, ...]]] = {
-        "shape": ("background", *SHAPES),
-        "colour": ("background", *COLOURS),
-    }
+    segmentations: ClassVar = {"shape": ("background", *SHAPES), "colour": ("background", *COLOURS)}
 
     def __post_init__(self):
-        if self.level not in LEVELS:
-            raise UserError(f"scenes have no level {self.level!r}: choose one of {', '.join(LEVELS)}")
-        if self.split not in SPLITS:
-            raise UserError(f"scenes have no split {self.split!r}: choose one of {', '.join(SPLITS)}")
+        for kind, given, known in (("level", self.level, LEVELS), ("split", self.split, SPLITS)):
+            if given not in known:
+                raise UserError(f"scenes have no {kind} {given!r}: choose one of {', '.join(known)}")
         if self.count < 1 or self.size < 1:
             raise UserError(f"scenes need a count and a size of at least 1, not count={self.count}, size={self.size}")
 
@@ -140,11 +103,18 @@ class SceneSource:
 
     def scene(self, index: int) -> Scene:
         """The geometry of scene `index`. Raises IndexError outside 0 <= index < len(self)."""
-        return random_scene(self._rng(index, "scene"), LEVELS[self.level])
+        return random_scene(self._rng(index, "scene"), self.level)
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """ "shape", "colour", "pair": bool [classes]; "count", "background": int, the class's index."""
-        return labels(self.scene(index))
+        scene = self.scene(index)
+        return {
+            "shape": np.isin(SHAPES, [item.shape for item in scene.objects]),
+            "colour": np.isin(COLOURS, [item.colour for item in scene.objects]),
+            "pair": np.isin(PAIRS, [f"{item.colour} {item.shape}" for item in scene.objects]),
+            "count": len(scene.objects) - 1,
+            "background": BACKGROUNDS.index(scene.background.pattern),
+        }
 
     def file(self, index: int) -> str:
         return f"{self.split}/{index}"
@@ -162,8 +132,7 @@ class SceneSource:
             words = [getattr(item, kind) for item in scene.objects]
             for i, (item, word) in enumerate(zip(scene.objects, words)):
                 if words.count(word) == 1:
-                    caption = scene_captions.name_with_article(item)
-                    phrases.append(Phrase(caption, word, kind, instances == 1 + i))
+                    phrases.append(Phrase(scene_captions.name_with_article(item), word, kind, instances == 1 + i))
         return phrases
 
     def objects_mask(self, index: int) -> np.ndarray:
@@ -200,11 +169,6 @@ def _random_object(rng: random.Random) -> SceneObject:
     )
 
 
-def _moved(item: SceneObject, rng: random.Random) -> SceneObject:
-    margin = REACH * item.radius
-    return item._replace(x=rng.uniform(margin, 1 - margin), y=rng.uniform(margin, 1 - margin))
-
-
 def _random_background(rng: random.Random) -> Background:
     hue, contrast = rng.uniform(0, 360), rng.uniform(0.14, 0.24)
     value = rng.uniform(0.35, 0.85 - contrast)
@@ -219,5 +183,5 @@ def _random_background(rng: random.Random) -> Background:
     )
 
 
-def _rgb(hue: float, saturation: float, value: float) -> Colour:
+def _rgb(hue: float, saturation: float, value: float) -> tuple[float, float, float]:
     return tuple(255 * channel for channel in colorsys.hsv_to_rgb(hue % 360 / 360, saturation, value))

@@ -1,16 +1,6 @@
 """Word vectors that a frozen text encoder computed before training: the format on disk, and reading it.
 
-A folder has the file words.json and ArrayRecord shards; write.py writes both. Record i of a split's shards, in the
-order in which words.json lists them, belongs to image i of the split, whose candidates are those that PreparedSource
-reads (no blank ones, no duplicates). A record is the bytes of a safetensors file:
-
-  vectors   [words of all candidates, E], of words.json's dtype: the candidates' vectors, one candidate after the other
-  lengths   int32 [candidates]: how many of the vectors belong to each candidate, 1 to S
-  captions  uint8 [32]: sha256 of the image's candidates, json.dumps(list of all of them)
-
-words.json: format "tc_jepa word vectors"; version 1; encoder, a name; weights and vocabulary, sha256 or null; words,
-the length S of the longest caption; width, E; dtype (bfloat16, float16 or float32); splits, by name: a list of shards,
-each with file, images, bytes, and sha256 of the file. ArrayRecord stores a checksum of every record.
+tc_jepa/data/README.md describes the folder: words.json and ArrayRecord shards of safetensors, which write.py writes.
 """
 
 from collections.abc import Sequence
@@ -92,32 +82,25 @@ class WordVectorFolder:
             raise UserError(f"{path} has no readable {INFO_FILE} ({error.strerror}); {fix}") from error
         try:
             values = json.loads(text)
-            kind = values.pop("format"), values.pop("version")
-            shards = {
-                name: tuple(VectorShard(**shard) for shard in split) for name, split in values.pop("splits").items()
-            }
+            kind, splits = (values.pop("format"), values.pop("version")), values.pop("splits")
+            self._shards = {name: [VectorShard(**shard) for shard in shards] for name, shards in splits.items()}
             self.info = WordVectorInfo(**values)
             if wrong := [key for key, kind in INFO_TYPES.items() if type(values[key]) is not kind]:
                 raise TypeError(f"{wrong[0]} is {values[wrong[0]]!r}")
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             raise UserError(f"{path}/{INFO_FILE} does not describe word vectors ({error}); {fix}") from error
         if kind != (FORMAT, VERSION) or self.info.dtype not in DTYPES:
-            raise UserError(
-                f"{path} is {kind[0]!r}, version {kind[1]}, in {self.info.dtype}; this program reads {FORMAT!r}, "
-                f"version {VERSION}, in {', '.join(DTYPES)}"
-            )
+            known = f"{FORMAT!r}, version {VERSION}, in {', '.join(DTYPES)}"
+            raise UserError(f"{path} is {kind[0]!r}, version {kind[1]}, in {self.info.dtype}; give {known}")
         self.identity = hashlib.sha256(text).hexdigest()
-        self.counts = {split: sum(shard.images for shard in listed) for split, listed in shards.items()}
-        self._shards = shards
+        self.counts = {split: sum(shard.images for shard in shards) for split, shards in self._shards.items()}
 
     def check(self, name: str, key: str, wanted: str | int) -> None:
         """Raises UserError if the field `key` of the info differs from `wanted`, the value of the setting `name`."""
         found = getattr(self.info, key)
         if found != wanted:
-            raise UserError(
-                f"{self.path} was encoded with {key} {short_hash(found)}, {name} has {short_hash(wanted)}; encode the "
-                f"captions again, or change the setting"
-            )
+            differ = f"{key} {short_hash(found)}, {name} has {short_hash(wanted)}"
+            raise UserError(f"{self.path} was encoded with {differ}; encode again, or change the setting")
 
     def attach(self, source: PreparedSource, split: str) -> "WordVectorSource":
         """The images of a split with their vectors. Raises UserError for missing shards and those of other data."""
@@ -128,13 +111,10 @@ class WordVectorFolder:
             path = Path(self.path) / shard.file
             if path.parent != Path(self.path):
                 raise UserError(f"{self.path}/{INFO_FILE} lists a shard outside its folder: {shard.file}")
-            size = path.stat().st_size if path.is_file() else None
-            if size != shard.bytes:
-                raise UserError(
-                    f"{path} is {'missing' if size is None else f'{size} bytes, not {shard.bytes}'}; restore it, or "
-                    f"encode the captions again"
-                )
-        return WordVectorSource(source, self.info, f"{self.path}, split {split}", self.path, shards)
+            if not path.is_file() or path.stat().st_size != shard.bytes:
+                raise UserError(f"{path} is missing or not of {shard.bytes} bytes; restore it, or encode again")
+        records = ArrayRecordDataSource([f"{Path(self.path) / file}[0:{images}]" for file, images, *_ in shards])
+        return WordVectorSource(source, self.info, f"{self.path}, split {split}", records)
 
 
 class WordVectorSource:
@@ -144,15 +124,12 @@ class WordVectorSource:
     image; those of the first and last image are compared at once. Raises UserError if they differ.
     """
 
-    def __init__(
-        self, source: PreparedSource, info: WordVectorInfo, name: str, folder: str, shards: Sequence[VectorShard]
-    ):
-        count = sum(shard.images for shard in shards)
-        if count != len(source):
-            raise UserError(f"{name} has vectors of {count} images, the data {len(source)}; encode the captions again")
-        self._source, self._info, self._name = source, info, name
-        self._records = ArrayRecordDataSource([f"{Path(folder) / file}[0:{images}]" for file, images, *_ in shards])
-        for index in {0, count - 1}:
+    def __init__(self, source: PreparedSource, info: WordVectorInfo, name: str, records: Sequence[bytes]):
+        if len(records) != len(source):
+            number = f"{len(records)} images, the data {len(source)}"
+            raise UserError(f"{name} has vectors of {number}; encode the captions again")
+        self._source, self._info, self._name, self._records = source, info, name, records
+        for index in {0, len(records) - 1}:
             self._read(index, source.captions(index))
 
     def __len__(self) -> int:
@@ -166,8 +143,7 @@ class WordVectorSource:
         try:
             return unpack(self._records[index], captions, self._info)
         except (RuntimeError, ValueError, safetensors.SafetensorError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{self._name}: image {index}: {reason}; encode the captions again") from error
+            raise UserError(f"{self._name}: image {index}: {error}; encode the captions again") from error
 
 
 class WordVectorReader:

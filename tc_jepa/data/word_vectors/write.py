@@ -15,18 +15,8 @@ import safetensors
 from tqdm import tqdm
 
 from tc_jepa.data.prepared import DEFAULT_FEATURES, FeatureNames, PreparedSource, splits
-from tc_jepa.data.word_vectors.folder import (
-    DTYPES,
-    FORMAT,
-    INFO_FILE,
-    is_finite,
-    pack,
-    unpack,
-    VectorShard,
-    VERSION,
-    WordVectorFolder,
-    WordVectorInfo,
-)
+from tc_jepa.data.word_vectors import folder
+from tc_jepa.data.word_vectors.folder import DTYPES, INFO_FILE, VectorShard, WordVectorFolder, WordVectorInfo
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import replace_text, replacing
 from tc_jepa.storage.partial import describe_changes, partial_path, PartialFolder, write_record
@@ -47,11 +37,9 @@ def write_word_vectors(
 ) -> dict[str, int]:
     """Encodes all captions of all splits of the prepared folder `data` into the folder `output`.
 
-    `features` are the names of the caption features if they differ from the default; a run must give the same names.
-
     `encode` is called with up to a few thousand captions. For each it returns one vector per word: a floating array
     [words, E] with 1 <= words <= info.words and E = info.width, which must not depend on the other captions in the
-    call.
+    call. `features` names the caption features, as the run must too.
 
     The same call continues an interrupted one shard by shard (storage/partial.py), and does nothing if `output` is
     finished and has the same `info`. Returns the number of images of each split. Raises UserError if `output` is
@@ -66,10 +54,8 @@ def write_word_vectors(
         _check_finished(Path(output), info, counts)
         return counts
     settings = dataclasses.asdict(info) | counts | {"images per shard": images_per_shard}
-    with (
-        PartialFolder(partial_path(Path(output)), settings) as partial,
-        tqdm(total=sum(counts.values()), unit=" images") as bar,
-    ):
+    bar = tqdm(total=sum(counts.values()), unit=" images")
+    with PartialFolder(partial_path(Path(output)), settings) as partial, bar:
         finished = {name: VectorShard(*values) for name, values in partial.records().items()}
         shards: dict[str, list] = {split: [] for split in sources}
         for split, source in sources.items():
@@ -88,7 +74,7 @@ def write_word_vectors(
                 shards[split].append(shard._asdict())
         for path in partial.data.glob("*.tmp"):
             path.unlink()
-        content = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(info) | {"splits": shards}
+        content = {"format": folder.FORMAT, "version": folder.VERSION} | dataclasses.asdict(info) | {"splits": shards}
         replace_text(partial.data / INFO_FILE, json.dumps(content, indent=1) + "\n")
         partial.finish(Path(output))
     return counts
@@ -113,14 +99,11 @@ def _records(source: PreparedSource, images: range, encode: Encode, info: WordVe
         texts = [caption for captions in candidates for caption in captions]
         answers = list(encode(texts)) if texts else []
         if len(answers) != len(texts):
-            raise UserError(
-                f"the encoder returned {len(answers)} arrays for {len(texts)} captions; return one for each"
-            )
+            raise UserError(f"the encoder returned {len(answers)} arrays for {len(texts)} captions; return as many")
         remaining = iter(answers)
         for image, captions in zip(called, candidates):
-            where = f"{name}, image {image}"
-            vectors = [_checked(next(remaining), info, f"{where}, {text[:60]!r}") for text in captions]
-            yield pack(vectors, captions, info)
+            vectors = [_checked(next(remaining), info, f"{name}, image {image}, {t[:60]!r}") for t in captions]
+            yield folder.pack(vectors, captions, info)
 
 
 def _checked(vectors: np.ndarray, info: WordVectorInfo, where: str) -> np.ndarray:
@@ -131,7 +114,7 @@ def _checked(vectors: np.ndarray, info: WordVectorInfo, where: str) -> np.ndarra
     form = DTYPES[info.dtype]
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(vectors, form.numpy)
-    if not is_finite(stored, form):
+    if not folder.is_finite(stored, form):
         raise UserError(f"{where}: vectors are not finite in {info.dtype}; correct the encoder, or use bfloat16")
     return stored
 
@@ -161,8 +144,7 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be written ({reason}); free some space, then run the same again") from error
+        raise UserError(f"{path} cannot be written ({error}); free some space, then run the same again") from error
 
 
 def _check_shard(path: Path, shard: VectorShard, source: PreparedSource, images: range, info: WordVectorInfo) -> None:
@@ -172,7 +154,6 @@ def _check_shard(path: Path, shard: VectorShard, source: PreparedSource, images:
             raise ValueError(f"it should have {len(images)} images in {shard.bytes} bytes")
         records = ArrayRecordDataSource([f"{path}[0:{shard.images}]"])
         for place in {0, shard.images - 1}:
-            unpack(records[place], source.captions(images[place]), info)
+            folder.unpack(records[place], source.captions(images[place]), info)
     except (OSError, RuntimeError, ValueError, safetensors.SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} cannot be reused: {reason}; remove {path.parents[1]} to start again") from error
+        raise UserError(f"{path} cannot be reused: {error}; remove {path.parents[1]} to start again") from error
