@@ -71,7 +71,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
         if start:
             state = checkpoints.restore(start, sharding.placed(abstract, layout))
         else:
-            state = _first_state(experiment, layout, frozen, warm)
+            state = first_state(experiment, layout, frozen, warm)
         _print_start(experiment, workdir, start, abstract.params)
         step, stopped_by = _train_steps(experiment, workdir, checkpoints, state, layout, frozen, measure)
     if stopped_by is not None and step < config.train.steps:
@@ -138,7 +138,7 @@ def compiled_step(experiment: Experiment, layout: TrainState):
     )
 
 
-def _first_state(experiment: Experiment, layout: TrainState, frozen: Params, warm: WarmStart | None) -> TrainState:
+def first_state(experiment: Experiment, layout: TrainState, frozen: Params, warm: WarmStart | None) -> TrainState:
     """The state before the first step. What is given is donated, so that no parameter is on the devices twice."""
     if warm:
         print(warm.report, flush=True)

@@ -83,6 +83,14 @@ def straight(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def straight_bfloat16(tmp_path_factory):
+    """The same run with matrix products in bfloat16."""
+    workdir = tmp_path_factory.mktemp("bfloat16")
+    tiny.train(tiny_config(**{"model.dtype": "bfloat16"}), workdir)
+    return workdir
+
+
 def interrupt_after(monkeypatch, step, number=signal.SIGTERM):
     """Sends this process a signal once `step` has been dispatched, as a scheduler would."""
     dispatched = metrics.Progress.dispatched
@@ -95,9 +103,11 @@ def interrupt_after(monkeypatch, step, number=signal.SIGTERM):
     monkeypatch.setattr(metrics.Progress, "dispatched", noticing)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_three_steps_and_three_resumed_equal_six(straight, tmp_path, monkeypatch, workers):
-    config = tiny_config(**{"data.workers": workers})
+@pytest.mark.parametrize(("workers", "run"), [(0, "straight"), (2, "straight_bfloat16")])
+def test_three_steps_and_three_resumed_equal_six(request, tmp_path, monkeypatch, workers, run):
+    straight = request.getfixturevalue(run)
+    dtype = "bfloat16" if run == "straight_bfloat16" else "float32"
+    config = tiny_config(**{"data.workers": workers, "model.dtype": dtype})
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
         with pytest.raises(SystemExit) as stopped:

@@ -9,8 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+from tc_jepa import train
 from tc_jepa.convert import folder
 from tc_jepa.convert.weights import EncoderWeights
+from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.experiment.warm_start import warm_start
@@ -72,6 +74,18 @@ def first_state(config):
     """The state before the first step as a function of given parameters, and the caption reader."""
     experiment = build_experiment(config)
     return functools.partial(experiment.initial_state, experiment.frozen), experiment.reader
+
+
+def test_what_is_given_is_not_held_twice_on_the_devices(run, monkeypatch):
+    config = tiny_config(**{"train.init_from": str(run)})
+    mesh, placed, put = sharding.make_mesh(-1, 1), [], sharding.put_parameters
+    experiment = build_experiment(config, mesh)
+    monkeypatch.setattr(sharding, "put_parameters", lambda *arguments: placed.append(put(*arguments)) or placed[-1])
+    abstract = jax.eval_shape(experiment.initial_state, experiment.frozen)
+    state = train.first_state(experiment, sharding.parameter_sharding(mesh, abstract), {}, taken(config))
+    given = jax.tree.leaves(placed)
+    assert given and all(leaf.is_deleted() for leaf in given)
+    assert same(state.params["encoder"], pretrained.open_encoder(run).params)
 
 
 def taken(config):
