@@ -148,8 +148,6 @@ def test_judging_on_the_way_changes_nothing_but_the_log(straight, tmp_path):
         np.testing.assert_array_equal(found[name], value, err_msg=name)
     with pytest.raises(UserError, match="labels belong to one dataset: choose with --data or evaluation.data"):
         online.task_monitor(tiny_config(**{"train.eval_tasks": "knn", "evaluation.data": "a,b"}))
-    with pytest.raises(UserError, match="train.eval_tasks='segmentation'"):
-        tiny_config(**{"train.eval_tasks": "knn,segmentation"})
 
 
 def test_every_line_names_what_the_run_did(straight):
@@ -270,7 +268,7 @@ def test_a_teacher_made_from_pixels_teaches_a_student_of_another_size(tmp_path, 
     found, step = restore_encoder(student, None, abstract, averaged=False)
     assert step == 6
     np.testing.assert_array_equal(found["patch_embed"]["kernel"], trained)
-    with pytest.raises(UserError, match="not the student's 2 x 2 grid; give model.patch_size=8"):
+    with pytest.raises(UserError, match="target_encoder.teacher=.*model.patch_size=8"):
         coarse = {"model.patch_size": 16, "masking.context_tokens": 2, "masking.min_context": 1}
         tiny.train(tiny_config(**taught, **coarse), tmp_path / "coarse")
 
