@@ -16,6 +16,9 @@ METHODS = ("jepa", "lejepa")
 LEVELS = ("standard", "hard")
 SIZES = ("nano", "tiny", "small", "base", "large", "huge", "giant")
 DTYPES = ("float32", "bfloat16")
+TEXTS = ("embedding", "t5", "stored")
+MASKS = ("fixed", "official", "random")
+TARGETS = ("ema", "frozen", "pixels")
 INITS = ("official", "depth_rescaled")
 REGULARISERS = ("rectified_cosine", "entropy")
 CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
@@ -81,8 +84,8 @@ KEYS = Keys(
     runtime(
         "train.eval_tasks",
         "",
-        "evaluation tasks to run at every train.eval_every, separated by commas (rank: 8 crops an image); scored on "
-        "split val, without one on a fifth of train that probes are not fitted on, never on test; empty: none",
+        "tasks to run at every train.eval_every, comma between (rank: 8 crops an image); scored on split val, without "
+        "one on a fifth of train that probes are not fitted on, never on test; empty: none",
         choices=("knn", "linear_fast", "lowshot", "rank"),
         listed=True,
     ),
@@ -90,13 +93,7 @@ KEYS = Keys(
     key("data.path", "", "prepared datasets (launch.prepare_data), comma between; empty: scenes drawn live", path=True),
     key("data.weights", (), "exact ratio of the datasets, as (7, 3); empty: each image once", items=float, above=0),
     key("data.image_feature", "image", "feature of data.path that is the image; TFDS datasets have names of their own"),
-    key(
-        "data.caption_features",
-        (),
-        "features of data.path, texts or sequences of them, that are pooled as candidates; dots reach into nested "
-        "ones (captions.text); empty: captions, where it has any",
-        items=str,
-    ),
+    key("data.caption_features", (), "texts in data.path, the candidates (a.b: nested); empty: captions", items=str),
     key("data.description_features", (), "long texts in data.path; each sentence is a candidate", items=str),
     key("data.label_features", (), "labels in data.path for evaluation; empty: all that are not nested", items=str),
     runtime("data.mask_feature", "", "mask feature of data.path for evaluation; empty: mask, where it has one"),
@@ -114,32 +111,17 @@ KEYS = Keys(
     key("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included", low=1),
     key("captions.vocabulary", "", "SentencePiece model; empty: the one with the data, or the scenes' own", path=True),
     key("captions.vectors", "", "word vectors (launch.encode_captions), a folder a dataset, comma between", path=True),
-    key(
-        "masking.kind",
-        "fixed",
-        "fixed: blocks drawn for each image, over the whole grid; official: as I-JEPA's released code draws them; "
-        "random: patch by patch",
-        choices=("fixed", "official", "random"),
-    ),
+    key("masking.kind", "fixed", "blocks for each image; as I-JEPA's released code; or patch by patch", choices=MASKS),
     key("masking.target_blocks", 4, "number of blocks to predict (random: 1)", low=1),
     key("masking.target_scale", (0.15, 0.2), "area of a target block, as a fraction of the grid", above=0, high=1),
     key("masking.target_aspect", (0.75, 1.5), "height / width of a target block", above=0),
     key("masking.context_scale", (0.85, 1.0), "the same of the context block, targets included", above=0, high=1),
     key("masking.context_aspect", (1.0, 1.0), "height / width of the context block", above=0),
-    key(
-        "masking.context_tokens",
-        80,
-        "context patches kept at most; a surplus is dropped uniformly at random (official: from the bottom of the "
-        "image) and counted as context_dropped",
-        low=1,
-    ),
+    # A surplus is dropped uniformly at random (official: from the bottom of the image).
+    key("masking.context_tokens", 80, "context patches at most; a surplus is dropped, see context_dropped", low=1),
     key("masking.min_context", 10, "context patches left at least (official: more, and in target blocks too)", low=1),
     key(
-        "masking.group_size",
-        32,
-        "consecutive images that share block sizes and the length of the shortest context, as a GPU's batch does in "
-        "I-JEPA's released code",
-        low=1,
+        "masking.group_size", 32, "consecutive images of equal block sizes and context length (I-JEPA: a GPU's)", low=1
     ),
     key("masking.ratio", (0.4, 0.6), "share of the patches that is hidden", above=0, high=1),
     key("model.encoder", "base", "size of the ViT", choices=SIZES),
@@ -148,18 +130,10 @@ KEYS = Keys(
     key("model.predictor.depth", 6, "number of blocks of the predictor", low=1),
     key("model.conditioner", FUSING[0], "how the predictor reads captions; none is I-JEPA", choices=CONDITIONERS),
     key(
-        "model.text",
-        "embedding",
-        "text encoder; embedding: word vectors learned along; t5: a frozen T5; stored: captions.vectors",
-        choices=("embedding", "t5", "stored"),
+        "model.text", "embedding", "encoder of captions: learned along, a frozen T5, or captions.vectors", choices=TEXTS
     ),
     key("model.text_width", 256, "channels of the learned word vectors", low=1),
-    key(
-        "model.text_weights",
-        "",
-        "Hugging Face folder of the T5: safetensors and spiece.model; text=stored compares with it, if given",
-        path=True,
-    ),
+    key("model.text_weights", "", "Hugging Face folder of the T5; text=stored compares with it, if given", path=True),
     key("model.text_dtype", "float32", "type of the T5's parameters and products", choices=DTYPES),
     key("model.position_noise", 0.0, "StoP's sigma, variance of the noise in mask tokens' places; 0: off", low=0),
     key("model.joint_targets", False, "predict all target blocks in one sequence, not each in its own"),
@@ -190,10 +164,7 @@ KEYS = Keys(
     key("optimizer.beta2", 0.999, "AdamW's decay of the second moment", low=0, below=1),
     key("optimizer.epsilon", 1e-8, "AdamW's epsilon", above=0),
     key(
-        "target_encoder.kind",
-        "ema",
-        "what is predicted: features of the encoder's moving average or of a frozen teacher, or the pixels themselves",
-        choices=("ema", "frozen", "pixels"),
+        "target_encoder.kind", "ema", "what to predict: features of the EMA or of a teacher, or pixels", choices=TARGETS
     ),
     key("target_encoder.teacher", "", "workdir or encoder folder of the teacher, read once, at the start", path=True),
     key("target_encoder.normalise", True, "LayerNorm, without parameters, on the features to predict"),
@@ -219,7 +190,7 @@ KEYS = Keys(
     runtime(
         "evaluation.tasks",
         "knn,linear_fast,rank",
-        "tasks of launch.evaluate by default, separated by commas; those that the run cannot have are left out",
+        "tasks of launch.evaluate, comma between; those that the run cannot have are left out",
         choices=tuple(TASKS),
         listed=True,
     ),

@@ -151,7 +151,7 @@ class Keys:
         """The key of that name. UserError, with the nearest name, where there is none, each after `prefix`."""
         if name not in self._keys:
             nearest = difflib.get_close_matches(name, self._keys, n=1, cutoff=0.0)[0]
-            raise UserError(f"{prefix}{name} is not a key of configs/base.py; try {prefix}{nearest}", about=name)
+            raise UserError(f"{prefix}{name} is not a key; did you mean {prefix}{nearest}?", about=name)
         return self._keys[name]
 
     def defaults(self) -> ml_collections.ConfigDict:

@@ -100,7 +100,6 @@ def check_workdir(workdir: Path, config) -> None:
     """
     from tc_jepa.config import data, methods
     from tc_jepa.storage.checkpoint import check_directory, CONFIG_FILE, read_config, saved_steps
-    from tc_jepa.storage.partial import describe_changes
     from tc_jepa.storage.run_data import check_data, recorded
 
     check_directory(workdir)
@@ -120,7 +119,7 @@ def check_workdir(workdir: Path, config) -> None:
         if {"train.steps", "train.batch_size"} & set(names):
             more = "train.steps and schedules for the steps to come"
             fix += f"; to train on from its weights, a new --workdir, --config.train.init_from={workdir}, {more}"
-        changes = describe_changes(was, now)
+        changes = ", ".join(f"{name} (there {was[name]}, here {now[name]})" for name in names)
         raise UserError(f"{workdir} belongs to another experiment: {changes}; {fix}", about=names[0])
     if differing:
         check_data(workdir, data.run_data(config, methods.word_folders(config)))

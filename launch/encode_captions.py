@@ -79,7 +79,7 @@ def print_estimate(counts: dict[str, int], encoder, info, features) -> None:
         for index in range(0, count, step):
             _, valid = encoder.tokenizer.encode(source.captions(index))
             images, captions, words = images + 1, captions + valid.any(axis=1).sum(), words + valid.sum()
-    word = info.width * DTYPES[info.dtype].numpy(0).itemsize
+    word = info.width * DTYPES[info.dtype](0).itemsize
     size = words / images * all_images * word
     print(
         f"{all_images} images, {captions / images:.2f} captions of {words / max(1, captions):.1f} words per image: "

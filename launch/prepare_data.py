@@ -97,11 +97,10 @@ def check_flags() -> None:
         if flags.FLAGS[name].value in (None, ""):
             raise UserError(f"--source={SOURCE.value} needs --{name}; see --help")
     known = {name for other in SOURCES.values() for name in (*other.required, *other.optional)}
-    for name in sorted(known - {*kind.required, *kind.optional}):
-        if flags.FLAGS[name].present:
+    for name in sorted(name for name in known if flags.FLAGS[name].present):
+        if name not in (*kind.required, *kind.optional):
             raise UserError(f"--{name} has no effect with --source={SOURCE.value}; leave it out")
-    for name in CLASS_FLAGS[1:]:
-        if flags.FLAGS[name].present and not CLASSES.value:
+        if name in CLASS_FLAGS and not CLASSES.value:
             raise UserError(f"--{name} has no effect without --classes; give that too")
 
 

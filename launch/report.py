@@ -16,9 +16,8 @@ from absl import flags, logging
 from launch import common
 
 WORKDIR = common.define_path("workdir", None, "Workdir of the run to report on.")
-COMPARE = flags.DEFINE_multi(
-    common.PathParser("compare"), None, "compare", [], "Workdir of another run to draw beside it. May be repeated."
-)
+COMPARED = "Workdir of another run to draw beside it. May be repeated."
+COMPARE = flags.DEFINE_multi(common.PathParser("compare"), None, "compare", [], COMPARED)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -167,18 +167,18 @@ def test_crop_is_part_of_the_image_and_full_scale_is_all_of_it():
     rng = np.random.default_rng(0)
     spans = []
     for _ in range(200):
-        crop = transforms.random_resized_crop(ramp, 30, (0.3, 0.4), (1.0, 1.0), rng)
+        crop = transforms.Crop(30, (0.3, 0.4), (1.0, 1.0), flip=False).cut(ramp, rng)
         assert crop.shape == (30, 30, 3)
         spans.append((int(crop[0, -1, 0]) - int(crop[0, 0, 0])) / 120)
     assert 0.3**0.5 - 0.1 < np.mean(spans) < 0.4**0.5 + 0.05
-    whole = transforms.random_resized_crop(ramp, 120, (1.0, 1.0), (1.0, 1.0), rng)
+    whole = transforms.Crop(120, (1.0, 1.0), (1.0, 1.0), flip=False).cut(ramp, rng)
     np.testing.assert_array_equal(whole, ramp)
 
 
 def test_a_crop_that_never_fits_is_centred():
     thin = np.zeros((4, 100, 3), np.uint8)
     thin[:, 49:51] = 255
-    crop = transforms.random_resized_crop(thin, 8, (1.0, 1.0), (1.0, 1.0), np.random.default_rng(0))
+    crop = transforms.Crop(8, (1.0, 1.0), (1.0, 1.0), flip=False).cut(thin, np.random.default_rng(0))
     assert crop[:, 3:5].min() > 200 and crop[:, 0].max() == 0
 
 

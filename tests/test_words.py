@@ -127,7 +127,7 @@ def test_stored_batches_are_those_of_the_text_encoder(data, text, stored, dtype,
     online, cached = rows(along(data, text, **few))[1], rows(config_of(data, stored / dtype, **few))[1]
     for name in set(JepaBatch._fields) - {"caption_words"}:
         np.testing.assert_array_equal(getattr(online, name), getattr(cached, name), err_msg=name)
-    assert cached.caption_words.dtype == DTYPES[dtype].numpy and cached.caption_words.shape == (8, 3, WORDS, 8)
+    assert cached.caption_words.dtype == DTYPES[dtype] and cached.caption_words.shape == (8, 3, WORDS, 8)
     assert cached.caption_valid.sum(axis=1).max() == (candidates or 3)
     assert cached.caption_valid.sum() == cached.word_valid.any(axis=2).sum() > 5
     vectors, given = (
@@ -386,16 +386,13 @@ SPOILT = {
     "cut short": (lambda folder: (folder / "words.json").write_text("{"), "words.json"),
     "a list": (lambda folder: (folder / "words.json").write_text("[]"), "words.json"),
     "no width": (lambda folder: change_stamp(folder, width=None), "width is None"),
-    "later version": (lambda folder: change_stamp(folder, version=2), "version 2, in float16; this program reads"),
-    "float64": (lambda folder: change_stamp(folder, dtype="float64"), "in float64; this program reads"),
+    "later version": (lambda folder: change_stamp(folder, version=2), "version 2, in float16"),
+    "float64": (lambda folder: change_stamp(folder, dtype="float64"), "in float64"),
     "other dtype": (lambda folder: change_stamp(folder, dtype="bfloat16"), "image 0: the record holds .*F16"),
     "other width": (lambda folder: change_stamp(folder, width=9), "image 0: vectors .* do not fit words.json"),
     "no train": (lambda folder: change_stamp(folder, splits={}), "no vectors of split 'train'"),
-    "missing shard": (lambda folder: next(folder.glob("train*")).unlink(), "train-00000.* is missing; restore it"),
-    "half a shard": (
-        lambda folder: next(folder.glob("train*")).write_bytes(b"x"),
-        "is 1 bytes, not 131072; restore it",
-    ),
+    "missing shard": (lambda folder: next(folder.glob("train*")).unlink(), "train-00000.* is missing"),
+    "half a shard": (lambda folder: next(folder.glob("train*")).write_bytes(b"x"), "train-00000.* 131072 bytes"),
     "outside": (
         lambda folder: change_stamp(
             folder, splits={"train": [{"file": "../x", "images": 9, "bytes": 1, "sha256": ""}]}
@@ -478,7 +475,7 @@ def test_records_of_every_dtype_come_back_to_the_bit():
     rng, captions = np.random.default_rng(0), ["a b", "d e f", "c"]
     for dtype, form in DTYPES.items():
         stamp = dataclasses.replace(HASHED, dtype=dtype)
-        vectors = [rng.normal(size=(length, 6)).astype(form.numpy) for length in (2, 3, 1)]
+        vectors = [rng.normal(size=(length, 6)).astype(form) for length in (2, 3, 1)]
         found = unpack(pack(vectors, captions, stamp), captions, stamp)
         for a, b in zip(vectors, found, strict=True):
             assert a.dtype == b.dtype and np.array_equal(a, b)

@@ -25,12 +25,10 @@ photos_stored: 9 runs like `photos`, with the word vectors of a frozen encoder t
 from configs.sweeps import Sweep
 
 WORDS, NONE, SHUFFLED = {}, {"model.conditioner": "none"}, {"captions.shuffled": True}
-VARIANTS = {"words": WORDS, "none": NONE, "shuffled": SHUFFLED, "stop": NONE | {"model.position_noise": 0.25}}
-STORED_VARIANTS = {
-    "words": WORDS,
-    "shuffled": SHUFFLED,
-    "no_regulariser": {"objective.sparsity": 0.0, "objective.consistency": 0.0},
-}
+UNREGULARISED = {"objective.sparsity": 0.0, "objective.consistency": 0.0}
+PHOTO_VARIANTS = {"words": WORDS, "none": NONE, "shuffled": SHUFFLED}
+VARIANTS = PHOTO_VARIANTS | {"stop": NONE | {"model.position_noise": 0.25}}
+STORED_VARIANTS = {"words": WORDS, "shuffled": SHUFFLED, "no_regulariser": UNREGULARISED}
 PHOTOS = {
     "train.steps": 1200,
     "train.eval_every": 400,
@@ -42,14 +40,11 @@ PHOTOS = {
     "captions.per_image": 4,
     "captions.words": 24,
 }
+STORED = PHOTOS | {"model.text": "stored"}
 SEEDS = (0, 1, 2)
 SWEEPS = {
     "yfcc15m": Sweep("configs/paper.py:tc_jepa_yfcc15m_b16", {}, VARIANTS, SEEDS, baseline="none"),
     "scenes": Sweep("configs/scenes_hard.py", {}, VARIANTS, SEEDS, baseline="none"),
-    "photos": Sweep(
-        "configs/quickstart.py", PHOTOS, {"words": WORDS, "none": NONE, "shuffled": SHUFFLED}, SEEDS, baseline="none"
-    ),
-    "photos_stored": Sweep(
-        "configs/quickstart.py", PHOTOS | {"model.text": "stored"}, STORED_VARIANTS, SEEDS, baseline="shuffled"
-    ),
+    "photos": Sweep("configs/quickstart.py", PHOTOS, PHOTO_VARIANTS, SEEDS, baseline="none"),
+    "photos_stored": Sweep("configs/quickstart.py", STORED, STORED_VARIANTS, SEEDS, baseline="shuffled"),
 }

@@ -19,33 +19,28 @@ class Crop:
     flip: bool
 
     def cut(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns a random part of the image, uint8 [size, size, 3]."""
-        return random_resized_crop(image, self.size, self.scale, self.aspect, rng)
+        """A random part of the image, resized to uint8 [size, size, 3].
+
+        As torchvision's RandomResizedCrop: the area fraction is drawn uniformly from `scale` and width / height
+        log-uniformly from `aspect`; after ten draws that do not fit, it is the largest centred crop of an allowed
+        aspect.
+        """
+        height, width = image.shape[:2]
+        low, high = self.aspect
+        for _ in range(TRIES):
+            area = height * width * rng.uniform(*self.scale)
+            ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
+            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if 0 < w <= width and 0 < h <= height:
+                top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
+                return resize(image[top : top + h, left : left + w], (self.size, self.size))
+        ratio = min(max(width / height, low), high)
+        w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
+        return resize(centre(image, h, w), (self.size, self.size))
 
     def flipped(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Returns the image, mirrored in half of the cases if `flip`."""
+        """The image, mirrored in half of the cases if `flip`."""
         return image[:, ::-1] if self.flip and rng.random() < 0.5 else image
-
-
-def random_resized_crop(
-    image: np.ndarray, size: int, scale: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
-) -> np.ndarray:
-    """A random part of the image, resized to uint8 [size, size, 3].
-
-    As torchvision's RandomResizedCrop: the area fraction is drawn uniformly from `scale` and width / height
-    log-uniformly from `aspect`; after ten draws that do not fit, it is the largest centred crop of an allowed aspect.
-    """
-    height, width = image.shape[:2]
-    for _ in range(TRIES):
-        area = height * width * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < w <= width and 0 < h <= height:
-            top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
-            return resize(image[top : top + h, left : left + w], (size, size))
-    ratio = min(max(width / height, aspect[0]), aspect[1])
-    w, h = min(width, round(height * ratio)), min(height, round(width / ratio))
-    return resize(centre(image, h, w), (size, size))
 
 
 def resize_and_centre_crop(image: np.ndarray, size: int) -> np.ndarray:

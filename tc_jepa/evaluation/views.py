@@ -6,7 +6,7 @@ import functools
 import numpy as np
 
 from tc_jepa.data.sources import Captioned, Example
-from tc_jepa.data.transforms import random_resized_crop
+from tc_jepa.data.transforms import Crop
 
 SEED = 0
 SCALE, ASPECT = (0.3, 1.0), (3 / 4, 4 / 3)  # of a crop, as I-JEPA pretrains
@@ -29,5 +29,5 @@ class Views:
     def __getitem__(self, position: int) -> Example:
         image = self._image(int(self._images[position // self._views]))
         rng = np.random.default_rng((SEED, position))
-        view = random_resized_crop(image, min(image.shape[:2]), SCALE, ASPECT, rng)
+        view = Crop(min(image.shape[:2]), SCALE, ASPECT, flip=False).cut(image, rng)
         return Example(view[:, ::-1] if rng.random() < 0.5 else view, ())

@@ -118,10 +118,8 @@ def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
 
 def _foreign(path: Path) -> bool:
     """Whether a folder without settings has more in it than a command leaves that is killed while it starts."""
-    own = {LOCK, DATA, PROGRESS, f"{SETTINGS}.tmp"}
-    return any(entry.name not in own for entry in path.iterdir()) or any(
-        entry for part in (DATA, PROGRESS) if (path / part).is_dir() for entry in (path / part).iterdir()
-    )
+    own = {Path(LOCK), Path(DATA), Path(PROGRESS), Path(f"{SETTINGS}.tmp")}
+    return any(entry.relative_to(path) not in own for entry in path.rglob("*"))
 
 
 def _shown(value: Any) -> str:

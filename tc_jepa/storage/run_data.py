@@ -34,14 +34,14 @@ def recorded(workdir: Path) -> dict[str, list[Any]]:
 
     Raises UserError for a record that cannot be read.
     """
-    path = next((workdir / name for name in (DATA_FILE, WORDS_FILE) if (workdir / name).is_file()), None)
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text())
-        return dict(content) if path.name == DATA_FILE else {VECTORS: list(content)}
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore it, or delete it to record the data anew") from error
+    for path, form in ((workdir / DATA_FILE, dict), (workdir / WORDS_FILE, lambda words: {VECTORS: list(words)})):
+        if path.is_file():
+            try:
+                return form(json.loads(path.read_text()))
+            except (ValueError, TypeError) as error:
+                fix = "restore it, or delete it to record the data anew"
+                raise UserError(f"{path} cannot be read ({error}); {fix}") from error
+    return {}
 
 
 def check_data(workdir: Path, found: Found) -> None:

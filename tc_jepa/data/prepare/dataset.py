@@ -10,7 +10,6 @@ import hashlib
 import os
 from pathlib import Path
 import sys
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -51,7 +50,7 @@ class Record(NamedTuple):
     """An image to write: its features without "captions", and its candidate captions."""
 
     example: dict[str, Any]
-    candidates: Candidates
+    candidates: Candidates = Candidates((), blank=0, duplicates=0)
     size: int = 1  # in the units of the progress bar
 
 
@@ -75,6 +74,7 @@ class DatasetSpec:
     vocabulary: bytes | None = None
     words: int | None = None
     skip_bad: bool = False
+    unit: str = "images"  # of the sizes of records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,22 +90,18 @@ class FinishedShard:
 
 
 def features(
-    tasks: Mapping[str, LabelSet] = MappingProxyType({}),
-    *,
-    file: bool = True,
-    mask: bool = False,
-    mask_classes: Sequence[str] = (),
+    tasks: Mapping[str, LabelSet], *, file=True, mask: Sequence[str] | None = None
 ) -> tfds.features.FeaturesDict:
-    """The features image and captions, the file's name, a mask, whose classes may have names, and labels by task.
+    """The features image and captions, the file's name, a mask with the names of its classes, and labels by task.
 
-    prepared.PreparedSource finds label features by type.
+    `mask` is () for classes without names, None for no mask. prepared.PreparedSource finds label features by type.
     """
     found = {"image": tfds.features.Image(shape=(None, None, 3))}
     found["captions"] = tfds.features.Sequence(tfds.features.Text())
-    if mask:
+    if mask is not None:
         form = {"shape": (None, None, 1), "encoding_format": "png"}
         # TFDS stores the class names of a LabeledImage in a text file beside the features.
-        labelled = tfds.features.LabeledImage(labels=list(mask_classes), **form) if mask_classes else None
+        labelled = tfds.features.LabeledImage(labels=list(mask), **form) if mask else None
         found["mask"] = labelled or tfds.features.Image(**form)
     if file:
         found["file"] = tfds.features.Text()
@@ -136,15 +132,7 @@ def read_vocabulary(path: str | None) -> bytes | None:
     return Path(path).read_bytes()
 
 
-def write(
-    output: Path,
-    spec: DatasetSpec,
-    shards: Sequence[Shard],
-    settings: dict[str, Any],
-    *,
-    workers: int,
-    unit: str = "images",
-) -> Summary:
+def write(output: Path, spec: DatasetSpec, shards: Sequence[Shard], settings: dict[str, Any], workers: int) -> Summary:
     """Writes `shards` to the new folder `output`. The result does not depend on `workers`; 0 uses this process only.
 
     `settings` identify the command, in JSON's types. Raises UserError for an existing output, for unfinished work of
@@ -161,7 +149,7 @@ def write(
         total, left = (sum(shard.size for shard in some) for some in (shards, todo))
         write_one = functools.partial(_write_shard, spec, partial.path)
         try:
-            with tqdm(total=total, initial=total - left, unit=f" {unit}", unit_scale=unit == "B") as progress:
+            with tqdm(total=total, initial=total - left, unit=f" {spec.unit}", unit_scale=spec.unit == "B") as progress:
                 for shard, result in processes.run(write_one, todo, workers, progress.update):
                     done[shard.name] = result
                     for message in result.skipped:
@@ -220,20 +208,19 @@ def _write_shard(spec: DatasetSpec, partial: Path, shard: Shard, advance: Callab
 
 def _reusable(partial: PartialFolder, shards: Sequence[Shard], skip_bad: bool) -> dict[str, FinishedShard]:
     """By name, the finished shards that would be written the same now. Deletes all others."""
-    planned = {shard.name: shard for shard in shards}
+    sizes = {path.name: path.stat().st_size for path in partial.data.iterdir()}
+    records = {name: FinishedShard(**values) for name, values in partial.records().items()}
     done, files = {}, set()
-    for name, values in partial.records().items():
-        shard, was = planned.get(name), FinishedShard(**values)
-        if shard is not None and was.digest == shard.digest and (skip_bad or not was.skipped):
-            path = partial.data / _file_name(shard)
-            if path.exists() and path.stat().st_size == was.file_bytes:
-                done[name] = was
-                files.add(path.name)
-                continue
+    for shard in shards:
+        was, file = records.get(shard.name), _file_name(shard)
+        same = was is not None and was.digest == shard.digest and sizes.get(file) == was.file_bytes
+        if same and (skip_bad or not was.skipped):
+            done[shard.name] = was
+            files.add(file)
+    for name in records.keys() - done.keys():
         delete_record(partial.path, name)
-    for path in partial.data.iterdir():
-        if path.name not in files:
-            path.unlink()
+    for name in sizes.keys() - files:
+        (partial.data / name).unlink()
     return done
 
 

@@ -86,18 +86,15 @@ def prepare_folder(
 ) -> Summary:
     """Writes the images that `captions` lists, with everything that it says of them, to the new folder `output`.
 
-    sources.SOURCES["folder"] describes the file `captions`, a captions.jsonl. A file is listed only once, because twice
-    could put it in two splits. Labels and masks are on every line or on none, because all images of a dataset answer
-    the same questions. `classes`, `first_class` and `ignore_index` are as in prepare_segmentation; without `classes`
-    the values of masks are class indices without names.
+    sources.SOURCES["folder"] describes `captions`, a captions.jsonl. A file is listed once, because twice could put it
+    in two splits; labels and masks are on every line or on none, because all images answer the same questions. Without
+    `classes`, which are as in prepare_segmentation, the values of masks are class indices without names.
 
-    `vocabulary`, a SentencePiece model with T5's ids, is stored with the data. With it and `words`, S, the candidates
-    of more than S tokens are counted; they are stored in full and cut when they are read. Images that do not decode are
-    an error, or with `skip_bad` are reported on stderr, left out and counted. The work is done in `workers` processes,
-    0: in this one; the result is the same.
+    `vocabulary`, a SentencePiece model with T5's ids, is stored with the data; with it and `words`, S, the candidates
+    of more than S tokens are counted. Images that do not decode are an error, or with `skip_bad` are reported on
+    stderr, left out and counted. The work is done in `workers` processes, 0: in this one; the result is the same.
 
-    Raises UserError, which names the file and line, also for a "label" of another split that train does not have
-    (such "labels" are reported on stderr). Interrupted work can be resumed (dataset.write).
+    Raises UserError, which names the file and line. Interrupted work can be resumed (dataset.write).
     """
     folder, listing = Path(images), Path(captions)
     if not folder.is_dir():
@@ -114,12 +111,12 @@ def prepare_folder(
     shards = [shard for split, lines in found.splits.items() for shard in lines.shards(split, form)]
     tasks = {t: LabelSet(kind, tuple(found.classes[t])) for t, kind in KINDS.items() if t in found.annotations}
     names = () if values is None else values.classes
-    features = dataset.features(tasks, mask="mask" in found.annotations, mask_classes=names)
+    features = dataset.features(tasks, mask=names if "mask" in found.annotations else None)
     spec = dataset.DatasetSpec(functools.partial(_read, listing, root, values), features, model, words, skip_bad)
     settings = {"source": "folder", "images": str(root), "captions": str(listing.resolve())}
     if classes is not None:
         settings |= {"classes": str(Path(classes).resolve()), "first_class": first_class, "ignore_index": ignore_index}
-    return dataset.write(Path(output), spec, shards, settings, workers=workers)
+    return dataset.write(Path(output), spec, shards, settings, workers)
 
 
 def _read(
@@ -131,8 +128,8 @@ def _read(
             file.seek(offset)
             line = _parse(file.readline(texts.LIMIT), f"{listing}:{number}", root)
             where, fix = f"{line.where}: {line.file}", "correct it, remove its line"
-            features, written = {"file": line.file, **line.labels}, candidates(line.captions, line.descriptions)
-            yield pictures.read_record(line.path, where, fix, features, line.pair, values, written)
+            record = Record({"file": line.file, **line.labels}, candidates(line.captions, line.descriptions))
+            yield pictures.read_record(line.path, where, fix, record, line.pair, values)
 
 
 # Reading captions.jsonl

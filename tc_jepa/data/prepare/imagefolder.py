@@ -17,11 +17,9 @@ LISTED = 5  # classes that an error message lists
 def prepare_imagefolder(images: str, output: str, skip_bad: bool = False, workers: int = 0) -> Summary:
     """Writes the images of `images`/SPLIT/CLASS, or deeper below, with their classes to the new folder `output`.
 
-    sources.SOURCES["imagefolder"] describes the layout. The feature `file` of an image is its path relative to
-    `images`. `skip_bad` and `workers` are as in prepare_folder.
-
-    Raises UserError, which names the folder or file, for classes that only some splits have, a class without images,
-    and a file directly in a split. Links and hidden files are treated as in trees.py; interrupted work can be resumed.
+    sources.SOURCES["imagefolder"] describes the layout. `skip_bad` and `workers` are as in prepare_folder. Links and
+    hidden files are treated as in trees.py; interrupted work can be resumed. Raises UserError, which names the folder
+    or file, for classes that only some splits have, a class without images, and a file directly in a split.
     """
     root = Path(images)
     refuse_existing(Path(output))
@@ -37,14 +35,14 @@ def prepare_imagefolder(images: str, output: str, skip_bad: bool = False, worker
     features = dataset.features({"label": LabelSet("single", tuple(classes))})
     spec = dataset.DatasetSpec(functools.partial(_read, root.resolve()), features, skip_bad=skip_bad)
     settings = {"source": "imagefolder", "images": str(root.resolve())}
-    return dataset.write(Path(output), spec, shards, settings, workers=workers)
+    return dataset.write(Path(output), spec, shards, settings, workers)
 
 
 def _read(root: Path, items: Sequence[tuple[str]]) -> Iterator[Record | BadImage]:
     """Reads images; their paths, relative to `root`, begin with split and class."""
     for (name,) in items:
-        features = {"file": name, "label": name.split("/")[1]}
-        yield pictures.read_record(root / name, str(root / name), "correct or remove it", features)
+        record = Record({"file": name, "label": name.split("/")[1]})
+        yield pictures.read_record(root / name, str(root / name), "correct or remove it", record)
 
 
 def _files_by_class(root: Path, split: str) -> dict[str, list[str]]:
@@ -71,6 +69,4 @@ def _check_same(classes: dict[str, Sequence[str]], root: Path) -> None:
             more = f" and {len(alone) - LISTED} more" if len(alone) > LISTED else ""
             parts.append(f"{split} has {', '.join(alone[:LISTED])}{more}")
     if parts:
-        raise UserError(
-            f"splits in {root} differ in classes: {'; '.join(parts)}; give all every class, or remove those"
-        )
+        raise UserError(f"splits in {root} differ in classes: {'; '.join(parts)}; give all the same")

@@ -4,11 +4,10 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 import hashlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from PIL import Image
 
-from tc_jepa.data.captions.candidates import Candidates
 from tc_jepa.data.images import decode_image, decode_mask, image_shape
 from tc_jepa.data.prepare.dataset import BadImage, Record
 from tc_jepa.data.prepare.masks import MaskValues
@@ -16,7 +15,6 @@ from tc_jepa.errors import UserError
 
 DIGEST_BYTES = 16
 READERS = 8  # threads that read the headers of images
-NO_TEXTS = Candidates((), blank=0, duplicates=0)
 
 
 class MaskPair(NamedTuple):
@@ -28,15 +26,9 @@ class MaskPair(NamedTuple):
 
 
 def read_record(
-    path: Path,
-    where: str,
-    fix: str,
-    features: dict[str, Any],
-    pair: MaskPair | None = None,
-    values: MaskValues | None = None,
-    texts: Candidates = NO_TEXTS,
+    path: Path, where: str, fix: str, record: Record, pair: MaskPair | None = None, values: MaskValues | None = None
 ) -> Record | BadImage:
-    """The record of an image file with its other `features`, mask and candidates; BadImage if it does not decode.
+    """`record` with the image of a file, and its mask; BadImage if the image does not decode.
 
     `values` are the classes of the mask; without them its values are class indices. Raises UserError for a file that
     cannot be read, and for a mask that is not a PNG of class indices with the size of its image.
@@ -47,7 +39,7 @@ def read_record(
     except ValueError as error:
         return BadImage(f"{where} does not decode: {error}", fix)
     mask = {} if pair is None else {"mask": _read_mask(pair, shape, values)}
-    return Record({"image": data, **features, **mask}, texts)
+    return record._replace(example={"image": data, **record.example, **mask})
 
 
 def check_mask_sizes(pairs: Sequence[MaskPair]) -> None:

@@ -35,7 +35,7 @@ def prepare_scenes(
     counts = {TRAIN: count, VALIDATION: max(1, count // 10), TEST: max(1, count // 10)}
     sources = {split: SceneSource(seed, split, number, size) for split, number in counts.items()}
     model = dataset.read_vocabulary(vocabulary or scenes_vocabulary_path())
-    features = dataset.features(sources[TRAIN].tasks, file=False, mask=True)
+    features = dataset.features(sources[TRAIN].tasks, file=False, mask=())
     spec = dataset.DatasetSpec(functools.partial(_read, sources), features, model, words)
     shards = [
         dataset.Shard(split, index, f"{span.start}:{span.stop}", len(span), (split, span))
@@ -43,7 +43,7 @@ def prepare_scenes(
         for index, span in enumerate(dataset.spans(number))
     ]
     settings = {"source": "scenes", "count": count, "seed": seed, "size": size}
-    return dataset.write(Path(output), spec, shards, settings, workers=workers)
+    return dataset.write(Path(output), spec, shards, settings, workers)
 
 
 def _read(sources: Mapping[str, Source], items: tuple[str, range]) -> Iterator[dataset.Record]:

@@ -27,9 +27,8 @@ def prepare_segmentation(
     sources.SOURCES["segmentation"] describes the layout. A mask is a grey or palette PNG with the size of its upright
     image. What is stored are indices of `classes`, 255 = ignore. `skip_bad` and `workers` are as in prepare_folder.
 
-    Raises UserError, which names the file, for an image without mask, a mask without image, masks of another size
-    (their number and the first) or with values that are not classes, and an invalid list of classes. Links and hidden
-    files are treated as in trees.py; interrupted work can be resumed.
+    Raises UserError, which names the file, for an image without mask or a mask without image, of another size or with
+    values that are not classes. Links and hidden files are treated as in trees.py; interrupted work can be resumed.
     """
     roots = Path(images), Path(masks)
     refuse_existing(Path(output))
@@ -43,11 +42,10 @@ def prepare_segmentation(
     pictures.check_mask_sizes([reader.paths(*pair) for found in pairs.values() for pair in found])
     form = dataclasses.asdict(values)
     shards = [shard for split, found in pairs.items() for shard in trees.shards(split, found, roots, form)]
-    features = dataset.features(mask=True, mask_classes=values.classes)
-    spec = dataset.DatasetSpec(reader, features, skip_bad=skip_bad)
+    spec = dataset.DatasetSpec(reader, dataset.features({}, mask=values.classes), skip_bad=skip_bad)
     settings = {"source": "segmentation", "images": str(reader.images), "masks": str(reader.masks)}
     settings |= {"classes": str(Path(classes).resolve()), "first_class": first_class, "ignore_index": ignore_index}
-    return dataset.write(Path(output), spec, shards, settings, workers=workers)
+    return dataset.write(Path(output), spec, shards, settings, workers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +62,7 @@ class PairReader:
     def __call__(self, items: Sequence[tuple[str, str]]) -> Iterator[Record | BadImage]:
         for name, mask in items:
             pair, fix = self.paths(name, mask), "correct it, or remove it with its mask"
-            yield pictures.read_record(pair.image, str(pair.image), fix, {"file": name}, pair, self.values)
+            yield pictures.read_record(pair.image, str(pair.image), fix, Record({"file": name}), pair, self.values)
 
 
 def _pairs(images: Path, masks: Path) -> list[tuple[str, str]]:

@@ -55,10 +55,8 @@ class Summary:
 
     def __str__(self) -> str:
         images = ", ".join(f"{self.images[split]} {split}" for split in SPLITS if self.images[split])
-        return (
-            f"images: {images}; captions per image: min {min(self.captions)}, mean {_mean(self.captions):.2f}, "
-            f"max {max(self.captions)}; skipped: {self.skipped}"
-        )
+        captions = f"min {min(self.captions)}, mean {_mean(self.captions):.2f}, max {max(self.captions)}"
+        return f"images: {images}; captions per image: {captions}; skipped: {self.skipped}"
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -113,14 +111,12 @@ def _mean(counts: Counts[int]) -> float:
 def _bars(title: str, unit: str, counts: Counts[int]) -> str:
     low, high = min(counts), max(counts)
     width = (high - low) // ROWS + 1
-    bins = [(start, start + width - 1) for start in range(low, high + 1, width)]
-    heights = [sum(counts[value] for value in range(first, last + 1)) for first, last in bins]
-    names = [str(first) if first == last else f"{first}-{last}" for first, last in bins]
-    column = max(map(len, names))
+    bins = [range(start, start + width) for start in range(low, high + 1, width)]
+    heights = {f"{b[0]}-{b[-1]}" if width > 1 else str(b[0]): sum(counts[value] for value in b) for b in bins}
     lines = [f"{title} ({counts.total()} {unit}, mean {_mean(counts):.2f})"]
-    for name, height in zip(names, heights):
-        bar = "#" * -(-height * BAR // max(heights))
-        lines.append(f"  {name:>{column}} | {bar}{' ' * bool(bar)}{height}")
+    for name, height in heights.items():
+        bar = "#" * -(-height * BAR // max(heights.values()))
+        lines.append(f"  {name:>{max(map(len, heights))}} | {bar}{' ' * bool(bar)}{height}")
     return "\n".join(lines)
 
 
@@ -132,13 +128,12 @@ def _plot(summary: Summary, path: Path) -> None:
     _histogram(left, summary.captions, "candidates", "images")
     if summary.words:
         _histogram(right, summary.words, "words, end of sentence included", "candidates")
-        if summary.longest is not None:
-            right.axvline(summary.longest + 0.5, color="black", linestyle="--", linewidth=1)
-            right.set_title(f"{summary.cut / summary.words.total():.1%} longer than {summary.longest}", fontsize=10)
     else:
         right.set_axis_off()
-        reason = "no candidates" if summary.words is not None else "words not counted: no vocabulary"
-        right.text(0.5, 0.5, reason, ha="center", va="center")
+        right.text(0.5, 0.5, "words not counted: no vocabulary", ha="center", va="center")
+    if summary.words and summary.longest is not None:
+        right.axvline(summary.longest + 0.5, color="black", linestyle="--", linewidth=1)
+        right.set_title(f"{summary.cut / summary.words.total():.1%} longer than {summary.longest}", fontsize=10)
     figure.savefig(path, dpi=120)
 
 

@@ -5,6 +5,7 @@ and 00042.json. Members are read into memory and never extracted.
 """
 
 from collections.abc import Iterator, Sequence
+import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -51,9 +52,8 @@ def prepare_tars(
     """Writes the samples of tars to the new folder `output`, in the order of the tars' names and of their members.
 
     sources.SOURCES["tars"] describes `input` and the layout. A field is a string, a list of strings, or null, and a
-    sample may lack it. Other members are ignored. The remaining arguments are as in prepare_folder. With `skip_bad`,
-    samples are left out and counted that have no image, an image that does not decode, or invalid JSON or text, and
-    so is everything after the point where a tar is damaged.
+    sample may lack it. The other arguments are as in prepare_folder. With `skip_bad`, samples without an image, with
+    one that does not decode, or with invalid JSON or text are left out and counted, and so is all after damage.
 
     Raises UserError, which names the tar and member; even with `skip_bad` for members that are links or devices or
     whose names leave the folder. Interrupted work can be resumed. A shard contains one or several whole tars.
@@ -64,11 +64,11 @@ def prepare_tars(
     reader = TarReader(tuple(caption_fields), tuple(description_fields))
     for members in paths.values():
         reader.check_fields(members[0])
-    spec = dataset.DatasetSpec(reader, dataset.features(), model, words, skip_bad)
+    spec = dataset.DatasetSpec(reader, dataset.features({}), model, words, skip_bad, unit="B")
     shards = [shard for split, members in paths.items() for shard in _shards(split, members)]
     fields = {"caption_fields": list(caption_fields), "description_fields": list(description_fields)}
     settings = {"source": "tars", "input": list(input), **fields}
-    return dataset.write(Path(output), spec, shards, settings, workers=workers, unit="B")
+    return dataset.write(Path(output), spec, shards, settings, workers)
 
 
 def _find(inputs: Sequence[str]) -> dict[str, list[Path]]:
@@ -168,11 +168,19 @@ class TarReader:
         return Record({"image": data, "file": name}, candidates(captions, descriptions))
 
 
+@contextlib.contextmanager
+def _damage(hint: str = "") -> Iterator[None]:
+    """Turns the errors that a damaged tar causes into BrokenTar."""
+    try:
+        yield
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise BrokenTar(f"{error}{hint}") from error
+
+
 def _open(path: Path) -> tarfile.TarFile:
     try:
-        return tarfile.open(path, mode="r:")  # r: no compression
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise BrokenTar(f"{error}; compressed tars are not read") from error
+        with _damage("; compressed tars are not read"):
+            return tarfile.open(path, mode="r:")  # r: no compression
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
 
@@ -195,7 +203,7 @@ def _samples(tar: tarfile.TarFile, path: Path) -> Iterator[Sample]:
 
 def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, tarfile.TarInfo]]:
     """The files in a tar, each with the key of its sample."""
-    try:
+    with _damage():
         while (member := tar.next()) is not None:
             if member.size < 0:  # tarfile would go backwards forever
                 raise BrokenTar(f"the size of member {member.name!r} is {member.size} bytes")
@@ -209,8 +217,6 @@ def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, tarfile.Ta
         # tarfile takes both a damaged header and the end of the file for the end of the tar.
         tar.fileobj.seek(tar.offset)
         mark = tar.fileobj.read(tarfile.BLOCKSIZE)
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise BrokenTar(str(error)) from error
     if mark != bytes(tarfile.BLOCKSIZE):
         raise BrokenTar("its end is missing" if not mark.strip(b"\0") else "a damaged header")
 
@@ -218,10 +224,8 @@ def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, tarfile.Ta
 def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int, where: str) -> bytes:
     if member.size > limit:
         raise UserError(f"{where}: {member.name} is larger than {limit >> 20} MiB")
-    try:
+    with _damage():
         return tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise BrokenTar(str(error)) from error
 
 
 def _text(tar: tarfile.TarFile, sample: Sample) -> str:

@@ -10,21 +10,11 @@ import random
 
 from tc_jepa.data.scenes.scene import Scene, SceneObject
 
-SYNONYMS = {
-    "small": ("small", "little"),
-    "large": ("large", "big"),
-    "plain": ("plain", "solid"),
-    "striped": ("striped", "stripy"),
-    "circle": ("circle", "circle", "disc"),
-    "crescent": ("crescent", "moon"),
-    "cross": ("cross", "cross", "plus"),
-    "purple": ("purple", "purple", "violet"),
-    "cyan": ("cyan", "cyan", "turquoise"),
-    "checked": ("checked", "chequered"),
-    "dotted": ("dotted", "spotted"),
-    "gradient": ("gradient", "shaded"),
-    "speckled": ("speckled", "grainy"),
-    "cloudy": ("cloudy", "blotchy"),
+SYNONYMS = {  # by the word itself, which may be there twice, to be drawn more often
+    line.split()[0]: tuple(line.split())
+    for line in ("small little", "large big", "plain solid", "striped stripy", "circle circle disc", "crescent moon")
+    + ("cross cross plus", "purple purple violet", "cyan cyan turquoise", "checked chequered", "dotted spotted")
+    + ("gradient shaded", "speckled grainy", "cloudy blotchy")
 }
 NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 THINGS = (("object", "objects"), ("shape", "shapes"), ("figure", "figures"))

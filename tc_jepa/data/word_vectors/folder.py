@@ -24,19 +24,8 @@ from tc_jepa.storage.files import short_hash
 FORMAT, VERSION, INFO_FILE = "tc_jepa word vectors", 1, "words.json"
 
 
-class FloatType(NamedTuple):
-    """A dtype's name in safetensors, its NumPy type, and the bits that are all set in NaN and infinity."""
-
-    stored: str
-    numpy: type
-    not_finite: int
-
-
-DTYPES = {
-    "bfloat16": FloatType("BF16", ml_dtypes.bfloat16, 0x7F80),
-    "float16": FloatType("F16", np.float16, 0x7C00),
-    "float32": FloatType("F32", np.float32, 0x7F800000),
-}
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32}
+STORED_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # as safetensors names them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +140,7 @@ class WordVectorReader:
 
     def __init__(self, info: WordVectorInfo):
         self.words = info.words
-        self.blank = np.zeros((0, info.width), DTYPES[info.dtype].numpy)
+        self.blank = np.zeros((0, info.width), DTYPES[info.dtype])
 
     def encode(self, captions: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """Vectors [len(captions), S, E] in the stored dtype, 0 in padding, and bool [len(captions), S]: not padding."""
@@ -169,7 +158,7 @@ def digest(captions: Sequence[str]) -> bytes:
 
 def pack(vectors: Sequence[np.ndarray], captions: Sequence[str], info: WordVectorInfo) -> bytes:
     """The record of an image, from the vectors [words, E] of all its candidates in the stored dtype."""
-    blank = np.zeros((0, info.width), DTYPES[info.dtype].numpy)
+    blank = np.zeros((0, info.width), DTYPES[info.dtype])
     tensors = {
         "vectors": np.concatenate([blank, *vectors]),
         "lengths": np.array([len(caption) for caption in vectors], np.int32),
@@ -180,25 +169,25 @@ def pack(vectors: Sequence[np.ndarray], captions: Sequence[str], info: WordVecto
 
 def unpack(record: bytes, captions: Sequence[str], info: WordVectorInfo) -> tuple[np.ndarray, ...]:
     """The vectors [words, E] of each of the candidates `captions`. Raises ValueError if the record is not theirs."""
-    form = DTYPES[info.dtype]
     tensors = dict(safetensors.deserialize(record))  # safetensors.numpy.load does not support bfloat16
     kinds = {name: tensor["dtype"] for name, tensor in tensors.items()}
-    if kinds != (wanted := {"vectors": form.stored, "lengths": "I32", "captions": "U8"}):
+    if kinds != (wanted := {"vectors": STORED_DTYPES[info.dtype], "lengths": "I32", "captions": "U8"}):
         raise ValueError(f"the record holds {kinds}, not {wanted}")
     if bytes(tensors["captions"]["data"]) != digest(captions):
         raise ValueError("its vectors belong to other captions than the data has")
-    vectors = np.frombuffer(tensors["vectors"]["data"], form.numpy).reshape(tensors["vectors"]["shape"])
+    vectors = np.frombuffer(tensors["vectors"]["data"], DTYPES[info.dtype]).reshape(tensors["vectors"]["shape"])
     lengths = np.frombuffer(tensors["lengths"]["data"], np.int32)
     if len(lengths) != len(captions) or (lengths < 1).any():
         raise ValueError(f"{len(captions)} captions have vectors of lengths {lengths.tolist()}")
     if vectors.shape != (lengths.sum(), info.width) or (lengths > info.words).any():
         raise ValueError(f"vectors {vectors.shape} of lengths {lengths.tolist()} do not fit {INFO_FILE}")
-    if not is_finite(vectors, form):
+    if not is_finite(vectors):
         raise ValueError("its vectors are not all finite")
     return tuple(np.split(vectors, np.cumsum(lengths)[:-1])) if len(lengths) else ()
 
 
-def is_finite(vectors: np.ndarray, form: FloatType) -> bool:
+def is_finite(vectors: np.ndarray) -> bool:
     """Whether all values are finite. Tests the bits: np.isfinite takes many times longer for bfloat16."""
     bits = vectors.view(np.uint32 if vectors.itemsize == 4 else np.uint16)
-    return not ((bits & form.not_finite) == form.not_finite).any()
+    infinity = np.array(np.inf, vectors.dtype).view(bits.dtype)  # its bits are also set in NaN
+    return not ((bits & infinity) == infinity).any()

@@ -111,10 +111,9 @@ def _checked(vectors: np.ndarray, info: WordVectorInfo, where: str) -> np.ndarra
     shape = np.shape(vectors)
     if len(shape) != 2 or shape[1] != info.width or not 1 <= shape[0] <= info.words:
         raise UserError(f"{where}: the encoder returned shape {shape}, not 1 to {info.words} words by {info.width}")
-    form = DTYPES[info.dtype]
     with np.errstate(over="ignore"):
-        stored = np.ascontiguousarray(vectors, form.numpy)
-    if not folder.is_finite(stored, form):
+        stored = np.ascontiguousarray(vectors, DTYPES[info.dtype])
+    if not folder.is_finite(stored):
         raise UserError(f"{where}: vectors are not finite in {info.dtype}; correct the encoder, or use bfloat16")
     return stored
 
