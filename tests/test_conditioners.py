@@ -109,6 +109,13 @@ def test_with_zero_weights_a_conditioner_equals_none(name, zeroed):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+def test_none_reads_no_words():
+    predict, params = prepared("none")
+    with_words, readings = predict(params, words())
+    np.testing.assert_array_equal(predict(params, None)[0], with_words)
+    assert readings == [] and "conditioner" not in params
+
+
 def layer_on_one_image(form: CrossAttentionForm, captions: int, params=None):
     words = Words(
         jax.random.normal(jax.random.key(1), (1, captions, 5, 12)),
@@ -152,8 +159,11 @@ def test_an_averaged_caption_is_the_mean_of_its_valid_words():
 
 
 def test_fusions_leave_missing_captions_out():
-    h = jax.random.normal(jax.random.key(0), (2, 1, 4, 3, 8))
+    h = jax.random.normal(jax.random.key(0), (2, 1, 4, 3, 8)).at[..., 1, :].add(9.0)
     fused = np.array([[True, False, True], [True, False, False]])
+    largest = fusion.MaxPool(LINEAR).apply({}, h, fused)
+    np.testing.assert_array_equal(largest[0], np.maximum(h[0][..., 0, :], h[0][..., 2, :]))
+    np.testing.assert_array_equal(largest[1], h[1][..., 0, :])
     mean = fusion.MeanPool(LINEAR).apply({}, h, fused)
     np.testing.assert_allclose(mean[0], h[0][..., [0, 2], :].mean(axis=-2), atol=1e-6)
     np.testing.assert_allclose(mean[1], h[1][..., 0, :], atol=1e-6)

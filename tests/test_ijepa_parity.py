@@ -1,7 +1,7 @@
-"""Equal to I-JEPA's own code: its weights through our modules give its features, losses and gradients.
+"""Parity with I-JEPA's code: with its weights, our modules give its features, losses and gradients.
 
-fixtures/ijepa_tiny holds weights of a tiny model in the official names, every value away from its initial one, and
-what facebookresearch/ijepa (commit 52c1ae95) computed from them in float32.
+fixtures/ijepa_tiny contains weights of a tiny model with the official names, all different from their initial values,
+and what facebookresearch/ijepa (commit 52c1ae95) computed from them in float32.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""LeJEPA: SIGReg is the statistic it claims to be, views are independent and resume, features do not collapse."""
+"""LeJEPA: SIGReg is the Epps-Pulley statistic, views are independent and resumable, features do not collapse."""
 
 import contextlib
 import dataclasses
@@ -46,7 +46,7 @@ def method(constrain=lambda x: x, **changes) -> LeJepa:
 
 
 def view_batch(size: int, views: int = 3, seed: int = 0) -> ViewBatch:
-    """Random images, of which each view is a noisy copy."""
+    """Random images; each view is a noisy copy of its image."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (size, 1, tiny.IMAGE, tiny.IMAGE, 3))
     noise = rng.integers(-20, 21, (size, views, tiny.IMAGE, tiny.IMAGE, 3))
@@ -62,7 +62,7 @@ def initial(chosen: LeJepa):
 
 
 def epps_pulley_by_hand(x: np.ndarray) -> float:
-    """Of N samples, in float64, sample by sample, over the whole line from -3 to 3."""
+    """The statistic of N samples, in float64, sample by sample, integrated from -3 to 3."""
     t = np.linspace(-3.0, 3.0, 33)
     squared = []
     for point in t:
@@ -136,7 +136,7 @@ def test_the_projector_normalises_each_channel_over_the_whole_batch():
     np.testing.assert_allclose(projector.apply({"params": params}, x), expected, atol=1e-3)
 
 
-def test_the_encoder_begins_as_that_of_every_other_method():
+def test_the_initial_encoder_is_that_of_every_method():
     chosen = method()
     example = jax.tree.map(lambda x: x[0], view_batch(1))
     params, extra = chosen.init(jax.random.key(3), example, {})
@@ -247,7 +247,7 @@ def test_views_are_independent_draws_of_the_same_image():
     assert len({image.tobytes() for image in view}) == 3
     again = INPUTS.random_map(SOURCE[0], examples).views
     assert not {image.tobytes() for image in view} & {image.tobytes() for image in again}
-    # One view more changes none of those before it: each takes only its own draws.
+    # Another view does not change those before it: each has its own draws.
     few, many = (
         dataclasses.replace(INPUTS, count=count).random_map(SOURCE[0], np.random.default_rng(5)).views
         for count in (2, 4)

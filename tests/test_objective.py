@@ -1,4 +1,4 @@
-"""The objective, against the paper's formulas written out as loops."""
+"""The objective, compared with the paper's formulas written as loops."""
 
 import dataclasses
 
@@ -57,7 +57,7 @@ def test_terms_leave_out_padded_tokens_and_missing_captions():
         return objective.loss_terms(predicted, targets, target_valid, token_valid, readings, words, tiny.OBJECTIVE)
 
     before = terms(predicted, cosine)
-    # The regularisers' mean runs over the batch, of which the second image has no caption.
+    # The mean is over the whole batch, and the second image has no caption.
     assert float(before["sparsity"]) == pytest.approx(cosine[0, 0, :3, 0].sum(-1).mean() * 0.75 / 2, rel=1e-5)
     noisy, loud = predicted.copy(), cosine.copy()
     noisy[0, 0, 2] += 100.0
@@ -75,7 +75,7 @@ def test_warmup_reaches_the_weights_linearly():
     assert float(tiny.OBJECTIVE.total(terms, jnp.array(0))) == pytest.approx(52.0)
 
 
-def test_splitting_a_batch_changes_nothing():
+def test_the_terms_of_a_batch_are_the_means_of_those_of_its_parts():
     method = tiny.jepa()
     state, batch = tiny.state(method), tiny.batch(6)
     params = tiny.lively(state.params)
@@ -90,7 +90,7 @@ def test_splitting_a_batch_changes_nothing():
 def test_entropy_form_is_the_entropy_of_the_valid_words_softmax():
     rng = np.random.default_rng(0)
     Y, B, M, L, C, S = 2, 1, 1, 3, 2, 5
-    cosine = rng.uniform(-1, -0.1, (Y, B, M, L, C, S)).astype(np.float32)  # where the paper's form is dead
+    cosine = rng.uniform(-1, -0.1, (Y, B, M, L, C, S)).astype(np.float32)  # the paper's form is 0 here
     words = np.array([[[True, True, True, False, False], [True, False, False, False, False]]])
     tokens = np.ones((B, M, L), bool)
     form = dataclasses.replace(tiny.OBJECTIVE, regulariser="entropy", temperature=0.2)

@@ -1,4 +1,4 @@
-"""Targets other than the EMA's, stochastic and interpolated positions, joint prediction, initialisation."""
+"""Targets other than the EMA encoder's, noisy and interpolated positions, joint prediction, initialisation."""
 
 import dataclasses
 
@@ -34,7 +34,7 @@ def test_a_teacher_of_another_size_is_predicted_and_never_changes():
     assert method.target.evaluation_params(after.extra, after.params["encoder"]) is after.params["encoder"]
 
 
-def test_pixels_are_predicted_as_patches_without_their_mean_and_contrast():
+def test_pixel_targets_are_normalised_patches():
     width = 3 * tiny.PATCH**2
     method = dataclasses.replace(tiny.jepa(output_width=width), target=targets.Pixels(tiny.PATCH))
     state, batch = tiny.state(method), tiny.batch(4)
@@ -62,7 +62,7 @@ def test_without_normalisation_the_targets_are_the_features_themselves():
     np.testing.assert_allclose(found[0, 1, 0], whole[0, batch.target_indices[0, 1, 0]], atol=1e-5)
 
 
-def test_noise_in_places_is_the_context_projection_of_a_normal_draw():
+def test_position_noise_is_the_context_projection_of_a_normal_draw():
     sigma = 0.25
     quiet, noisy = tiny.jepa(), tiny.jepa(position_noise=sigma)
     state, batch = tiny.state(quiet), tiny.batch(4)
@@ -72,9 +72,9 @@ def test_noise_in_places_is_the_context_projection_of_a_normal_draw():
         return float(tiny.loss_function(method)(params, state.extra, batch, *key)["prediction"])
 
     one, other = jax.random.key(0), jax.random.key(1)
-    assert loss(noisy, params) == loss(quiet, params)  # monitoring gives no key
+    assert loss(noisy, params) == loss(quiet, params)  # no key, as in monitoring
     assert loss(noisy, params, one) != loss(noisy, params, other) != loss(quiet, params)
-    # A projection of zeros takes the noise away with the context: A is shared.
+    # The noise passes the projection A of the context, so a projection of zeros removes both.
     blind = jax.tree.map(lambda x: x, params)
     blind["predictor"]["predictor_embed"]["kernel"] = jnp.zeros_like(params["predictor"]["predictor_embed"]["kernel"])
     assert loss(noisy, blind, one) == loss(noisy, blind, other)
@@ -112,14 +112,14 @@ def test_positions_on_another_grid_are_bicubic(new):
     np.testing.assert_array_equal(layers.resized_positions(table, grid, grid), table)
 
 
-def test_an_encoder_reads_images_of_other_sizes_through_the_grid_it_was_trained_on():
+def test_images_of_other_sizes_have_positions_interpolated_from_the_trained_grid():
     trained = dataclasses.replace(tiny.jepa().encoder, trained_grid=tiny.GRID)
     params = tiny.lively(initial(trained))
     images = np.random.default_rng(0).normal(size=(2, 24, 20, 3)).astype(np.float32)
     found = trained.apply({"params": params}, images)
     assert found.shape == (2, 30, 32)
     exact = dataclasses.replace(trained, trained_grid=None).apply({"params": params}, images)
-    assert np.abs(found - exact).max() > 1e-3  # the sine-cosine table of 6 x 5 is another one
+    assert np.abs(found - exact).max() > 1e-3  # the sine-cosine table of 6 x 5 differs
     same = np.random.default_rng(1).normal(size=(1, tiny.IMAGE, tiny.IMAGE, 3)).astype(np.float32)
     np.testing.assert_array_equal(
         trained.apply({"params": params}, same),
