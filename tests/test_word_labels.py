@@ -40,7 +40,7 @@ def test_labels_are_the_words_that_most_images_of_the_split_have():
     [
         (("test", 3, 0.5), "0 images of split 'test'"),
         (("val", 3, 1.0), "share of 1"),
-        (("val", 9, 0.5), "only 5"),
+        (("val", 9, 0.5), "--count=9"),
     ],
 )
 def test_what_cannot_be_labelled_is_refused(arguments, message):
