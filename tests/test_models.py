@@ -180,3 +180,11 @@ def test_bfloat16_products_stay_close_to_float32():
     a, b = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in (exact_gradient, rough_gradient))
     assert a @ b / np.linalg.norm(a) / np.linalg.norm(b) > 0.99
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rough_gradient))
+
+
+def test_predictions_are_not_rounded_to_bfloat16():
+    method, batch = tiny.jepa(dtype=jnp.bfloat16), tiny.batch(2)
+    state = tiny.state(method)
+    predicted = jax.jit(method.predict)(tiny.lively(state.params), state.extra, batch).predicted
+    assert predicted.dtype == jnp.float32
+    assert (predicted != predicted.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9

@@ -1,6 +1,7 @@
 """The predictor: a narrow ViT that predicts target features of hidden blocks from visible patches and captions."""
 
 from collections.abc import Callable
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -71,10 +72,12 @@ class Predictor(nn.Module):
             if reading is not None:
                 readings.append(reading)
         x_BxMxTxP = layers.layer_norm("norm")(tokens.values_BxMxLxP[:, :, K : K + T])
-        return self.linear(self.output_width, "proj")(x_BxMxTxP).astype(jnp.float32), readings
+        # In float32 like the loss: bfloat16 would round each prediction to 8 significant bits before it is compared.
+        project = dataclasses.replace(self.linear, dtype=jnp.float32)
+        return project(self.output_width, "proj")(x_BxMxTxP), readings
 
     def _over_sequences(self, block: layers.Block) -> BlockFunction:
-        """A transformer block as a function of all sequences, of which a conditioner may make more than B * M."""
+        """A transformer block as a function of all sequences. A conditioner may make more than B * M sequences."""
 
         def apply(tokens: Tokens, modulation: layers.Modulation = layers.UNMODULATED) -> Tokens:
             B, M, L, P = tokens.values_BxMxLxP.shape
