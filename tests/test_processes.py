@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import base
 from launch import distributed
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import features
@@ -190,6 +191,7 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
 @pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_stops_both_after_the_same_step(tmp_path):
     rare = {"train.checkpoint_every": 10_000, "train.eval_every": 10_000, "train.steps": 10_000, "train.eval_tasks": ""}
+    rare["train.eval_examples"] = base.KEYS.named("train.eval_examples").default
     started = start(2, 2, *train(tmp_path / "run", **rare))
     metrics = tmp_path / "run" / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:

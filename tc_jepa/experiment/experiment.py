@@ -65,6 +65,10 @@ class Experiment:
         """This process's part of the training batches. `batch_size` is global."""
         return self._batches(self.source, self.inputs, batch_size, self.config.train.seed)
 
+    def first_batch(self, images: int) -> Batch:
+        """The first images of the training stream, over all processes, as a batch of their own."""
+        return pipeline.batches(self.source, self.inputs, batch_size=images, seed=self.config.train.seed)[0]
+
     def heldout_batches(self, batch_size: int, seed: int) -> grain.MapDataset:
         """The same of held-out images."""
         return self._batches(self.held_out, self.heldout_inputs, batch_size, seed)

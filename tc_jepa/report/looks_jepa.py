@@ -49,7 +49,7 @@ def galleries(run: TrainedRun, source: Captioned) -> list[Gallery]:
 
 def inputs(experiment: Experiment) -> Gallery:
     """Returns images of the run's first batch: crop, masks and captions exactly as in training."""
-    batch: JepaBatch = experiment.batches(INPUTS + 1)[0]
+    batch: JepaBatch = experiment.first_batch(INPUTS + 1)
     # With shuffled captions, image 0 gets those of the last image of the batch, which a smaller batch does not have.
     rows = [JepaBatch(*(x[row] for x in batch)) for row in range(1, INPUTS + 1)]
     about = (
