@@ -11,7 +11,6 @@ import sys
 from absl import logging
 import jax
 
-from tc_jepa.config import data
 from tc_jepa.data import pipeline
 from tc_jepa.distributed import sharding
 from tc_jepa.distributed.processes import is_first, wait_for_all
@@ -41,9 +40,9 @@ def train(experiment: Experiment, workdir: Path) -> None:
     """
     config, mesh = experiment.config, experiment.mesh
     sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
-    run_data, resumed = data.run_data(config, experiment.words), bool(saved_steps(workdir))
+    resumed = bool(saved_steps(workdir))
     if resumed:
-        check_data(workdir, run_data)
+        check_data(workdir, experiment.run_data)
     score = task_monitor(config)
     abstract = jax.eval_shape(experiment.initial_state, experiment.frozen, None, experiment.given_extra)
     layout = sharding.parameter_sharding(mesh, abstract)
@@ -60,7 +59,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
             (workdir / TRAINING_LOCK).touch()
             stack.enter_context(held(workdir / TRAINING_LOCK))
             replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
-            record_data(workdir, run_data, resumed=resumed)
+            record_data(workdir, experiment.run_data, resumed=resumed)
         wait_for_all("workdir")
         checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
         stack.callback(checkpoints.close)

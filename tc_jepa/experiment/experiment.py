@@ -19,6 +19,7 @@ from tc_jepa.models.layers import Params
 from tc_jepa.optimizer import adamw, Schedules
 from tc_jepa.pretrained import encoder as pretrained
 from tc_jepa.state import initial_state, TrainState
+from tc_jepa.storage.run_data import Found
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +56,11 @@ class Experiment:
     def held_out(self) -> Captioned:
         """The validation images; the training images where there are none, which is logged."""
         return data.held_out_source(self.config, self.words)
+
+    @functools.cached_property
+    def run_data(self) -> Found:
+        """What the data of the run holds, to be compared when it is resumed."""
+        return data.run_data(self.config, self.words)
 
     @functools.cached_property
     def example(self) -> Batch:
