@@ -72,7 +72,13 @@ USED = (
 )
 
 KEYS = Keys(
-    key("method.name", "jepa", "predict hidden patches, or make views alike", choices=METHODS, before="jepa"),
+    key(
+        "method.name",
+        "jepa",
+        "jepa: predict hidden patches (I-JEPA, TC-JEPA); lejepa: make views alike",
+        choices=METHODS,
+        before="jepa",
+    ),
     key("train.seed", 0, "seed of initialisation, data order, crops, captions and masks", low=0, high=2**32 - 1),
     key("train.init_from", "", "workdir, converted or Hugging Face folder with first weights; empty: none", path=True),
     key("train.steps", 100_000, "length of the run in steps; every schedule spans it", low=1),
@@ -93,7 +99,12 @@ KEYS = Keys(
     key("data.path", "", "prepared datasets (launch.prepare_data), comma between; empty: scenes drawn live", path=True),
     key("data.weights", (), "exact ratio of the datasets, as (7, 3); empty: each image once", items=float, above=0),
     key("data.image_feature", "image", "feature of data.path that is the image; TFDS datasets have names of their own"),
-    key("data.caption_features", (), "texts in data.path, the candidates (a.b: nested); empty: captions", items=str),
+    key(
+        "data.caption_features",
+        (),
+        "text features of data.path, single or sequences, all candidates (captions.text: nested); empty: captions",
+        items=str,
+    ),
     key("data.description_features", (), "long texts in data.path; each sentence is a candidate", items=str),
     key("data.label_features", (), "labels in data.path for evaluation; empty: all that are not nested", items=str),
     runtime("data.mask_feature", "", "mask feature of data.path for evaluation; empty: mask, where it has one"),
@@ -111,14 +122,24 @@ KEYS = Keys(
     key("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included", low=1),
     key("captions.vocabulary", "", "SentencePiece model; empty: the one with the data, or the scenes' own", path=True),
     key("captions.vectors", "", "word vectors (launch.encode_captions), a folder a dataset, comma between", path=True),
-    key("masking.kind", "fixed", "blocks for each image; as I-JEPA's released code; or patch by patch", choices=MASKS),
+    key(
+        "masking.kind",
+        "fixed",
+        "fixed: blocks drawn for each image; official: as I-JEPA's released code draws them; random: patch by patch",
+        choices=MASKS,
+    ),
     key("masking.target_blocks", 4, "number of blocks to predict (random: 1)", low=1),
     key("masking.target_scale", (0.15, 0.2), "area of a target block, as a fraction of the grid", above=0, high=1),
     key("masking.target_aspect", (0.75, 1.5), "height / width of a target block", above=0),
     key("masking.context_scale", (0.85, 1.0), "the same of the context block, targets included", above=0, high=1),
     key("masking.context_aspect", (1.0, 1.0), "height / width of the context block", above=0),
     # A surplus is dropped uniformly at random (official: from the bottom of the image).
-    key("masking.context_tokens", 80, "context patches at most; a surplus is dropped, see context_dropped", low=1),
+    key(
+        "masking.context_tokens",
+        80,
+        "context patches at most; a surplus is dropped at random (official: from the bottom of the image) and counted",
+        low=1,
+    ),
     key("masking.min_context", 10, "context patches left at least (official: more, and in target blocks too)", low=1),
     key(
         "masking.group_size", 32, "consecutive images of equal block sizes and context length (I-JEPA: a GPU's)", low=1
@@ -130,16 +151,29 @@ KEYS = Keys(
     key("model.predictor.depth", 6, "number of blocks of the predictor", low=1),
     key("model.conditioner", FUSING[0], "how the predictor reads captions; none is I-JEPA", choices=CONDITIONERS),
     key(
-        "model.text", "embedding", "encoder of captions: learned along, a frozen T5, or captions.vectors", choices=TEXTS
+        "model.text",
+        "embedding",
+        "encoder of captions; embedding: trained with the rest; t5: a frozen T5; stored: captions.vectors",
+        choices=TEXTS,
     ),
     key("model.text_width", 256, "channels of the learned word vectors", low=1),
-    key("model.text_weights", "", "Hugging Face folder of the T5; text=stored compares with it, if given", path=True),
+    key(
+        "model.text_weights",
+        "",
+        "Hugging Face folder of the T5 (safetensors, spiece.model); text=stored compares with it, if given",
+        path=True,
+    ),
     key("model.text_dtype", "float32", "type of the T5's parameters and products", choices=DTYPES),
     key("model.position_noise", 0.0, "StoP's sigma, variance of the noise in mask tokens' places; 0: off", low=0),
     key("model.joint_targets", False, "predict all target blocks in one sequence, not each in its own"),
     key("model.dtype", "bfloat16", "type of matrix products; parameters are float32", choices=DTYPES),
     key("model.init_std", 0.02, "deviation of initial kernels; the official 0.02 suits widths near 1,000", above=0),
-    key("model.init", "official", "initial kernels: all alike, or deeper residual branches smaller", choices=INITS),
+    key(
+        "model.init",
+        "official",
+        "official: all kernels start alike; depth_rescaled: deeper residual branches start smaller",
+        choices=INITS,
+    ),
     key("conditioner.layers", (), "predictor layers with cross attention, 0-based; empty: all", items=int, low=0),
     key("conditioner.fusion", "max", "how captions' results become one", choices=("max", "mean", "attention")),
     key("conditioner.fuse_first", False, "fuse captions before the conditioner's MLP: C times cheaper for C captions"),
@@ -164,7 +198,10 @@ KEYS = Keys(
     key("optimizer.beta2", 0.999, "AdamW's decay of the second moment", low=0, below=1),
     key("optimizer.epsilon", 1e-8, "AdamW's epsilon", above=0),
     key(
-        "target_encoder.kind", "ema", "what to predict: features of the EMA or of a teacher, or pixels", choices=TARGETS
+        "target_encoder.kind",
+        "ema",
+        "what to predict; ema: features of the moving average; frozen: of a teacher; pixels",
+        choices=TARGETS,
     ),
     key("target_encoder.teacher", "", "workdir or encoder folder of the teacher, read once, at the start", path=True),
     key("target_encoder.normalise", True, "LayerNorm, without parameters, on the features to predict"),
