@@ -1,4 +1,4 @@
-"""Preparation in several processes, killed, interrupted and gone on with: always the same bytes."""
+"""Preparation in several processes, killed, interrupted and resumed: always the same bytes."""
 
 import json
 from pathlib import Path
