@@ -81,13 +81,6 @@ def test_only_valid_words_of_valid_captions_have_an_influence_in_any_order(name)
     assert np.isfinite(before).all()
 
 
-@pytest.mark.parametrize(("name", "layers"), [("word", {0, 1}), ("one_layer", {1}), ("caption", {0, 1})])
-def test_only_the_chosen_layers_have_cross_attention(name, layers):
-    predict, params = prepared(name)
-    assert set(params["conditioner"]) == {f"layers_{i}" for i in layers}
-    assert len(predict(params, words())[1]) == (len(layers) if CHOSEN[name].attends_to_words else 0)
-
-
 @pytest.mark.parametrize(
     ("name", "zeroed"),
     [
@@ -187,13 +180,22 @@ def configured(name: str, **settings):
     return config
 
 
-def conditioner_params(name: str, **settings):
-    """Shapes of the parameters of a predictor with a conditioner, in the tree that the optimizer sees."""
+def shapes(name: str, **settings):
+    """Shapes of a predictor's readings, and of its parameters in the tree that the optimizer sees."""
     predictor = models.predictor(configured(name, **settings), 32)
     masks = BATCH.context_indices, BATCH.context_valid, BATCH.target_indices, BATCH.target_valid
     context = np.zeros((*BATCH.context_indices.shape, vit.SIZES["nano"].width))
-    variables = jax.eval_shape(lambda: predictor.init(jax.random.key(0), context, *masks, words()))
-    return {"predictor": variables["params"]}
+    initial = functools.partial(predictor.init_with_output, jax.random.key(0), context, *masks)
+    (_, readings), variables = jax.eval_shape(initial, words())
+    return readings, {"predictor": variables["params"]}
+
+
+@pytest.mark.parametrize(("chosen", "found"), [((), {0, 1}), ((0,), {0}), ((1,), {1})])
+@pytest.mark.parametrize("name", ["word_cross_attention", "caption_cross_attention"])
+def test_only_the_chosen_layers_have_cross_attention(name, chosen, found):
+    readings, params = shapes(name, layers=chosen)
+    assert set(params["predictor"]["conditioner"]) == {f"layers_{i}" for i in found}
+    assert len(readings) == (len(found) if CONDITIONERS[name].attends_to_words else 0)
 
 
 @pytest.mark.parametrize("name", CONDITIONERS)
@@ -222,7 +224,7 @@ def test_the_values_of_declared_keys_reach_the_conditioner(name):
 
 @pytest.mark.parametrize("name", CONDITIONERS)
 def test_the_rules_of_a_conditioner_cover_its_parameters_and_no_other_conditioners(name, monkeypatch):
-    params = conditioner_params(name, **{"fusion": "attention"} if "fusion" in CONDITIONERS[name].keys else {})
+    _, params = shapes(name, **{"fusion": "attention"} if "fusion" in CONDITIONERS[name].keys else {})
     decays = match_rules(weight_decay_rules(), params)
     for other in CONDITIONERS.keys() - {name}:
         monkeypatch.delitem(CONDITIONERS, other)
@@ -257,6 +259,6 @@ def test_a_new_conditioner_is_one_class_and_one_line_of_the_table(monkeypatch):
     monkeypatch.setitem(CONDITIONERS, "gated_mean", GatedMean)
     config = configured("gated_mean", fusion="mean")
     assert models.conditioner(config).fusion == "mean" and jepa.reads_captions(config)
-    params = conditioner_params("gated_mean", fusion="attention")
+    _, params = shapes("gated_mean", fusion="attention")
     decays = match_rules(weight_decay_rules(), params)["predictor"]["conditioner"]
     assert decays["gate"] is False and decays["value"]["kernel"] is True and decays["fusion"]["query"] is True

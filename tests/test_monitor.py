@@ -15,6 +15,7 @@ def test_reading_metrics_count_valid_tokens_and_words_only():
     batch = tiny.batch(3)
     tokens = np.concatenate([np.repeat(batch.context_valid[:, None], 2, axis=1), batch.target_valid], axis=2)
     words = batch.word_valid & batch.caption_valid[..., None]
+    words[0, 0, 1:] = False  # one word, whose entropy is 0 and not counted
     pairs = tokens[..., None, None] & words[:, None, None]
     rng = np.random.default_rng(0)
     cosine = np.where(pairs, rng.uniform(-1, 1, pairs.shape), 1.0).astype(np.float32)

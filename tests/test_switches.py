@@ -12,6 +12,7 @@ from tc_jepa.methods import targets
 from tc_jepa.methods.jepa import join_targets
 from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit
+from tc_jepa.models.conditioners.base import Conditioner
 from tests import tiny
 
 
@@ -82,6 +83,30 @@ def test_position_noise_is_the_context_projection_of_a_normal_draw():
     again = tiny.step_function(noisy)(state, batch)[1]
     later = tiny.step_function(noisy)(state.replace(step=jnp.array(1)), batch)[1]
     assert float(first["loss"]) == float(again["loss"]) != float(later["loss"])
+
+
+class InputRecorder(Conditioner):
+    """Stores the predictor's input."""
+
+    def condition_input(self, tokens, words):
+        self.sow("intermediates", "input", tokens.values_BxMxLxP)
+        return tokens
+
+
+def test_sigma_is_the_variance_of_the_noise_in_mask_tokens_alone():
+    predictor, batch = tiny.jepa(InputRecorder(), position_noise=0.25, depth=0).predictor, tiny.batch(8)
+    context = np.zeros((*batch.context_indices.shape, 32), np.float32)
+    places = batch.context_indices, batch.context_valid, batch.target_indices, batch.target_valid
+    params = dict(predictor.init(jax.random.key(0), context, *places, None)["params"])
+    params["predictor_embed"] = {"kernel": jnp.eye(32, 16), "bias": jnp.zeros(16)}
+
+    def inputs(**rngs):
+        _, stored = predictor.apply({"params": params}, context, *places, None, rngs=rngs, mutable="intermediates")
+        return stored["intermediates"]["conditioner"]["input"][0]
+
+    noise = np.asarray(inputs(positions=jax.random.key(1)) - inputs())
+    assert not noise[:, :, : tiny.MASKS.context_tokens].any()
+    assert noise[:, :, tiny.MASKS.context_tokens :].var() == pytest.approx(0.25, rel=0.2)
 
 
 def test_joint_targets_see_each_other_and_weigh_the_same():
