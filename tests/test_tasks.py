@@ -72,8 +72,6 @@ def test_a_file_and_a_line_add_a_task(added):
     assert "## nearest_mean" in report and "| chance" in report.partition("## nearest_mean")[2]
     assert "| `nearest_mean` | the nearest class mean | labels |" in tasks.markdown_table()
     with pytest.raises(UserError, match="nearest_mean"):
-        tasks.check_during_training(["nearest_mean"])
-    with pytest.raises(UserError, match="nearest_mean"):
         tasks.possible(["rank", "nearest_mean"], {LABELS: "no labels"}, required=True)
     assert tasks.possible(["rank", "nearest_mean"], {LABELS: "no labels"}, required=False) == ["rank"]
 

@@ -64,14 +64,6 @@ def all_scores() -> dict[str, "Score"]:
     return {score.name: score for task in load_all() for score in task.scores}
 
 
-def check_during_training(names: Sequence[str]) -> None:
-    """Raises UserError for a name in train.eval_tasks that is not a task that can run during training."""
-    for name in names:
-        if name not in TASKS or not load(name).during_training:
-            allowed = ", ".join(task.name for task in load_all() if task.during_training)
-            raise UserError(f"train.eval_tasks={name!r} cannot run during training; one of {allowed}")
-
-
 def markdown_table() -> str:
     """The tasks as a Markdown table, for the documentation: name, description, needs."""
     from tc_jepa.evaluation.task import NEEDS
