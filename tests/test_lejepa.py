@@ -136,6 +136,14 @@ def test_the_projector_normalises_each_channel_over_the_whole_batch():
     np.testing.assert_allclose(projector.apply({"params": params}, x), expected, atol=1e-3)
 
 
+def test_a_bfloat16_projector_does_not_round_its_projections():
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 4)), jnp.float32)
+    projector = Projector(width=5, depth=1, output_width=3, linear=layers.Linear(jnp.bfloat16))
+    projections, _ = projector.init_with_output(jax.random.key(0), x)
+    assert projections.dtype == jnp.float32
+    assert (projections != projections.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.9
+
+
 def test_the_initial_encoder_is_that_of_every_method():
     chosen = method()
     example = jax.tree.map(lambda x: x[0], view_batch(1))

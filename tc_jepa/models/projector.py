@@ -1,5 +1,7 @@
 """The projector: an MLP between pooled features and the loss. It is not used after training."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -26,7 +28,9 @@ class Projector(nn.Module):
         for i in range(self.depth):
             x = self.linear(self.width, f"fc_{i}", use_bias=False)(x)
             x = nn.relu(batch_norm(f"norm_{i}", tuple(range(x.ndim - 1)))(x))
-        return self.linear(self.output_width, "output")(x).astype(jnp.float32)
+        # In float32 like the loss: bfloat16 would round each projection to 8 significant bits.
+        project = dataclasses.replace(self.linear, dtype=jnp.float32)
+        return project(self.output_width, "output")(x)
 
 
 def batch_norm(name: str, axes: tuple[int, ...]) -> nn.LayerNorm:
