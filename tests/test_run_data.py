@@ -56,20 +56,23 @@ def test_a_run_records_its_data_before_it_trains(tmp_path, monkeypatch):
     assert recorded(tmp_path / "run") == {"data.path": [data_identity(config.data.path)]}
 
 
-@pytest.mark.parametrize("key", ["data.path", "captions.vocabulary"])
+@pytest.mark.parametrize("key", ["data.path", "captions.vocabulary", "model.text_weights"])
 def test_moved_data_goes_on_and_other_data_does_not(tmp_path, key):
-    data = write_data(tmp_path / "data", 4)
-    vocabulary = str(shutil.copy(scenes_vocabulary_path(), tmp_path / "v.model"))
-    config = config_of(data, **{"captions.vocabulary": vocabulary})
+    paths = {"data.path": write_data(tmp_path / "data", 4)}
+    if key == "captions.vocabulary":
+        paths[key] = str(shutil.copy(scenes_vocabulary_path(), tmp_path / "v.model"))
+    if key == "model.text_weights":
+        paths[key] = str(tiny.t5_folder(tmp_path / "t5"))
+    config = tiny_config(**paths, **({"model.text": "t5"} if key == "model.text_weights" else {}))
     workdir = begun(tmp_path / "run", config)
-    moved = shutil.move({"data.path": data, "captions.vocabulary": vocabulary}[key], tmp_path / "moved")
+    moved = shutil.move(paths[key], tmp_path / "moved")
     config.update_from_flattened_dict({key: str(moved)})
     check_workdir(workdir, config)
-    shutil.rmtree(tmp_path / "moved", ignore_errors=True)
-    if key == "data.path":
-        write_data(tmp_path / "moved", 3)
-    else:
+    if key == "captions.vocabulary":
         (tmp_path / "moved").write_bytes(b"x")
+    else:
+        shutil.rmtree(tmp_path / "moved")
+        write_data(tmp_path / "moved", 3) if key == "data.path" else tiny.t5_folder(tmp_path / "moved", seed=1)
     with pytest.raises(UserError, match=rf"{key}={tmp_path}/moved: .*was .*, is "):
         check_workdir(workdir, config)
     config.train.seed = 1

@@ -141,14 +141,24 @@ def word_folders(config: Config) -> list[WordVectorFolder]:
 
 
 def run_data(config: Config, words: Sequence[WordVectorFolder]) -> Found:
-    """What the data that a run reads holds, to be compared when it is resumed. `words` are the word_folders."""
-    vocabulary = config.captions.vocabulary
+    """What the data and the T5 that a run reads hold, to be compared when it is resumed.
+
+    `words` are the word_folders.
+    """
+    vocabulary, weights = config.captions.vocabulary, config.model.text_weights
     found = {
         "data.path": [Held(path, data_identity(path)) for path in data_paths(config)],
         VECTORS: [Held(folder.path, folder.identity) for folder in words],
         "captions.vocabulary": [Held(vocabulary, file_identity(vocabulary))] if vocabulary else [],
+        "model.text_weights": [Held(weights, _t5_identity(weights))] if config.model.text == "t5" else [],
     }
     return {key: held for key, held in found.items() if held}
+
+
+def _t5_identity(folder: str) -> dict[str, Any]:
+    """The identity of each file that a T5's word vectors depend on, by file name."""
+    files = [Path(folder) / name for name in (t5.CONFIG, t5.VOCABULARY)] + sorted(Path(folder).glob("*.safetensors"))
+    return {file.name: file_identity(file) for file in files}
 
 
 def caption_reader(config: Config, words: Sequence[WordVectorFolder] = ()) -> captions.CaptionReader:

@@ -1,7 +1,8 @@
 """The record in a workdir of the data that its run reads, so that a resume with other data is refused.
 
-WORKDIR/data.json holds, by configuration key (data.path, captions.vectors, captions.vocabulary), a list with the
-identity of each folder or file that the key names. It holds no paths: a copy in another place is the same data.
+WORKDIR/data.json holds, by configuration key (data.path, captions.vectors, captions.vocabulary, model.text_weights), a
+list with the identity of each folder or file that the key names. It holds no paths: a copy in another place is the same
+data.
 """
 
 from collections.abc import Mapping, Sequence
