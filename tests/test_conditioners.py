@@ -18,6 +18,7 @@ from tc_jepa.models.conditioners import CONDITIONERS, fusion
 from tc_jepa.models.conditioners.adaln import AdaptiveNorm
 from tc_jepa.models.conditioners.base import Conditioner, Tokens, Words
 from tc_jepa.models.conditioners.caption_cross_attention import CaptionCrossAttention
+from tc_jepa.models.conditioners.caption_maximum import maximum_over_captions
 from tc_jepa.models.conditioners.feature import InputFeature
 from tc_jepa.models.conditioners.sequence import WordSequence
 from tc_jepa.models.conditioners.word_cross_attention import CrossAttentionForm, CrossAttentionLayer, WordCrossAttention
@@ -149,6 +150,62 @@ def test_an_averaged_caption_is_the_mean_of_its_valid_words():
         expected = np.asarray(words.vectors_BxCxSxE)[0, caption, :length].mean(axis=0)
         np.testing.assert_allclose(mean.vectors_BxCxSxE[0, caption, 0], expected, atol=1e-6)
     assert mean.word_valid_BxCxS.shape == (1, 3, 1)
+
+
+def of_caption(params, x, caption):
+    return jnp.sin(x @ params["kernel"]) * caption["scale"] + caption["shift"][:, None, None]
+
+
+def all_at_once(params, x, captions, fused_BxC):
+    """The maximum over captions by gathering the first largest value, whose gradient is that of a gather."""
+    h = jnp.stack([of_caption(params, x, jax.tree.map(lambda a, c=c: a[c], captions)) for c in range(4)], axis=-2)
+    h = jnp.where(fused_BxC[:, None, None, :, None], h, -jnp.inf)
+    return jnp.take_along_axis(h, h.argmax(axis=-2, keepdims=True), axis=-2)[..., 0, :]
+
+
+def test_a_running_maximum_is_the_maximum_and_its_first_winner_gets_the_gradient():
+    rng = np.random.default_rng(0)
+    params, x = {"kernel": jnp.asarray(rng.normal(size=(8, 8)))}, jnp.asarray(rng.normal(size=(2, 3, 5, 8)))
+    scale, shift = rng.normal(size=(4,)), rng.normal(size=(4, 2, 8))
+    scale[2], shift[2] = scale[0], shift[0]  # the captions 0 and 2 are equal wherever both count
+    captions = {"scale": jnp.asarray(scale), "shift": jnp.asarray(shift)}
+    fused, weights = np.array([[1, 0, 1, 1], [0, 1, 1, 0]], bool), rng.normal(size=(2, 3, 5, 8))
+
+    def gradients(maximum):
+        def total(*arguments):
+            return (maximum(*arguments, fused) * weights).sum()
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(params, x, captions)
+
+    found = gradients(functools.partial(maximum_over_captions, of_caption))
+    expected = gradients(all_at_once)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), found, expected)
+    assert np.abs(found[1][2]["shift"][2, 0]).max() == 0 < np.abs(found[1][2]["shift"][2, 1]).max()
+
+
+def arrays(jaxpr):
+    """The shapes of all arrays that a computation makes, at any depth."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.shape for variable in equation.outvars)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from arrays(inner)
+
+
+@pytest.mark.parametrize("form", [CrossAttentionForm(), CrossAttentionForm(fuse_first=True)])
+def test_no_array_holds_the_channels_of_all_captions(form):
+    B, M, L, C, S, P = 2, 2, 64, 5, 3, 16
+    words = Words(jnp.ones((B, C, S, 12)), jnp.ones((B, C, S), bool), jnp.ones((B, C), bool))
+    layer = CrossAttentionLayer(LINEAR, form)
+    params = layer.init(jax.random.key(0), jnp.ones((B, M, L, P)), words)["params"]
+
+    def total(params, x):
+        fused, reading = layer.apply({"params": params}, x, words)
+        return fused.sum() + reading.cosine_BxMxLxCxS.sum()
+
+    made = jax.make_jaxpr(jax.grad(total, (0, 1)))(params, jnp.ones((B, M, L, P)))
+    assert max(np.prod(shape, dtype=int) for shape in arrays(made.jaxpr)) < B * M * L * C * P
 
 
 def test_fusions_leave_missing_captions_out():

@@ -1,7 +1,8 @@
 """The conditioner "word_cross_attention", the paper's own: every token attends to the words of every caption."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from tc_jepa.models.conditioners.base import BlockFunction, Conditioner, Reading, Tokens, Words
+from tc_jepa.models.conditioners.caption_maximum import maximum_over_captions
 from tc_jepa.models.conditioners.fusion import FUSION_RULES, FUSIONS
-from tc_jepa.models.layers import layer_norm, Linear, masked_softmax, Mlp
+from tc_jepa.models.layers import layer_norm, Linear, masked_softmax, Mlp, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,22 +95,47 @@ class CrossAttentionLayer(nn.Module):
         products = jnp.einsum("bmlhp,bcshp->bhmlcs", split(query), split(key), preferred_element_type=jnp.float32)
         logits = products / (P // H) ** 0.5 if form.scaled else products
         attention = masked_softmax(logits, words.valid_BxCxS[:, None, None, None])
-        attended = jnp.einsum("bhmlcs,bcshp->bmlchp", attention.astype(self.linear.dtype), split(value))
+        weights, values = attention.astype(self.linear.dtype), split(value)
 
-        h_BxMxLxCxP = x_BxMxLxP[..., None, :] + attended.reshape(*attended.shape[:-2], P)
-        fuse = FUSIONS[form.fusion](self.linear, name="fusion")
         mlp = Mlp(round(form.mlp_ratio * P), P, self.linear, self.linear, name="mlp")
         norm = layer_norm("norm_output")
-
-        def feed_forward(h):
-            return norm(h + mlp(h)) if form.post_norm else h + mlp(norm(h))
-
-        if form.fuse_first:
-            fused = feed_forward(fuse(h_BxMxLxCxP, words.fused_BxC))
+        transform = functools.partial(feed_forward, form, mlp, norm)
+        if form.fusion == "max" and not self.is_initializing():
+            params = {} if form.fuse_first else {"mlp": mlp.variables["params"], "norm": norm.variables["params"]}
+            function = functools.partial(_of_caption, form, mlp.clone(parent=None), norm.clone(parent=None))
+            captions = jnp.moveaxis(weights, -2, 0), jnp.moveaxis(values, 1, 0)
+            fused = maximum_over_captions(function, params, x_BxMxLxP, captions, words.fused_BxC)
         else:
-            fused = fuse(feed_forward(h_BxMxLxCxP), words.fused_BxC)
+            attended = jnp.einsum("bhmlcs,bcshp->bmlchp", weights, values)
+            h_BxMxLxCxP = x_BxMxLxP[..., None, :] + attended.reshape(*attended.shape[:-2], P)
+            fuse = FUSIONS[form.fusion](self.linear, name="fusion")
+            fused = fuse(h_BxMxLxCxP if form.fuse_first else transform(h_BxMxLxCxP), words.fused_BxC)
+        fused = transform(fused) if form.fuse_first else fused
         lengths = inverse_norm(query)[..., None, None] * inverse_norm(key)[:, None, None]
         return fused, Reading(products.sum(axis=1) * lengths, attention.mean(axis=1))
+
+
+def feed_forward(form: CrossAttentionForm, mlp: Callable, norm: Callable, h: jax.Array) -> jax.Array:
+    """The MLP and the LayerNorm after attention."""
+    return norm(h + mlp(h)) if form.post_norm else h + mlp(norm(h))
+
+
+def _of_caption(
+    form: CrossAttentionForm,
+    mlp: Mlp,
+    norm: nn.LayerNorm,
+    params: Params,
+    x_BxMxLxP: jax.Array,
+    caption: tuple[jax.Array, jax.Array],
+) -> jax.Array:
+    """What is fused, of one caption: its attention [B, H, M, L, S] and values [B, S, H, P / H] -> [B, M, L, P]."""
+    h = x_BxMxLxP + jnp.einsum("bhmls,bshp->bmlhp", *caption).reshape(x_BxMxLxP.shape)
+    if form.fuse_first:
+        return h
+    apply_mlp, apply_norm = (
+        functools.partial(module.apply, {"params": params[name]}) for name, module in (("mlp", mlp), ("norm", norm))
+    )
+    return feed_forward(form, apply_mlp, apply_norm, h)
 
 
 def inverse_norm(x: jax.Array) -> jax.Array:
