@@ -20,6 +20,7 @@ TEXTS = ("embedding", "t5", "stored")
 MASKS = ("fixed", "official", "random")
 TARGETS = ("ema", "frozen", "pixels")
 INITS = ("official", "depth_rescaled")
+REMATS = ("none", "blocks", "conditioner", "all")
 REGULARISERS = ("rectified_cosine", "entropy")
 CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
 FUSING = (*CROSS_ATTENTION, "adaln", "feature")  # the conditioners that fuse the results of several captions
@@ -83,6 +84,7 @@ KEYS = Keys(
     key("train.init_from", "", "workdir, converted or Hugging Face folder with first weights; empty: none", path=True),
     key("train.steps", 100_000, "length of the run in steps; every schedule spans it", low=1),
     key("train.batch_size", 2048, "images a step, over all devices and hosts", low=1),
+    runtime("train.accumulate", 1, "parts of a batch that are computed in turn, to save memory", low=1, before=1),
     runtime("train.log_every", 50, "steps between two lines of metrics.jsonl", low=1),
     runtime("train.checkpoint_every", 1000, "steps between two checkpoints; the last step always has one", low=1),
     runtime("train.keep_checkpoints", 2, "number of checkpoints kept, the newest ones", low=1),
@@ -167,6 +169,13 @@ KEYS = Keys(
     key("model.position_noise", 0.0, "StoP's sigma, variance of the noise in mask tokens' places; 0: off", low=0),
     key("model.joint_targets", False, "predict all target blocks in one sequence, not each in its own"),
     key("model.dtype", "bfloat16", "type of matrix products; parameters are float32", choices=DTYPES),
+    runtime(
+        "model.remat",
+        "none",
+        "what is computed again in the backward pass, to save memory: transformer blocks, conditioner layers, all",
+        choices=REMATS,
+        before="none",
+    ),
     key("model.init_std", 0.02, "deviation of initial kernels; the official 0.02 suits widths near 1,000", above=0),
     key(
         "model.init",

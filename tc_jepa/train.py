@@ -10,6 +10,7 @@ import sys
 
 from absl import logging
 import jax
+import ml_collections
 
 from tc_jepa.data import pipeline
 from tc_jepa.distributed import sharding
@@ -39,7 +40,13 @@ def train(experiment: Experiment, workdir: Path) -> None:
     After SIGTERM, or Ctrl-C in a single process, it finishes the step, saves, and exits with 128 + the signal's number.
     """
     config, mesh = experiment.config, experiment.mesh
-    sharding.check_batch(mesh, config.train.batch_size, "train.batch_size")
+    check_batch(config, mesh)
+    if config.train.accumulate > 1 and not experiment.method.mean_over_images:
+        raise UserError(
+            f"train.accumulate={config.train.accumulate}: the loss of method.name={config.method.name} is that of a "
+            "whole batch, not a mean over images; give 1, and save memory with model.remat or mesh.fsdp",
+            about="train.accumulate",
+        )
     resumed = bool(saved_steps(workdir))
     if resumed:
         check_data(workdir, experiment.run_data)
@@ -77,6 +84,18 @@ def train(experiment: Experiment, workdir: Path) -> None:
         name = stopped_by.name
         print(f"stopped by {name} after step {step}, which is saved; the same command resumes", flush=True)
         sys.exit(128 + stopped_by)
+
+
+def check_batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    """Raises UserError, naming the key, where the devices do not divide a batch, or each of its accumulated parts."""
+    parts, images = config.train.accumulate, config.train.batch_size
+    sharding.check_batch(mesh, images, "train.batch_size")
+    if images % (parts * mesh.size):
+        raise UserError(
+            f"train.accumulate={parts} does not divide the {images // mesh.size} images that each device has of "
+            f"train.batch_size={images}; give a divisor of that",
+            about="train.accumulate",
+        )
 
 
 def _train_steps(
@@ -130,6 +149,7 @@ def compiled_step(experiment: Experiment, layout: TrainState):
             optimizer=experiment.optimizer,
             schedules=experiment.schedules,
             seed=experiment.config.train.seed,
+            accumulate=experiment.config.train.accumulate,
         ),
         in_shardings=(layout, sharding.batch_sharding(mesh), None),
         out_shardings=(layout, sharding.replicated(mesh)),

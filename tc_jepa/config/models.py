@@ -42,7 +42,8 @@ def linear(config: Config) -> layers.Linear:
 
 def encoder(config: Config, constrain: Constrain = unconstrained) -> vit.VisionTransformer:
     size = vit.SIZES[config.model.encoder]
-    return vit.VisionTransformer(size, config.model.patch_size, linear(config), constrain=constrain)
+    remat = config.model.remat in ("blocks", "all")
+    return vit.VisionTransformer(size, config.model.patch_size, linear(config), remat=remat, constrain=constrain)
 
 
 def predictor(config: Config, output_width: int, constrain: Constrain = unconstrained) -> Predictor:
@@ -56,6 +57,7 @@ def predictor(config: Config, output_width: int, constrain: Constrain = unconstr
         conditioner=conditioner(config),
         linear=linear(config),
         position_noise=config.model.position_noise,
+        remat=config.model.remat in ("blocks", "all"),
         constrain=constrain,
     )
 
@@ -63,7 +65,8 @@ def predictor(config: Config, output_width: int, constrain: Constrain = unconstr
 def conditioner(config: Config) -> Conditioner:
     """The conditioner that model.conditioner names, with the values of the keys that it declares."""
     chosen = CONDITIONERS[config.model.conditioner]
-    return chosen.build(linear(config), settings(config.conditioner, chosen.keys))
+    remat = config.model.remat in ("conditioner", "all")
+    return chosen.build(linear(config), remat, settings(config.conditioner, chosen.keys))
 
 
 def settings(group: Config, names: Iterable[str]) -> dict[str, Any]:

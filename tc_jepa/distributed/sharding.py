@@ -15,9 +15,17 @@ MIN_SHARDED_SIZE = 2**12  # elements; below this, gathering costs more than the 
 def make_mesh(data: int, fsdp: int) -> Mesh:
     """Returns a mesh of data x fsdp over all devices; -1 for one of them is the number of devices left.
 
+    Raises UserError as `mesh_shape` does.
+    """
+    shape = mesh_shape(data, fsdp, jax.device_count())
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_shape(data: int, fsdp: int, devices: int) -> tuple[int, int]:
+    """Returns the sizes of both axes, where -1 for one of them is the number of devices left.
+
     Raises UserError, naming the keys, where the product is not the number of devices.
     """
-    devices = jax.device_count()
     shape = [data, fsdp]
     if shape.count(-1) > 1 or any(n < 1 and n != -1 for n in shape):
         raise UserError(
@@ -30,7 +38,7 @@ def make_mesh(data: int, fsdp: int) -> Mesh:
             f"mesh.data={data} x mesh.fsdp={fsdp} is not the number of devices, {devices}; give factors of that",
             about="mesh.data",
         )
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return shape[0], shape[1]
 
 
 def local_mesh() -> Mesh:

@@ -5,7 +5,7 @@ The three functions predict, forward and loss read like section 3 of the paper (
 
 from collections.abc import Mapping
 import dataclasses
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -49,6 +49,8 @@ class Jepa:
     objective: Objective
     momentum: Momentum
     joint_targets: bool = False
+
+    mean_over_images: ClassVar[bool] = True
 
     def init(
         self,

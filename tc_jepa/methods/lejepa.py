@@ -24,7 +24,8 @@ from tc_jepa.models.vit import VisionTransformer
 class LeJepa(Stateless):
     """The method as a whole: what is initialised, what is minimised, what is evaluated.
 
-    The loss is `weight` * SIGReg + (1 - `weight`) * invariance. `slices` is the number of SIGReg's random directions.
+    The loss is `weight` * SIGReg + (1 - `weight`) * invariance. SIGReg and the projector's batch normalisation are of
+    the whole batch, so a batch cannot be computed in parts. `slices` is the number of SIGReg's random directions.
     Parameters are of "encoder" and "projector"; there is no extra state.
     """
 

@@ -25,6 +25,7 @@ class Method(Protocol):
     """
 
     encoder: VisionTransformer
+    mean_over_images: bool  # whether the loss of a batch is the mean of the losses of its equal parts
     heldout_variants: tuple[str, ...]  # the ways in which `heldout` looks at a batch, by name
 
     def init(
@@ -74,6 +75,7 @@ class Method(Protocol):
 class Stateless:
     """What methods without extra state share: they train an encoder, evaluate it as it is, and report their loss."""
 
+    mean_over_images: ClassVar[bool] = False
     heldout_variants: ClassVar[tuple[str, ...]] = ("loss",)
 
     def after_update(self, extra: Params, params: Params, step: jax.Array) -> Params:

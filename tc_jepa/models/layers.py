@@ -193,6 +193,14 @@ class Mlp(nn.Module):
         return self.output(self.width, "fc2")(hidden)
 
 
+def rematerialised(module: type[nn.Module], remat: bool) -> type[nn.Module]:
+    """Returns a module class whose instances keep only their inputs for the backward pass, if `remat`.
+
+    Everything between is computed again there. Parameters, their names and results are those of `module`.
+    """
+    return nn.remat(module, policy=jax.checkpoint_policies.nothing_saveable) if remat else module
+
+
 class Block(nn.Module):
     """Pre-norm transformer block. `index` is its 0-based position in the network, `modulation` acts on its LayerNorms.
 

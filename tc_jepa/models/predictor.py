@@ -15,7 +15,8 @@ class Predictor(nn.Module):
     """Context features and target indices -> predictions float32 [B, M, T, output_width], and a list of readings.
 
     The readings are those of the layers that attend to words. `words` may be None if the conditioner reads none.
-    `grid` is (rows, columns) of patches.
+    `grid` is (rows, columns) of patches. `remat` is that of VisionTransformer, for the transformer blocks; the
+    conditioner has its own.
 
     Each target block is predicted in a separate sequence, together with a copy of the context
     (ijepa src/models/vision_transformer.py:300-326).
@@ -34,6 +35,7 @@ class Predictor(nn.Module):
     conditioner: Conditioner
     linear: layers.Linear = layers.Linear()
     position_noise: float = 0.0
+    remat: bool = False
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
@@ -65,9 +67,9 @@ class Predictor(nn.Module):
         )
 
         tokens = self.conditioner.condition_input(tokens, words)
-        readings = []
+        readings, block_of = [], layers.rematerialised(layers.Block, self.remat)
         for i in range(self.depth):
-            block = layers.Block(i, self.heads, 4 * self.width, self.linear, name=f"blocks_{i}")
+            block = block_of(i, self.heads, 4 * self.width, self.linear, name=f"blocks_{i}")
             tokens, reading = self.conditioner.condition_layer(i, self._over_sequences(block), tokens, words)
             if reading is not None:
                 readings.append(reading)

@@ -43,6 +43,7 @@ class VisionTransformer(nn.Module):
     `stored_positions`, positions are not computed but a parameter, `positions` [N of trained_grid, D]: for weights of
     other projects, never trained here.
     `constrain` is applied to the residual stream before and after every block, to lay activations over devices.
+    `remat`: keep the input of each block only for the backward pass, and compute the block again there.
     Raises ValueError for images that are not divisible into patches.
     """
 
@@ -51,6 +52,7 @@ class VisionTransformer(nn.Module):
     linear: layers.Linear = layers.Linear()
     trained_grid: tuple[int, int] | None = None
     stored_positions: bool = False
+    remat: bool = False
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
@@ -68,8 +70,9 @@ class VisionTransformer(nn.Module):
             patches = layers.gather_tokens(patches, indices_BxK)
             positions = positions[indices_BxK]
         x = self.linear(self.size.width, "patch_embed")(patches) + positions
+        block_of = layers.rematerialised(layers.Block, self.remat)
         for i in range(self.size.depth):
-            block = layers.Block(i, self.size.heads, self.size.hidden, self.linear, name=f"blocks_{i}")
+            block = block_of(i, self.size.heads, self.size.hidden, self.linear, name=f"blocks_{i}")
             x = self.constrain(block(self.constrain(x), valid_BxK))
         return layers.layer_norm("norm")(x)
 

@@ -82,11 +82,12 @@ class Conditioner(nn.Module):
     attends_to_words: ClassVar[bool] = False
 
     linear: Linear = Linear()
+    remat: bool = False  # keep only the inputs of each layer for the backward pass: layers.rematerialised
 
     @classmethod
-    def build(cls, linear: Linear, settings: Mapping[str, Any]) -> "Conditioner":
+    def build(cls, linear: Linear, remat: bool, settings: Mapping[str, Any]) -> "Conditioner":
         """Returns the conditioner with the values of `keys` by name, which are constructor arguments by default."""
-        return cls(linear, **settings)
+        return cls(linear, remat, **settings)
 
     def condition_input(self, tokens: Tokens, words: Words | None) -> Tokens:
         """Returns the input of the predictor's first layer. It may append tokens."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from tc_jepa.models.conditioners.base import BlockFunction, Conditioner, Reading, Tokens, Words
 from tc_jepa.models.conditioners.caption_maximum import maximum_over_captions
 from tc_jepa.models.conditioners.fusion import FUSION_RULES, FUSIONS
-from tc_jepa.models.layers import layer_norm, Linear, masked_softmax, Mlp, Params
+from tc_jepa.models.layers import layer_norm, Linear, masked_softmax, Mlp, Params, rematerialised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +52,9 @@ class WordCrossAttention(Conditioner):
     form: CrossAttentionForm = CrossAttentionForm()
 
     @classmethod
-    def build(cls, linear: Linear, settings: Mapping[str, Any]) -> Conditioner:
+    def build(cls, linear: Linear, remat: bool, settings: Mapping[str, Any]) -> Conditioner:
         form = {name: value for name, value in settings.items() if name != "layers"}
-        return cls(linear, settings["layers"], CrossAttentionForm(**form))
+        return cls(linear, remat, settings["layers"], CrossAttentionForm(**form))
 
     @nn.compact
     def condition_layer(
@@ -63,7 +63,7 @@ class WordCrossAttention(Conditioner):
         tokens = block(tokens)
         if self.layers and index not in self.layers:
             return tokens, None
-        layer = CrossAttentionLayer(self.linear, self.form, name=f"layers_{index}")
+        layer = rematerialised(CrossAttentionLayer, self.remat)(self.linear, self.form, name=f"layers_{index}")
         values, reading = layer(tokens.values_BxMxLxP, words)
         return tokens.replace(values_BxMxLxP=values), reading
 

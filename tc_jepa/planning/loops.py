@@ -1,0 +1,99 @@
+"""Loops of a traced function: its operations with every iteration counted, and the function without loops.
+
+XLA's cost analysis counts the body of a loop once. So the cost of a step is asked for a program in which `unrolled` has
+written every iteration out.
+"""
+
+from collections.abc import Callable, Iterator
+import math
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def product_flops(jaxpr: core.Jaxpr) -> int:
+    """Returns the operations of all matrix products of a computation, loops included: 2 for each multiplication."""
+    total = 0
+    for equation in jaxpr.eqns:
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        total += times * sum(product_flops(inner) for inner in _inner(equation))
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            left = equation.invars[0].aval.shape
+            summed = math.prod(left[axis] for axis in contracted)
+            total += 2 * summed * math.prod(equation.outvars[0].aval.shape)
+    return total
+
+
+def has_loops(jaxpr: core.Jaxpr) -> bool:
+    """Returns whether there is a `scan` at any depth."""
+    return any(
+        equation.primitive.name == "scan" or any(has_loops(inner) for inner in _inner(equation))
+        for equation in jaxpr.eqns
+    )
+
+
+def unrolled(closed: core.ClosedJaxpr) -> Callable[..., list[jax.Array]]:
+    """Returns a computation as a function of its flat inputs, with the iterations of every `scan` in a row.
+
+    Barriers between the iterations keep the compiler from merging them, as a loop would, and from keeping for the
+    backward pass what a loop computes again.
+    """
+
+    def function(*arguments):
+        return _evaluate(closed.jaxpr, closed.consts, arguments)
+
+    return function
+
+
+def _evaluate(jaxpr: core.Jaxpr, constants, arguments) -> list[Any]:
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
+
+    def read(variable):
+        return variable.val if isinstance(variable, core.Literal) else values[variable]
+
+    for equation in jaxpr.eqns:
+        inputs = [read(variable) for variable in equation.invars]
+        if equation.primitive.name == "scan":
+            outputs = _scan(equation.params, inputs)
+        elif (inner := _callee(equation)) is not None and has_loops(inner.jaxpr):
+            outputs = _evaluate(inner.jaxpr, inner.consts, jax.lax.optimization_barrier(inputs))
+        else:
+            outputs = equation.primitive.bind(*inputs, **equation.params)
+            outputs = outputs if equation.primitive.multiple_results else [outputs]
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return [read(variable) for variable in jaxpr.outvars]
+
+
+def _scan(params: dict[str, Any], inputs: list[Any]) -> list[Any]:
+    body, fixed, carried = params["jaxpr"], params["num_consts"], params["num_carry"]
+    constants, carry, xs = inputs[:fixed], inputs[fixed : fixed + carried], inputs[fixed + carried :]
+    order = range(params["length"])
+    results = {}
+    for i in reversed(order) if params["reverse"] else order:
+        given = jax.lax.optimization_barrier([*constants, *carry, *(x[i] for x in xs)])
+        outputs = _evaluate(body.jaxpr, body.consts, given)
+        carry, results[i] = outputs[:carried], outputs[carried:]
+    return [*carry, *(jax.numpy.stack(column) for column in zip(*(results[i] for i in order)))]
+
+
+def _callee(equation) -> core.ClosedJaxpr | None:
+    """The computation that an equation calls once with its own inputs."""
+    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+        inner = equation.params.get(name)
+        if isinstance(inner, core.ClosedJaxpr):
+            return inner
+        if isinstance(inner, core.Jaxpr) and not inner.constvars:  # of jax.checkpoint
+            return core.ClosedJaxpr(inner, ())
+    return None
+
+
+def _inner(equation) -> Iterator[core.Jaxpr]:
+    """The computations among an equation's parameters."""
+    for value in equation.params.values():
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(one, core.ClosedJaxpr):
+                yield one.jaxpr
+            elif isinstance(one, core.Jaxpr):
+                yield one
