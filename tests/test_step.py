@@ -2,16 +2,21 @@
 
 import dataclasses
 import functools
+import importlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
 from tc_jepa.models.conditioners.base import Conditioner
+from tc_jepa.models.conditioners.word_cross_attention import WordCrossAttention
+from tc_jepa.train import check_batch
 from tests import tiny
 
 
@@ -62,6 +67,76 @@ def test_loss_falls_on_a_fixed_batch(method):
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss/prediction"]))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def remembering_less(blocks: bool, conditioner: bool):
+    method = tiny.jepa(WordCrossAttention(remat=conditioner), remat=blocks)
+    return dataclasses.replace(method, encoder=method.encoder.clone(remat=blocks))
+
+
+@functools.cache
+def first_gradient(method, accumulate: int):
+    """The gradient of one step, and its metrics, at parameters of ordinary size."""
+    state = tiny.state(method)
+    state = state.replace(params=tiny.lively(state.params))
+    after, metrics = jax.jit(functools.partial(tiny.step(method), accumulate=accumulate))(state, tiny.batch(8))
+    return jax.tree.map(lambda moment: np.asarray(moment) / 0.1, after.opt_state[0].mu), metrics
+
+
+@pytest.mark.parametrize(
+    ("method", "accumulate"),
+    [
+        (tiny.jepa(), 2),
+        (tiny.jepa(), 4),
+        (remembering_less(blocks=True, conditioner=False), 1),
+        (remembering_less(blocks=False, conditioner=True), 1),
+        (remembering_less(blocks=True, conditioner=True), 4),
+    ],
+    ids=["two_parts", "four_parts", "blocks", "conditioner", "all"],
+)
+def test_what_saves_memory_changes_no_gradient(method, accumulate):
+    gradient, metrics = first_gradient(method, accumulate)
+    expected, expected_metrics = first_gradient(tiny.jepa(), 1)
+    norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(expected)))
+    difference = jax.tree.map(np.subtract, gradient, expected)
+    assert np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(difference))) <= 1e-5 * norm
+    assert metrics.keys() == expected_metrics.keys()
+    for name, value in expected_metrics.items():
+        assert float(metrics[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+
+
+@pytest.mark.parametrize(("blocks", "conditioner"), [(True, False), (False, True)])
+def test_what_is_computed_again_is_what_was_asked_for(blocks, conditioner):
+    method = remembering_less(blocks, conditioner)
+    state = jax.eval_shape(lambda: tiny.state(method))
+    jaxpr = str(jax.make_jaxpr(tiny.step(method))(state, tiny.batch(2)))
+    again = (tiny.DEPTH + method.encoder.size.depth) * blocks + tiny.DEPTH * conditioner
+    assert jaxpr.count("= remat2[") + jaxpr.count("= checkpoint[") == again
+
+
+def test_a_loss_of_the_whole_batch_is_not_computed_in_parts():
+    method = dataclasses.replace(tiny.jepa())
+    object.__setattr__(method, "mean_over_images", False)
+    with pytest.raises(ValueError, match="accumulate"):
+        tiny.step(method)(tiny.state(method), tiny.batch(2), accumulate=2)
+    config = importlib.import_module("configs.lejepa_imagenette").get_config()
+    config.data.path, config.train.accumulate, config.train.batch_size = "", 2, 16
+    with pytest.raises(UserError) as raised:
+        tiny.train(config, Path("/nowhere"))
+    assert raised.value.about == "train.accumulate"
+
+
+def test_every_device_has_an_equal_share_of_every_part():
+    config = base.get_config()
+    mesh = sharding.make_mesh(8, 1)
+    for images, parts, fault in ((32, 4, ""), (24, 2, "train.accumulate"), (12, 1, "train.batch_size")):
+        config.train.batch_size, config.train.accumulate = images, parts
+        if not fault:
+            check_batch(config, mesh)
+            continue
+        with pytest.raises(UserError) as raised:
+            check_batch(config, mesh)
+        assert raised.value.about == fault
 
 
 @functools.cache
