@@ -15,9 +15,8 @@ import optax
 
 from tc_jepa.evaluation import labels
 from tc_jepa.evaluation.encoder import full_precision
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.scores import Truth, value_of
-from tc_jepa.evaluation.task import TaskInputs
+from tc_jepa.evaluation.task import Outcome, TaskInputs
 from tc_jepa.models.layers import Params
 
 LOSSES = {  # of one example, by kind of label set: [..., C], [..., C] -> [...]

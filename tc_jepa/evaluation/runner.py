@@ -14,12 +14,10 @@ from tc_jepa.data.sources import Source, TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks as table
 from tc_jepa.evaluation.encoder import FrozenEncoder
-from tc_jepa.evaluation.examples import choose, Examples
+from tc_jepa.evaluation.examples import choose, Examples, Views
 from tc_jepa.evaluation.features import Arrays, FeatureStore, Part
-from tc_jepa.evaluation.findings import Findings
 from tc_jepa.evaluation.scores import difference, Measured
-from tc_jepa.evaluation.task import FeatureRequest, LABELS, MASKS, Task, TaskInputs, TextSide, WORDS
-from tc_jepa.evaluation.views import Views
+from tc_jepa.evaluation.task import FeatureRequest, Findings, LABELS, MASKS, Task, TaskInputs, TextSide, WORDS
 
 CONTEXT = "context/"  # prefix of a run's context encoder
 

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jinja2
 import numpy as np
 
+from tc_jepa.evaluation import results
 from tc_jepa.methods import reporting
 from tc_jepa.methods.reporting import Diagnostic, FEATURES, Section, TRAINING
-from tc_jepa.report import scores
 from tc_jepa.report.charts import Line, line_chart
 from tc_jepa.report.looks import Gallery
 from tc_jepa.report.pictures import data_uri
@@ -151,7 +151,7 @@ def _during_training(main: Run) -> Charts:
     """Scores of train.eval_tasks."""
     keys = dict.fromkeys(key for row in main.rows for key in row if key.startswith(EVALUATED))
     names = {key: key.removeprefix(EVALUATED) for key in keys}
-    fractions = {key: name for key, name in names.items() if scores.is_fraction(name)}
+    fractions = {key: name for key, name in names.items() if results.family(name)}
     charts = (
         line_chart("Scores, as fractions", lines([main], fractions), marks=True),
         line_chart("LiDAR", lines([main], {f"{EVALUATED}rank/lidar": "LiDAR"}), marks=True),
@@ -171,23 +171,17 @@ def _scores(runs: Sequence[Run]) -> Table:
     if main.scores_step is not None:
         about = f"Step {main.scores_step}, on {main.scores_data}. {about}"
 
-    def cell(found: Mapping[str, float] | None, key: str, sign: str = "") -> str:
-        if found is None or key not in found:
-            return "-"
-        value, low, high = (100 * found[f"{key}{end}"] for end in ("", "_low", "_high"))
-        return f"{value:{sign}.1f} [{low:.1f}, {high:.1f}]"
-
     rows = []
-    for name in scores.own_scores(main.scores):
-        chance = scores.chance(main.scores, name)
+    for name in results.own_scores(main.scores):
+        chance = results.chance(main.scores, name)
         rows.append(
             [
                 name,
-                *(cell(run.scores, name) for run in runs),
+                *(results.cell(run.scores or {}, name) for run in runs),
                 "-" if chance is None else f"{100 * chance:.1f}",
-                *(cell(main.scores, f"{baseline}/{name}") for baseline in scores.BASELINES),
-                cell(main.scores, f"gain_over_init/{name}", "+"),
+                *(results.cell(main.scores, f"{baseline}/{name}") for baseline in results.BASELINES),
+                results.cell(main.scores, f"gain_over_init/{name}", "+"),
             ]
         )
     trained = ["trained"] if len(runs) == 1 else [run.name for run in runs]
-    return Table(about, ["score", *trained, "chance", *scores.BASELINES.values(), "gain over initialisation"], rows)
+    return Table(about, ["score", *trained, "chance", *results.BASELINES.values(), "gain over initialisation"], rows)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import math
 from typing import NamedTuple
 
+from tc_jepa.evaluation.results import family
 from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, FEATURES_SECTION, held_out, Rows
-from tc_jepa.report.scores import is_headline
 
 LEARNED = "Did this run learn?"
 
@@ -63,7 +63,7 @@ def _learned(scores: Mapping[str, float] | None) -> Answer:
         return Answer("Unknown: this run has not been evaluated.")
     prefix = "gain_over_init/"
     names = [key.removeprefix(prefix) for key in scores if key.startswith(prefix) and f"{key}_low" in scores]
-    names = [name for name in names if is_headline(name)]
+    names = [name for name in names if (scored := family(name)) and scored.headline]
     if not names:
         return Answer("Unknown: no score of this run has a baseline; evaluate it with tasks that need labels or masks.")
     gains = {name: scores[f"{prefix}{name}"] for name in names}

@@ -9,10 +9,9 @@ import pandas as pd
 import scipy.stats
 
 from tc_jepa.config import methods
-from tc_jepa.evaluation.results import read_results
+from tc_jepa.evaluation.results import BASELINES, chance, own_scores, read_results
 from tc_jepa.methods.reporting import Diagnostic, held_out, RANKME
 from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
-from tc_jepa.report.scores import BASELINES, chance, own_scores
 from tc_jepa.storage.files import replace_text, replacing
 from tc_jepa.sweeps.jobs import Job
 

@@ -23,10 +23,9 @@ import optax
 from tc_jepa.evaluation import heads
 from tc_jepa.evaluation.encoder import full_precision
 from tc_jepa.evaluation.examples import validation_examples
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.heads import Fitted
 from tc_jepa.evaluation.scores import Kind, Truth
-from tc_jepa.evaluation.task import LABELS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks.linear import batches
 from tc_jepa.models import layers
 from tc_jepa.models.layers import Params

@@ -21,10 +21,9 @@ from tc_jepa.data.sources import Grounded, Phrase
 from tc_jepa.data.transforms import resize_and_centre_crop, resize_and_centre_crop_mask
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.examples import VALIDATION_STRIDE
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.scores import mean_of_images
-from tc_jepa.evaluation.task import Score, Task, TaskInputs, WORDS
+from tc_jepa.evaluation.task import Outcome, Score, Task, TaskInputs, WORDS
 
 BATCH = 128  # phrases
 NO_MASK = np.zeros((0, 0), bool)

@@ -10,8 +10,7 @@ import numpy as np
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import labels
-from tc_jepa.evaluation.findings import Outcome
-from tc_jepa.evaluation.task import LABELS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 
 NEIGHBOURS = 20
 FEWER = 10

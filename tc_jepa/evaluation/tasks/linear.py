@@ -40,10 +40,9 @@ import optax
 
 from tc_jepa.evaluation import heads
 from tc_jepa.evaluation.examples import validation_examples
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.heads import Fitted
 from tc_jepa.evaluation.scores import Kind, Truth
-from tc_jepa.evaluation.task import FeatureRequest, LABELS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import FeatureRequest, LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks.linear_fast import LinearClassifier
 from tc_jepa.models.layers import Params
 

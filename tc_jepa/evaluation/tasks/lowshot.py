@@ -7,9 +7,8 @@ import numpy as np
 
 from tc_jepa.evaluation import labels
 from tc_jepa.evaluation.examples import validation_examples, VALIDATION_STRIDE
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.scores import Truth
-from tc_jepa.evaluation.task import LABELS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks import linear_fast
 
 FRACTIONS = (0.01, 0.1)  # of the labels

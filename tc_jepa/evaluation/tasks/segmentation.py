@@ -23,9 +23,8 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import heads
 from tc_jepa.evaluation.encoder import full_precision
 from tc_jepa.evaluation.examples import Examples, validation_examples
-from tc_jepa.evaluation.findings import Confusion, LabelMaps, Outcome, SHOWN
 from tc_jepa.evaluation.scores import Measured, Sweep
-from tc_jepa.evaluation.task import MASKS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import Confusion, LabelMaps, MASKS, Outcome, Score, SHOWN, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks import knn
 
 # Of AdamW: (learning rate, which falls to 0 on a cosine; weight decay, not of the bias).
