@@ -1,16 +1,49 @@
 """Answers and warnings of a report: did the run learn, what its method asks besides, and every number that looks wrong.
 
-Pure functions of what a run logged: the rows of its metrics.jsonl and, if it was evaluated, its scores.
+All of it from what a run logged: the rows of its metrics.jsonl and, if it was evaluated, its scores.
 """
 
 from collections.abc import Callable, Mapping
 import math
+from pathlib import Path
 from typing import NamedTuple
 
-from tc_jepa.evaluation.results import family
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation.results import family, read_results
 from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, FEATURES_SECTION, held_out, Rows
+from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
 
 LEARNED = "Did this run learn?"
+
+
+class Run(NamedTuple):
+    """A run by what it logged, what its method offers to the report, and its scores if it was evaluated."""
+
+    name: str
+    rows: Rows
+    diagnostics: Diagnostics
+    scores: Mapping[str, float] | None = None
+    scores_step: int | None = None  # of the checkpoint that was evaluated
+    scores_data: str = ""  # that it was evaluated on
+
+
+def read_run(workdir: Path, diagnostics: Diagnostics) -> Run:
+    """Returns the metrics of a run, and the results in eval/STEP of the last step that was evaluated.
+
+    UserError for a workdir without metrics, and for damaged ones.
+    """
+    path = workdir / METRICS_FILE
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no {METRICS_FILE}; give the --workdir of a training run")
+    rows = read_metrics(path)
+    if not rows:
+        raise UserError(f"{path} is empty: the run has logged nothing yet")
+    evaluated = {int(p.parent.name): p for p in workdir.glob("eval/*/results.json") if p.parent.name.isdigit()}
+    step = max(evaluated, default=None)
+    if step is None:
+        return Run(str(workdir), rows, diagnostics)
+    found = read_results(evaluated[step])
+    return Run(str(workdir), rows, diagnostics, found["scores"], step, found["about"]["data"])
 
 
 class Verdict(NamedTuple):
@@ -20,24 +53,17 @@ class Verdict(NamedTuple):
     warnings: list[str]
 
 
-def judge(
-    rows: Rows, scores: Mapping[str, float] | None, diagnostics: Diagnostics, scores_step: int | None = None
-) -> Verdict:
-    """Returns the verdict on a run.
-
-    Args:
-      rows: of its metrics.jsonl, at least one.
-      scores: of its evaluation; None for a run that was not evaluated.
-      diagnostics: its method's.
-      scores_step: the step of the checkpoint that was evaluated, where it is known.
-    """
-    looks = held_out(rows)
-    answers = {LEARNED: _learned(scores)} | {one.text: one.answer(looks) for one in diagnostics.questions}
-    warnings = _warnings(looks, diagnostics)
-    warnings += [text for check in diagnostics.checks if (text := check(rows)) is not None]
-    last = max(row["step"] for row in rows)
-    if scores_step is not None and scores_step < last:
-        warnings.append(f"The scores are from step {scores_step}, but the run is at step {last}: evaluate it again.")
+def judge(run: Run) -> Verdict:
+    """Returns the verdict on a run, which has logged at least one row."""
+    looks = held_out(run.rows)
+    answers = {LEARNED: _learned(run.scores)} | {one.text: one.answer(looks) for one in run.diagnostics.questions}
+    warnings = _warnings(looks, run.diagnostics)
+    warnings += [text for check in run.diagnostics.checks if (text := check(run.rows)) is not None]
+    last = max(row["step"] for row in run.rows)
+    if run.scores_step is not None and run.scores_step < last:
+        warnings.append(
+            f"The scores are from step {run.scores_step}, but the run is at step {last}: evaluate it again."
+        )
     return Verdict(answers, warnings)
 
 
