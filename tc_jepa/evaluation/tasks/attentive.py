@@ -9,7 +9,6 @@ its accuracy is 78.0 % for `background` (linear_fast 57.6 %) and 43.4 % for `cou
 """
 
 from collections.abc import Mapping, Sequence
-import dataclasses
 import functools
 import itertools
 from typing import NamedTuple
@@ -18,7 +17,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tc_jepa.evaluation import heads
 from tc_jepa.evaluation.encoder import full_precision
@@ -68,7 +66,7 @@ SETTINGS = tuple(Setting(*setting) for setting in itertools.product(RATES, WEIGH
 
 def class_scores(
     train_features: np.ndarray, train_truth: Mapping[str, Truth], test_features: np.ndarray
-) -> dict[str, Fitted[Setting]]:
+) -> dict[str, Fitted]:
     """For every label set, logits of the probe that heads.fit_best chooses.
 
     Features are float32 [N, P, D], of P patches. Raises UserError where there are too few examples.
@@ -127,20 +125,11 @@ def probe_of(width: int, classes: int) -> AttentiveProbe:
     return AttentiveProbe(classes, heads)
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentiveHead:
-    """The probe with its loss, trained by AdamW."""
-
-    module: AttentiveProbe
-    kind: Kind
-
-    def loss(self, params: Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        features_BxPxD, classes_BxC = batch
-        logits_BxC = self.module.apply({"params": params}, features_BxPxD)
-        return heads.LOSSES[self.kind](logits_BxC, classes_BxC.astype(jnp.float32)).mean()
-
-    def optimizer(self, rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
-        return heads.adamw(rate, weight_decay)
+def loss(params: Params, batch: tuple[jax.Array, jax.Array], module: AttentiveProbe, kind: Kind) -> jax.Array:
+    """Of a probe, over a batch of features [B, P, D] with their classes [B, C]."""
+    features_BxPxD, classes_BxC = batch
+    logits_BxC = module.apply({"params": params}, features_BxPxD)
+    return heads.LOSSES[kind](logits_BxC, classes_BxC.astype(jnp.float32)).mean()
 
 
 class FittedProbes(NamedTuple):
@@ -157,7 +146,7 @@ def fit(settings: Sequence[Setting], features: np.ndarray, truth: Truth) -> Fitt
     size = min(BATCH, N)
     epochs = max(EPOCHS, -(-FEWEST_STEPS // (N // size)))
     examples = ((features[rows], truth.classes[rows]) for _, rows in batches(N, size, epochs))
-    bank = heads.Bank(AttentiveHead(module, truth.kind), _initial(features[:1], module), settings)
+    bank = heads.Bank(heads.Head(loss, (module, truth.kind)), _initial(features[:1], module), settings)
     (params,) = heads.train([bank], examples, rate_fractions(epochs * (N // size)))
     return FittedProbes(module, params)
 

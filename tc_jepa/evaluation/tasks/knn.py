@@ -66,23 +66,18 @@ def neighbours(
     mesh = sharding.local_mesh()
     over_devices = sharding.batch_sharding(mesh)
     train = jax.device_put(np.asarray(_unit(train_features)), sharding.replicated(mesh))
-    search = _compiled(over_devices, k)
     chunk = CHUNK * mesh.size
     parts = []
     for start in range(0, len(test_features), chunk):
         part = test_features[start : start + chunk]
         padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
-        found = search(train, jax.device_put(padded, over_devices), temperature)
+        found = _search(train, jax.device_put(padded, over_devices), temperature, k)
         parts.append([np.asarray(x)[: len(part)] for x in found])
     return Neighbours(*(np.concatenate(x) for x in zip(*parts)))
 
 
-@functools.lru_cache
-def _compiled(over_devices: jax.sharding.NamedSharding, k: int):
-    return jax.jit(functools.partial(_search, k=k), out_shardings=over_devices)
-
-
-def _search(train_NxD: jax.Array, test_BxD: jax.Array, temperature: float, *, k: int) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames="k")
+def _search(train_NxD: jax.Array, test_BxD: jax.Array, temperature: float, k: int) -> tuple[jax.Array, jax.Array]:
     similarity_BxN = jnp.matmul(_unit(test_BxD), train_NxD.T, precision="highest")
     similarity_BxK, indices_BxK = jax.lax.top_k(similarity_BxN, k)
     return indices_BxK, jax.nn.softmax(similarity_BxK / temperature)

@@ -29,7 +29,6 @@ So the best head comes close to linear_fast, except for classes that lie in dire
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import dataclasses
 import itertools
 from typing import NamedTuple
 
@@ -106,7 +105,7 @@ def class_scores(
     train_features: Mapping[str, np.ndarray],
     train_truth: Mapping[str, Truth],
     test_features: Mapping[str, np.ndarray],
-) -> dict[str, Fitted[HeadSetting]]:
+) -> dict[str, Fitted]:
     """For every label set, logits of the head that heads.fit_best chooses, which trains one head again, not the bank.
 
     All features are float32, of INPUTS or of the first of them alone, which halves the bank. `train_views` [V, N, D]
@@ -128,25 +127,19 @@ def class_scores(
     }
 
 
-@dataclasses.dataclass(frozen=True)
-class LinearHead:
-    """A linear layer on one input, with or without BatchNorm before it, trained by LARS."""
+def loss(params: Params, batch: Mapping[str, jax.Array], features: str, batch_norm: bool, kind: Kind) -> jax.Array:
+    """Of a linear layer on one input, with or without BatchNorm before it."""
+    x_BxD = batch[features]
+    if batch_norm:
+        x_BxD = (x_BxD - x_BxD.mean(axis=0)) * jax.lax.rsqrt(x_BxD.var(axis=0) + NORM_EPSILON)
+    logits_BxC = x_BxD @ params["weights"] + params["bias"]
+    return heads.LOSSES[kind](logits_BxC, batch["classes"].astype(jnp.float32)).mean()
 
-    features: str
-    batch_norm: bool
-    kind: Kind
 
-    def loss(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-        x_BxD = batch[self.features]
-        if self.batch_norm:
-            x_BxD = (x_BxD - x_BxD.mean(axis=0)) * jax.lax.rsqrt(x_BxD.var(axis=0) + NORM_EPSILON)
-        logits_BxC = x_BxD @ params["weights"] + params["bias"]
-        return heads.LOSSES[self.kind](logits_BxC, batch["classes"].astype(jnp.float32)).mean()
-
-    def optimizer(self, rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
-        """LARS on the weights; the bias takes plain steps with momentum."""
-        adapted = {"weights": True, "bias": False}
-        return optax.lars(rate, weight_decay, adapted, TRUST_COEFFICIENT, trust_ratio_mask=adapted, momentum=MOMENTUM)
+def lars(rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
+    """LARS on the weights; the bias takes plain steps with momentum."""
+    adapted = {"weights": True, "bias": False}
+    return optax.lars(rate, weight_decay, adapted, TRUST_COEFFICIENT, trust_ratio_mask=adapted, momentum=MOMENTUM)
 
 
 def fit(
@@ -176,7 +169,7 @@ def fit(
 
     banks = [
         heads.Bank(
-            LinearHead(name, batch_norm, truth.kind),
+            heads.Head(loss, (name, batch_norm, truth.kind), lars),
             _initial(views[name].shape[-1], C),
             [(head.rate, head.weight_decay) for head in group],
         )
