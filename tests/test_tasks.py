@@ -14,12 +14,26 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, examples, heads, labels, results, runner, tasks
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.runner import evaluate
-from tc_jepa.evaluation.task import LABELS, NEEDS, Score, Task, train_and_test
+from tc_jepa.evaluation.task import LABELS, MASKS, Score, Task, train_and_test, WORDS
 from tc_jepa.evaluation.tasks import attentive, segmentation
 from tests.test_evaluation import pixels, Written
 from tests.test_house import ROOT
 
 SIZES = {"train_examples": 60, "test_examples": 40, "dense_examples": 20}
+NEEDS = {
+    LABELS: "labels",
+    MASKS: "masks",
+    WORDS: "a run whose predictor attends to words; scenes, or masks of named classes",
+}
+
+
+def markdown_table() -> str:
+    """The tasks as the documentation has them: name, description, needs."""
+    rows = [
+        f"| `{task.name}` | {tasks.TASKS[task.name]} | {'; '.join(NEEDS[need] for need in task.needs) or 'images'} |"
+        for task in tasks.load_all()
+    ]
+    return "\n".join(["| task | what it is | needs |", "|---|---|---|", *rows])
 
 
 def test_every_file_of_tasks_is_in_the_table_with_its_name():
@@ -37,7 +51,7 @@ def test_help_lists_the_tasks_without_loading_jax():
 
 def test_the_documentation_has_the_table_of_tasks():
     documents = [ROOT / "README.md", *(ROOT / "tc_jepa").rglob("README.md")]
-    assert any(tasks.markdown_table() in path.read_text() for path in documents)
+    assert any(markdown_table() in path.read_text() for path in documents)
 
 
 def nearest_mean(inputs):
@@ -70,7 +84,7 @@ def test_a_file_and_a_line_add_a_task(added):
     assert found.confusions["row"].probe == "knn" and "nearest_mean" in found.seconds
     report = results.render(found, Written(1, 0).tasks, {})
     assert "## nearest_mean" in report and "| chance" in report.partition("## nearest_mean")[2]
-    assert "| `nearest_mean` | the nearest class mean | labels |" in tasks.markdown_table()
+    assert "| `nearest_mean` | the nearest class mean | labels |" in markdown_table()
     with pytest.raises(UserError, match="nearest_mean"):
         tasks.possible(["rank", "nearest_mean"], {LABELS: "no labels"}, required=True)
     assert tasks.possible(["rank", "nearest_mean"], {LABELS: "no labels"}, required=False) == ["rank"]

@@ -181,7 +181,8 @@ def _measures(scores: Results, task: Task) -> list[str]:
 
 def family(name: str) -> Score | None:
     """The family of a score such as "knn/shape"; None for other numbers, which need not be in 0-1."""
-    return tasks.all_scores().get(name.partition("/")[0])
+    families = (score for task in tasks.load_all() for score in task.scores)
+    return next((score for score in families if score.name == name.partition("/")[0]), None)
 
 
 def own_scores(names: Iterable[str]) -> list[str]:

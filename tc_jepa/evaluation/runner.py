@@ -162,12 +162,10 @@ def _by_view(arrays: Arrays, part: Part) -> Arrays:
 
 def with_gains(measured: Mapping[str, Measured], prefixes: Sequence[str]) -> dict[str, float]:
     """All scores with their intervals, and the evaluated encoder's gains over the others' scores of the same name."""
-    others = [prefix for prefix in prefixes if prefix]
-    own = [key for key in measured if not key.startswith(tuple(others))] if others else list(measured)
     gains = {
-        f"gain_over_{prefix}{key}": difference(measured[key], measured[f"{prefix}{key}"])
-        for prefix in others
-        for key in own
+        f"gain_over_{prefix}{key}": difference(score, measured[f"{prefix}{key}"])
+        for prefix in filter(None, prefixes)
+        for key, score in measured.items()
         if f"{prefix}{key}" in measured
     }
     results = {}

@@ -19,13 +19,8 @@ from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.scores import Measured, Sweep
 
 SHOWN = 8  # test images whose neighbours and label maps are kept to be drawn
+# What a task may need beside images. WORDS: a run whose predictor attends to words, and phrases that name objects.
 LABELS, MASKS, WORDS = "labels", "masks", "words"
-# What a task may need beside images, and what that means to a user.
-NEEDS = {
-    LABELS: "labels",
-    MASKS: "masks",
-    WORDS: "a run whose predictor attends to words; scenes, or masks of named classes",
-}
 
 
 class FeatureRequest(NamedTuple):
@@ -135,7 +130,7 @@ class Task:
 
     name: str
     run: Callable[[TaskInputs], Outcome]  # fits and scores one encoder; UserError where there are too few examples
-    needs: tuple[str, ...] = ()  # of NEEDS; (): images alone
+    needs: tuple[str, ...] = ()  # of LABELS, MASKS, WORDS; (): images alone
     features: Mapping[str, FeatureRequest] = dataclasses.field(default_factory=dict)
     scores: tuple[Score, ...] = ()
     # Numbers "NAME/KEY" that are neither better nor worse when higher: key -> title of a row of the task's own table.

@@ -9,23 +9,7 @@ its own, because a linear layer comes next.
 
 ImageNet-1k has 78 batches of 16384 an epoch, 3,900 in all. A train set that cannot fill 78 gets smaller batches at the
 same rates, because the length of a LARS step relative to the weights is the rate, whatever the batch. Below
-SMALLEST_BATCH it gets more epochs instead, until there are FEWEST_STEPS. Measured on scenes of the hard level (nano
-encoder at the end of a run with words, 128 channels, 2,000 test images; accuracy of `background` and `count`, mAP of
-`shape`; linear_fast on the last layer, then on the last four):
-
-                                            background    count         shape
-    2,000 train images, linear_fast         57.6, 56.1    42.3, 42.5    60.7, 61.1
-      all in a batch, 1,200 steps           56.6          43.4          60.9         (as it is here)
-      all in a batch, 50 steps              22.9          40.8          60.1
-      batches of 256, 3,900 steps           52.1          42.6          61.1
-      batches of 256, 1,200 steps           42.6          41.6          60.5
-      the same, rates scaled to 256         16.6          38.2          59.8
-    4,000 train images, linear_fast         60.7, 64.8    41.6, 43.3
-      batches of 2048, 1,200 steps          58.9          42.1                       (as it is here)
-      batches of 2048, 600 steps            57.2          42.6
-
-So the best head comes close to linear_fast, except for classes that lie in directions of little variance
-(`background`). LARS needs many steps for those, and larger batches have less noise; linear_fast reaches the optimum.
+SMALLEST_BATCH it gets more epochs instead, until there are FEWEST_STEPS; ../README.md has measurements.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
