@@ -154,7 +154,7 @@ def test_features_and_heads_are_computed_in_full_float32():
     assert precisions(step, params, states, np.ones((5, 3), np.float32), [np.ones((4, 2))]) == highest
     probe = attentive.probe_of(8, 3)
     features = np.ones((2, 4, 8), np.float32)
-    params = jax.tree.map(lambda x: x[None], attentive._initial(features, probe))
+    params = jax.tree.map(lambda x: x[None], probe.init(jax.random.key(0), features)["params"])
     assert precisions(functools.partial(attentive._logits, module=probe), params, features) == highest
     weights = segmentation.PatchClassifier(np.ones((8, 3), np.float32), np.ones(3, np.float32))
     assert precisions(segmentation._labels, weights, features[0], *[np.ones((6, 2), np.float32)] * 2) == highest

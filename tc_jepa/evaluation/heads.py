@@ -91,19 +91,26 @@ class Fitted(NamedTuple):
 
 
 def fit_best(
-    settings: Sequence[NamedTuple], truth: Truth, held_out: np.ndarray, fit: Callable, validation: Any, test: Any
-) -> Fitted:
-    """The head that is best on the held-out train examples, fitted again on all of them; of equals, the first.
+    settings: Sequence[NamedTuple],
+    truths: Mapping[str, Truth],
+    held_out: np.ndarray,
+    fit: Callable,
+    validation: Any,
+    test: Any,
+) -> dict[str, Fitted]:
+    """For every label set the head that is best on the held-out train examples, fitted again on all of them.
 
-    `fit(settings, rows, truth)` trains a bank on those rows of the train examples and returns a function from features
+    Of equals, it is the first. `fit(settings, rows, truth)` trains a bank on those rows of the train examples and returns a function from features
     to the class scores [n, C] of each head. `validation` are features of the rows `held_out`, bool [train examples].
     """
-    kind, classes = truth
-    scores = fit(settings, ~held_out, Truth(kind, classes[~held_out]))(validation)
-    sweep = dict(zip(settings, (value_of(Truth(kind, classes[held_out]), x) for x in scores), strict=True))
-    chosen = max(sweep, key=sweep.get)
-    (scores,) = fit([chosen], slice(None), truth)(test)
-    return Fitted(scores, chosen, sweep)
+    found = {}
+    for name, (kind, classes) in truths.items():
+        scores = fit(settings, ~held_out, Truth(kind, classes[~held_out]))(validation)
+        sweep = dict(zip(settings, (value_of(Truth(kind, classes[held_out]), x) for x in scores), strict=True))
+        chosen = max(sweep, key=sweep.get)
+        (scores,) = fit([chosen], slice(None), Truth(kind, classes))(test)
+        found[name] = Fitted(scores, chosen, sweep)
+    return found
 
 
 def outcome(inputs: TaskInputs, score: str, found: Mapping[str, Fitted], name: Callable[[NamedTuple], str]) -> Outcome:

@@ -8,7 +8,7 @@ clipping of gradients. On 2,000 scenes of the hard level (nano encoder, 36 patch
 its accuracy is 78.0 % for `background` (linear_fast 57.6 %) and 43.4 % for `count` (linear_fast 42.3 %).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import itertools
 from typing import NamedTuple
@@ -74,12 +74,9 @@ def class_scores(
     held_out = validation_examples("attentive", len(train_features))
 
     def fit_bank(settings: Sequence[Setting], rows: np.ndarray | slice, truth: Truth):
-        return functools.partial(predicted, fit(settings, train_features[rows], truth))
+        return fit(settings, train_features[rows], truth)
 
-    return {
-        name: heads.fit_best(SETTINGS, truth, held_out, fit_bank, train_features[held_out], test_features)
-        for name, truth in train_truth.items()
-    }
+    return heads.fit_best(SETTINGS, train_truth, held_out, fit_bank, train_features[held_out], test_features)
 
 
 class AttentiveProbe(nn.Module):
@@ -132,23 +129,25 @@ def loss(params: Params, batch: tuple[jax.Array, jax.Array], module: AttentivePr
     return heads.LOSSES[kind](logits_BxC, classes_BxC.astype(jnp.float32)).mean()
 
 
-class FittedProbes(NamedTuple):
-    """Probes of one architecture, with a leading axis in the parameters."""
+def fit(settings: Sequence[Setting], features: np.ndarray, truth: Truth) -> Callable[[np.ndarray], np.ndarray]:
+    """One probe for each setting, trained on all examples, float32 [N, P, D].
 
-    module: AttentiveProbe
-    params: Params
-
-
-def fit(settings: Sequence[Setting], features: np.ndarray, truth: Truth) -> FittedProbes:
-    """One probe for each setting, trained on all examples: float32 [N, P, D]."""
+    Returns a function from features to logits, float32 [settings, N, C].
+    """
     N, C = truth.classes.shape
     module = probe_of(features.shape[-1], C)
     size = min(BATCH, N)
     epochs = max(EPOCHS, -(-FEWEST_STEPS // (N // size)))
     examples = ((features[rows], truth.classes[rows]) for _, rows in batches(N, size, epochs))
-    bank = heads.Bank(heads.Head(loss, (module, truth.kind)), _initial(features[:1], module), settings)
+    initial = jax.jit(module.init)(jax.random.key(SEED), features[:1])["params"]
+    bank = heads.Bank(heads.Head(loss, (module, truth.kind)), initial, settings)
     (params,) = heads.train([bank], examples, rate_fractions(epochs * (N // size)))
-    return FittedProbes(module, params)
+
+    def predict(features: np.ndarray) -> np.ndarray:
+        chunks = range(0, len(features), CHUNK)
+        return np.concatenate([_logits(params, features[i : i + CHUNK], module) for i in chunks], axis=1)
+
+    return predict
 
 
 def rate_fractions(steps: int) -> np.ndarray:
@@ -157,18 +156,7 @@ def rate_fractions(steps: int) -> np.ndarray:
     return np.where(done < WARMUP, done / WARMUP, 0.5 + 0.5 * np.cos(np.pi * (done - WARMUP) / (1 - WARMUP)))
 
 
-def predicted(bank: FittedProbes, features: np.ndarray) -> np.ndarray:
-    """Logits float32 [settings, N, C]."""
-    chunks = range(0, len(features), CHUNK)
-    return np.concatenate([_logits(bank.params, features[i : i + CHUNK], bank.module) for i in chunks], axis=1)
-
-
 @functools.partial(jax.jit, static_argnames="module")
 @full_precision
 def _logits(params: Params, features_BxPxD: jax.Array, module: AttentiveProbe) -> jax.Array:
     return jax.vmap(lambda one: module.apply({"params": one}, features_BxPxD))(params)
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _initial(features_1xPxD: jax.Array, module: AttentiveProbe) -> Params:
-    return module.init(jax.random.key(SEED), features_1xPxD)["params"]

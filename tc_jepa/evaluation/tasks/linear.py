@@ -105,10 +105,7 @@ def class_scores(
         fitted = fit(bank, {name: views[:, rows] for name, views in train_views.items()}, truth)
         return lambda features: [fitted[head].logits(features[head.features]) for head in bank]
 
-    return {
-        name: heads.fit_best(settings, truth, held_out, fit_bank, validation, test_features)
-        for name, truth in train_truth.items()
-    }
+    return heads.fit_best(settings, train_truth, held_out, fit_bank, validation, test_features)
 
 
 def loss(params: Params, batch: Mapping[str, jax.Array], features: str, batch_norm: bool, kind: Kind) -> jax.Array:
@@ -161,11 +158,15 @@ def fit(
     ]
     falls = [0.1 ** (epoch * EPOCHS // (epochs * EPOCHS_A_RATE)) for epoch in range(epochs) for _ in range(N // size)]
     trained = heads.train(banks, examples(), falls)
-    return {
-        head: _classifier(weights, bias, moments[name] if batch_norm else None)
-        for ((name, batch_norm), group), params in zip(groups.items(), trained)
-        for head, weights, bias in zip(group, np.asarray(params["weights"]), np.asarray(params["bias"]), strict=True)
-    }
+    found = {}
+    for ((name, batch_norm), group), params in zip(groups.items(), trained):
+        mean_D, scale_D = np.zeros(views[name].shape[-1], np.float32), np.ones(views[name].shape[-1], np.float32)
+        if batch_norm:  # its running mean and variance become a part of the classifier
+            mean_D, variance_D = map(np.asarray, moments[name])
+            scale_D = np.sqrt(variance_D + NORM_EPSILON)
+        for head, weights_DxC, bias_C in zip(group, *map(np.asarray, (params["weights"], params["bias"])), strict=True):
+            found[head] = LinearClassifier(mean_D, weights_DxC / scale_D[:, None], bias_C)
+    return found
 
 
 def batch_and_epochs(examples: int) -> tuple[int, int]:
@@ -196,13 +197,3 @@ def _initial(D: int, C: int) -> Params:
 def _running_moments(moments: tuple[jax.Array, jax.Array], x_BxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """BatchNorm's running mean and variance after one more batch."""
     return optax.incremental_update((x_BxD.mean(axis=0), x_BxD.var(axis=0)), moments, NORM_MOMENTUM)
-
-
-def _classifier(
-    weights_DxC: np.ndarray, bias_C: np.ndarray, moments: tuple[jax.Array, jax.Array] | None
-) -> LinearClassifier:
-    """A trained head as a linear classifier of the features. `moments`: BatchNorm's running mean and variance."""
-    if moments is None:
-        return LinearClassifier(np.zeros(len(weights_DxC), np.float32), weights_DxC, bias_C)
-    mean_D, variance_D = map(np.asarray, moments)
-    return LinearClassifier(mean_D, weights_DxC / np.sqrt(variance_D + NORM_EPSILON)[:, None], bias_C)
