@@ -100,8 +100,9 @@ def fit_best(
 ) -> dict[str, Fitted]:
     """For every label set the head that is best on the held-out train examples, fitted again on all of them.
 
-    Of equals, it is the first. `fit(settings, rows, truth)` trains a bank on those rows of the train examples and returns a function from features
-    to the class scores [n, C] of each head. `validation` are features of the rows `held_out`, bool [train examples].
+    Of equals, it is the first. `fit(settings, rows, truth)` trains a bank on those rows of the train examples and
+    returns a function from features to the class scores [n, C] of each head. `validation` are features of the rows
+    `held_out`, bool [train examples].
     """
     found = {}
     for name, (kind, classes) in truths.items():
