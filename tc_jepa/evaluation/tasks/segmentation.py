@@ -52,11 +52,12 @@ def run(inputs: TaskInputs) -> Outcome:
         by_neighbours = nearest(train, test_features, C, shapes)
         for score, predicted in (("segmentation", fitted.predicted), ("segmentation_knn", by_neighbours)):
             key, counted = f"{score}/{name}", confusions(predicted, truth, C)
+            total = counted.sum(axis=0)
             found.scores[key] = measure(counted, counts)
-            ious = zip(classes, class_ious(counted.sum(axis=0)))
+            ious = zip(classes, class_ious(total))
             found.numbers |= {f"{key}/{label}": float(iou) for label, iou in ious if np.isfinite(iou)}
-            found.constants[f"chance/{key}"] = float(miou(commonest(counted, train.labels)))
-            found.confusions[key] = Confusion(score, classes, counted.sum(axis=0))
+            found.constants[f"chance/{key}"] = chance(total.sum(axis=1), train.labels)
+            found.confusions[key] = Confusion(score, classes, total)
         found.sweeps[f"segmentation/{name}"], found.chosen[f"segmentation/{name}"] = fitted.sweep, fitted.chosen
         shown = inputs.test.rows[:SHOWN], fitted.predicted[:SHOWN], truth[:SHOWN]
         found.label_maps[name] = LabelMaps(*shown, classes)
@@ -191,17 +192,14 @@ def miou(confusion: np.ndarray) -> np.ndarray:
     return np.nanmean(class_ious(confusion), axis=-1)
 
 
-def commonest(confusion: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
-    """Chance: the confusion [true, predicted] of giving every pixel the most frequent class of the train masks.
+def chance(true: np.ndarray, train_labels: np.ndarray) -> float:
+    """The mIoU of giving every pixel the most frequent class of the train masks, uint8 [n, H, W].
 
-    `confusion` is [test images, true, predicted], `train_labels` [n, H, W] of the same classes.
+    `true` is the number of test pixels of each class.
     """
-    true = confusion.sum(axis=(0, 2))
     # Image by image, because all pixels as int64 fill the memory; IGNORED lies behind the classes.
     frequencies = sum(np.bincount(labels.ravel(), minlength=IGNORED + 1) for labels in train_labels)[: len(true)]
-    guess = np.zeros((len(true), len(true)), np.int64)
-    guess[:, frequencies.argmax()] = true
-    return guess
+    return float(true[frequencies.argmax()] / true.sum() / np.count_nonzero(true))
 
 
 def measure(confusion: np.ndarray, counts_NxR: np.ndarray) -> Measured:
