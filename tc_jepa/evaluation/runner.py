@@ -108,26 +108,18 @@ Parts = Mapping[str, Mapping[str, Part]]  # by task, then by the names in Task.f
 
 def _parts(tasks: Sequence[Task], fitted_on: Mapping[bool, Examples], tested_on: Examples, views: int) -> Parts:
     """The features that each task reads. Tasks that read the same images share a part, which has all their kinds."""
-
-    def images(task: Task, request: FeatureRequest) -> tuple[FeatureRequest, bool]:
-        return request._replace(kinds=()), task.dense and request.split == TRAIN
-
-    requests = {
-        task.name: {name: request for name, request in task.features.items() if views or not request.augmented}
-        for task in tasks
-    }
     kinds: dict[tuple[FeatureRequest, bool], dict[str, None]] = {}
+    images: dict[str, dict[str, tuple[FeatureRequest, bool]]] = {task.name: {} for task in tasks}
     for task in tasks:
-        for request in requests[task.name].values():
-            kinds.setdefault(images(task, request), {}).update(dict.fromkeys(request.kinds))
+        for name, request in task.features.items():
+            if views or not request.augmented:
+                images[task.name][name] = request._replace(kinds=()), task.dense and request.split == TRAIN
+                kinds.setdefault(images[task.name][name], {}).update(dict.fromkeys(request.kinds))
     parts = {}
     for (request, dense), merged in kinds.items():
         examples = fitted_on[dense] if request.split == TRAIN else tested_on
         parts[request, dense] = _part(request._replace(kinds=tuple(merged)), examples, dense, views)
-    return {
-        task.name: {name: parts[images(task, request)] for name, request in requests[task.name].items()}
-        for task in tasks
-    }
+    return {task: {name: parts[key] for name, key in keys.items()} for task, keys in images.items()}
 
 
 def _part(request: FeatureRequest, examples: Examples, dense: bool, views: int) -> Part:

@@ -14,7 +14,7 @@ from tc_jepa.data.sources import Captioned
 from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.reading import FrozenReader
-from tc_jepa.evaluation.tasks.grounding import word_pieces
+from tc_jepa.evaluation.tasks.grounding import find_pieces, word_pieces
 from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.experiment.run import open_run, TrainedRun
 from tc_jepa.masking.masks import Masks, MaskSampler
@@ -139,14 +139,10 @@ def liveliest_word(
     found = []
     for number, caption in enumerate(captions):
         for text in dict.fromkeys(part.strip(".,:;!?\"'()") for part in caption.split()):
-            if len(text) < 3:
-                continue
-            try:
-                pieces = word_pieces(tokenizer, ids_CxS[number], text)
-            except UserError:  # cut off, or tokenized otherwise beside its neighbours
-                continue
-            spread = np.std(cosines_NxCxS[:, number] @ (pieces / pieces.sum()))
-            found.append((float(spread), Word(number, text, pieces)))
+            pieces = find_pieces(tokenizer, ids_CxS[number], text) if len(text) >= 3 else None
+            if pieces is not None:  # not cut off, and tokenized as it is alone
+                spread = np.std(cosines_NxCxS[:, number] @ (pieces / pieces.sum()))
+                found.append((float(spread), Word(number, text, pieces)))
     if not found:
         first = np.arange(ids_CxS.shape[1]) == 0
         return Word(0, tokenizer.decode(ids_CxS[0][first]), first)
