@@ -59,11 +59,9 @@ def judge(run: Run) -> Verdict:
     answers = {LEARNED: _learned(run.scores)} | {one.text: one.answer(looks) for one in run.diagnostics.questions}
     warnings = _warnings(looks, run.diagnostics)
     warnings += [text for check in run.diagnostics.checks if (text := check(run.rows)) is not None]
-    last = max(row["step"] for row in run.rows)
-    if run.scores_step is not None and run.scores_step < last:
-        warnings.append(
-            f"The scores are from step {run.scores_step}, but the run is at step {last}: evaluate it again."
-        )
+    scored, last = run.scores_step, max(row["step"] for row in run.rows)
+    if scored is not None and scored < last:
+        warnings.append(f"The scores are from step {scored}, but the run is at step {last}: evaluate it again.")
     return Verdict(answers, warnings)
 
 
@@ -92,18 +90,16 @@ def _learned(scores: Mapping[str, float] | None) -> Answer:
     names = [name for name in names if (scored := family(name)) and scored.headline]
     if not names:
         return Answer("Unknown: no score of this run has a baseline; evaluate it with tasks that need labels or masks.")
-    gains = {name: scores[f"{prefix}{name}"] for name in names}
     better = [name for name in names if scores[f"{prefix}{name}_low"] > 0]
     worse = [name for name in names if scores[f"{prefix}{name}_high"] < 0]
     tally = f"{len(better)} of {len(names)} scores are better than those of the encoder before training"
     below = f", {len(worse)} worse" if worse else ""
     if not better:
         return Answer(f"No: {tally}, beyond the 95 % intervals{below}.", good=False)
-    best = max(better, key=gains.get)
-    most = f"most: {best}, {100 * gains[best]:+.1f} points"
-    if len(better) <= len(worse):
-        return Answer(f"In part: {tally}, beyond the 95 % intervals{below} ({most}).")
-    return Answer(f"Yes: {tally}, beyond the 95 % intervals{below} ({most}).", good=True)
+    gain, best = max((scores[f"{prefix}{name}"], name) for name in better)
+    most = f"most: {best}, {100 * gain:+.1f} points"
+    good = True if len(better) > len(worse) else None
+    return Answer(f"{'Yes' if good else 'In part'}: {tally}, beyond the 95 % intervals{below} ({most}).", good)
 
 
 def _warnings(looks: Rows, diagnostics: Diagnostics) -> list[str]:
