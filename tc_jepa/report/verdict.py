@@ -96,8 +96,8 @@ def _learned(scores: Mapping[str, float] | None) -> Answer:
     below = f", {len(worse)} worse" if worse else ""
     if not better:
         return Answer(f"No: {tally}, beyond the 95 % intervals{below}.", good=False)
-    gain, best = max((scores[f"{prefix}{name}"], name) for name in better)
-    most = f"most: {best}, {100 * gain:+.1f} points"
+    best = max(better, key=lambda name: scores[f"{prefix}{name}"])
+    most = f"most: {best}, {100 * scores[f'{prefix}{best}']:+.1f} points"
     good = True if len(better) > len(worse) else None
     return Answer(f"{'Yes' if good else 'In part'}: {tally}, beyond the 95 % intervals{below} ({most}).", good)
 
