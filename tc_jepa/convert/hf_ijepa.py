@@ -75,7 +75,7 @@ def load(folder: Path) -> EncoderWeights:
     check_sizes(width, heads, patch_size, image_size, path)
     size = Size(width, depth, heads, hidden)
 
-    official = ijepa.encoder_shapes(size, patch_size, (image_size // patch_size) ** 2)
+    official = tensors.shapes(ijepa.encoder_places(size, patch_size, (image_size // patch_size) ** 2))
     parts = tensor_names(depth)
     expected = {
         name: (official[key][0] // len(theirs), *official[key][1:]) for key, theirs in parts.items() for name in theirs

@@ -1,17 +1,22 @@
-"""Reading and writing the JSON and safetensors files of weight folders. Errors name the file and the tensor."""
+"""Files of weight folders, JSON and safetensors, and the places of their tensors in this project's parameters.
 
-from collections.abc import Iterable, Mapping
+Errors name the file and the tensor.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from flax import traverse_util
 import ml_dtypes  # noqa: F401 - its import registers the bfloat16 with numpy that safetensors reads
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from tc_jepa.errors import UserError
+from tc_jepa.models.layers import Params
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")
@@ -19,6 +24,42 @@ SAME_MODEL = f"take {CONFIG} and the weights from the same model"
 LISTED = 4  # names of a kind in one message; a wrong file may have hundreds
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Place(NamedTuple):
+    """A tensor of a file: its shape there, and the path of the parameter that corresponds to it.
+
+    `ours` maps the array in the file to the parameter, and `theirs` maps it back.
+    """
+
+    shape: tuple[int, ...]
+    path: tuple[str, ...]
+    ours: Callable[[np.ndarray], np.ndarray] = np.asarray
+    theirs: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+
+def kernel(shape: tuple[int, int], *path: str) -> Place:
+    """Returns the place of a matrix, which torch stores as [outputs, inputs], the transpose of a parameter."""
+    return Place(shape, (*path, "kernel"), np.transpose, np.transpose)
+
+
+def shapes(tensors: Mapping[str, np.ndarray | Place]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def to_ours(tensors: Mapping[str, np.ndarray], places: Mapping[str, Place]) -> Params:
+    """Returns the tensors that `places` name as nested parameters."""
+    return traverse_util.unflatten_dict({place.path: place.ours(tensors[name]) for name, place in places.items()})
+
+
+def to_theirs(params: Params, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
+    """Returns nested parameters by the names of `places`. Raises ValueError for a parameter without a place."""
+    flat = traverse_util.flatten_dict(params)
+    nameless = flat.keys() - {place.path for place in places.values()}
+    if nameless:
+        raise ValueError(f"no place for {', '.join(sorted('/'.join(path) for path in nameless))}")
+    return {name: place.theirs(np.asarray(flat[place.path])) for name, place in places.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
