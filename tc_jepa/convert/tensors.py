@@ -113,13 +113,15 @@ def index_files(index: Path) -> dict[str, Path]:
     return {tensor: index.with_name(name) for tensor, name in places.items()}
 
 
-def read_tensors(files: Mapping[str, Path], expected: Shapes, where: object, advice: str = "") -> dict[str, np.ndarray]:
-    """Returns the tensors in `files`, by name, as float32 arrays.
+def read_tensors(
+    files: Mapping[str, Path], expected: Shapes | None, where: object, advice: str = ""
+) -> dict[str, np.ndarray]:
+    """Returns the tensors in `files`, by name, as float32 arrays. `expected` None accepts any names and shapes.
 
     float16 and bfloat16 become float32, which loses nothing. Raises UserError for other types, and as `check_shapes`.
     """
     tensors: dict[str, np.ndarray] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path in dict.fromkeys(files.values()):
         with open_tensors(path) as file:
             for name in (name for name, holder in files.items() if holder == path):
@@ -128,10 +130,10 @@ def read_tensors(files: Mapping[str, Path], expected: Shapes, where: object, adv
                     raise UserError(
                         f"{path}: tensor {name} is stored as {stored.get_dtype()}; give a model in {one_of(FLOATS)}"
                     )
-                shapes[name] = tuple(stored.get_shape())
-                if shapes[name] == expected.get(name):
+                found[name] = tuple(stored.get_shape())
+                if expected is None or found[name] == expected.get(name):
                     tensors[name] = file.get_tensor(name).astype(np.float32, copy=False)
-    check_shapes(shapes, expected, where, advice)
+    check_shapes(found, found if expected is None else expected, where, advice)
     return tensors
 
 
