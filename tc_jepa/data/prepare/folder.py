@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, texts
 from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
-from tc_jepa.data.prepare.masks import MaskValues, read_mask_values
-from tc_jepa.data.prepare.pictures import DIGEST_BYTES, MaskPair
+from tc_jepa.data.prepare.pictures import DIGEST_BYTES, MaskPair, MaskValues, read_mask_values
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import LabelSet, SPLITS, TRAIN
 from tc_jepa.errors import UserError
