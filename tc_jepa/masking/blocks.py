@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from tc_jepa.errors import UserError
-from tc_jepa.masking.masks import check_range, Masks, pack, Range
+from tc_jepa.masking.masks import check_range, draw_block, Masks, pack, Range
 
 TRIES = 20
 # The ranges of a block sampler, and the largest value that each may have.
@@ -106,12 +106,7 @@ class BlockMasks(BlockSettings):
         return ~hidden
 
     def _draw_block(self, rng, scale: Range, aspect: Range) -> np.ndarray:
-        height, width = self._block_shape(rng.uniform(*scale), rng.uniform(*aspect))
-        top = rng.integers(self.grid[0] - height + 1)
-        left = rng.integers(self.grid[1] - width + 1)
-        block = np.zeros(self.grid, bool)
-        block[top : top + height, left : left + width] = True
-        return block
+        return draw_block(rng, self.grid, self._block_shape(rng.uniform(*scale), rng.uniform(*aspect)))
 
     def _block_shape(self, scale: float, aspect: float) -> tuple[int, int]:
         """Rows and columns of a block, at least 1 and at most the grid's."""

@@ -62,6 +62,14 @@ def _pad(indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     return padded, np.arange(length) < len(indices)
 
 
+def draw_block(rng: np.random.Generator, grid: tuple[int, int], size: tuple[int, int], margin: int = 0) -> np.ndarray:
+    """A block of `size` rows and columns anywhere but in the last `margin` rows and columns: bool [rows, columns]."""
+    top, left = (rng.integers(side - length + 1 - margin) for side, length in zip(grid, size, strict=True))
+    block = np.zeros(grid, bool)
+    block[top : top + size[0], left : left + size[1]] = True
+    return block
+
+
 def check_range(name: str, value: Range, limit: float) -> None:
     """Raises UserError unless `value` is (low, high) with 0 < low <= high <= limit."""
     if len(value) != 2 or not 0 < value[0] <= value[1] <= limit:

@@ -14,9 +14,10 @@ import numpy as np
 
 from tc_jepa.errors import UserError
 from tc_jepa.masking.blocks import BlockSettings
-from tc_jepa.masking.masks import Masks, pack, Range
+from tc_jepa.masking.masks import draw_block, Masks, pack, Range
 
 Size = tuple[int, int]
+MARGIN = 1  # the last row and column, which blocks never contain (:89-90)
 TRIES = 20  # to draw a context block, before it may overlap one more target (:77-104)
 # Number of drawn groups that a process caches, about 50 kB each. The images of a group are read close together, so a
 # few groups per thread that reads batches (data/pipeline.py) would be enough.
@@ -86,7 +87,7 @@ def _draw_group(settings: OfficialMasks, seed: int, group: int) -> list[Masks]:
     context_size = _block_size(settings.grid, *settings._ranges("context"), rng.random())
     targets, contexts = [], []
     for _ in range(settings.group_size):
-        blocks = [_draw_block(rng, settings.grid, target_size) for _ in range(settings.target_blocks)]
+        blocks = [draw_block(rng, settings.grid, target_size, MARGIN) for _ in range(settings.target_blocks)]
         contexts.append(np.flatnonzero(_draw_context(rng, settings, context_size, blocks)))
         targets.append([np.flatnonzero(block) for block in blocks])
     shortest = min(len(context) for context in contexts)
@@ -102,19 +103,12 @@ def _draw_context(rng, settings: OfficialMasks, size: Size, targets: list[np.nda
     for respected in range(len(targets), 0, -1):
         hidden = np.any(targets[:respected], axis=0)
         for _ in range(TRIES):
-            context = _draw_block(rng, settings.grid, size) & ~hidden
+            context = draw_block(rng, settings.grid, size, MARGIN) & ~hidden
             if np.count_nonzero(context) > settings.min_context:
                 return context
-    return _draw_block(rng, settings.grid, size)  # a whole block is large enough, see OfficialMasks.__post_init__
-
-
-def _draw_block(rng, grid: Size, size: Size) -> np.ndarray:
-    """A block as bool [rows, columns]. The bound of the corner excludes the last row and column (:89-90)."""
-    (height, width) = size
-    top, left = rng.integers(grid[0] - height), rng.integers(grid[1] - width)
-    block = np.zeros(grid, bool)
-    block[top : top + height, left : left + width] = True
-    return block
+    return draw_block(
+        rng, settings.grid, size, MARGIN
+    )  # a whole block is large enough, see OfficialMasks.__post_init__
 
 
 def _block_size(grid: Size, scale: Range, aspect: Range, draw: float) -> Size:
