@@ -13,7 +13,7 @@ from tc_jepa.data.captions import tokenizer as captions
 from tc_jepa.data.datasets import DatasetOptions, open_dataset
 from tc_jepa.data.mixtures import Concatenation, Mixture
 from tc_jepa.data.prepared import data_identity, DEFAULT_FEATURES, FeatureNames, file_identity
-from tc_jepa.data.scenes.dataset import ScenesDataset
+from tc_jepa.data.scenes.source import ScenesDataset
 from tc_jepa.data.sources import Captioned, Dataset, SCENES, Source, TEST, TRAIN, VALIDATION
 from tc_jepa.data.word_vectors.folder import WordVectorFolder, WordVectorReader
 from tc_jepa.errors import UserError
