@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from tc_jepa.errors import UserError
-from tc_jepa.masking.masks import check_range, draw_block, Masks, pack, Range
+from tc_jepa.masking.masks import check_number, check_range, draw_block, Masks, pack, Range
 
 TRIES = 20
 # The ranges of a block sampler, and the largest value that each may have.
@@ -40,9 +40,7 @@ class BlockSettings:
         for name, limit in RANGES.items():
             check_range(f"masking.{name}", getattr(self, name), limit)
         for name in ("target_blocks", "min_context"):
-            if getattr(self, name) < 1:
-                key = f"masking.{name}"
-                raise UserError(f"{key}={getattr(self, name)} must be at least 1", about=key)
+            check_number(f"masking.{name}", getattr(self, name), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +54,8 @@ class BlockMasks(BlockSettings):
     def __post_init__(self):
         super().__post_init__()
         patches = math.prod(self.grid)
-        if not self.min_context <= self.context_tokens <= patches:
-            raise UserError(
-                f"masking.context_tokens={self.context_tokens} must lie between masking.min_context={self.min_context} "
-                f"and the {patches} patches of the {self.grid[0]} x {self.grid[1]} grid",
-                about="masking.context_tokens",
-            )
+        why = f", masking.min_context and the patches of the {self.grid[0]} x {self.grid[1]} grid"
+        check_number("masking.context_tokens", self.context_tokens, self.min_context, patches, why)
         if patches - self.target_tokens < self.min_context:
             raise UserError(
                 f"a target block of {self.target_tokens} of the {patches} patches of the {self.grid[0]} x "

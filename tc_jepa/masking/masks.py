@@ -75,3 +75,10 @@ def check_range(name: str, value: Range, limit: float) -> None:
     if len(value) != 2 or not 0 < value[0] <= value[1] <= limit:
         bound = "" if math.isinf(limit) else f" <= {limit:g}"
         raise UserError(f"{name}={tuple(value)} must be a range (low, high) with 0 < low <= high{bound}", about=name)
+
+
+def check_number(name: str, value: int, least: int, most: float = math.inf, why: str = "") -> None:
+    """Raises UserError unless least <= value <= most. `why` ends the message: where the two come from."""
+    if not least <= value <= most:
+        bounds = {least: f"be {least}", math.inf: f"be at least {least}"}.get(most, f"lie between {least} and {most}")
+        raise UserError(f"{name}={value} must {bounds}{why}", about=name)

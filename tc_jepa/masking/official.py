@@ -14,7 +14,7 @@ import numpy as np
 
 from tc_jepa.errors import UserError
 from tc_jepa.masking.blocks import BlockSettings
-from tc_jepa.masking.masks import draw_block, Masks, pack, Range
+from tc_jepa.masking.masks import check_number, draw_block, Masks, pack, Range
 
 Size = tuple[int, int]
 MARGIN = 1  # the last row and column, which blocks never contain (:89-90)
@@ -39,8 +39,7 @@ class OfficialMasks(BlockSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.group_size < 1:
-            raise UserError(f"masking.group_size={self.group_size} must be at least 1", about="masking.group_size")
+        check_number("masking.group_size", self.group_size, 1)
         for name in ("target", "context"):
             height, width = min(self._possible_sizes(name), key=math.prod)
             if height * width <= self.min_context:
@@ -50,14 +49,9 @@ class OfficialMasks(BlockSettings):
                     f"lower that or model.patch_size, raise masking.{name}_scale, or use masking.kind=fixed",
                     about=f"masking.{name}_scale",
                 )
-        patches = math.prod(self.grid)
-        if not self.min_context < self.context_tokens <= patches:
-            raise UserError(
-                f"masking.context_tokens={self.context_tokens} must be more than masking.min_context="
-                f"{self.min_context} (masking.kind=official) and at most the {patches} patches of the "
-                f"{self.grid[0]} x {self.grid[1]} grid",
-                about="masking.context_tokens",
-            )
+        grid = f"the patches of the {self.grid[0]} x {self.grid[1]} grid"
+        why = f", masking.min_context + 1 (masking.kind=official) and {grid}"
+        check_number("masking.context_tokens", self.context_tokens, self.min_context + 1, math.prod(self.grid), why)
 
     @functools.cached_property
     def target_tokens(self) -> int:
