@@ -49,11 +49,9 @@ def load(folder: Path, *, predictor: bool = False) -> EncoderWeights:
     """
     path = folder / tensors.CONFIG
     config = tensors.read_json(path)
-    if config.get("format") != FORMAT or config.get("version") != VERSION:
-        raise UserError(
-            f"{path}: format {config.get('format')!r}, version {config.get('version')!r}; this code reads {FORMAT!r}, "
-            f"version {VERSION}"
-        )
+    found = (config.get("format"), config.get("version"))
+    if found != (FORMAT, VERSION):
+        raise UserError(f"{path} is in format and version {found}; this code reads {(FORMAT, VERSION)}")
     described = config.get("encoder")
     if not isinstance(described, dict) or type(described.get("stored_positions")) is not bool:
         raise UserError(f"{path} does not describe the encoder; convert it again")

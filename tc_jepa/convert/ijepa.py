@@ -92,7 +92,11 @@ def from_checkpoint(
     if side**2 != N:
         raise UserError(f"{here} has {N} positions, which do not form a square grid; give a model of square images")
     hidden = _shape(encoder, "blocks.0.mlp.fc1.weight", 2, here)[0]
-    size = vit.Size(D, _depth(encoder, "blocks"), _heads(D, heads, here), hidden)
+    heads = HEADS.get(D) if heads is None else heads
+    if heads is None:
+        raise UserError(f"{here} has {D} channels, not the width of a standard ViT; give its --heads=N", about="heads")
+    _check_heads(D, heads, here)
+    size = vit.Size(D, _depth(encoder, "blocks"), heads, hidden)
     checks.check_shapes(shapes(encoder), shapes(encoder_places(size, patch[0], N)), here)
     weights = from_official(encoder, size, patch[0], side * patch[0])
     if "predictor" not in checkpoint:
@@ -103,14 +107,9 @@ def from_checkpoint(
     depth = _depth(predictor, "predictor_blocks")
     places = predictor_places(P, depth, D, N)
     checks.check_shapes(shapes(predictor), shapes(places), here)
-    if P % size.heads:
-        raise UserError(
-            f"{here} has {P} channels, which {size.heads} heads do not divide; give the right --heads=N", about="heads"
-        )
+    _check_heads(P, size.heads, here)
     if not are_sincos(predictor[PREDICTOR_POSITIONS], (side, side)):
-        raise UserError(
-            f"{here} has positions other than the sine-cosine ones, which this predictor cannot have; give another"
-        )
+        raise UserError(f"{here} has other positions than the sine-cosine ones, the only ones here; give another")
     del places[PREDICTOR_POSITIONS]
     return weights._replace(predictor=to_ours(predictor, places))
 
@@ -160,17 +159,10 @@ def _depth(tensors: Mapping[str, Any], name: str) -> int:
     return len({found[1] for key in tensors if (found := re.match(rf"{name}\.(\d+)\.", key))})
 
 
-def _heads(width: int, heads: int | None, where: str) -> int:
-    if heads is None and width not in HEADS:
-        raise UserError(
-            f"{where} has {width} channels, which is not the width of a standard ViT; give its --heads=N", about="heads"
-        )
-    heads = HEADS[width] if heads is None else heads
+def _check_heads(width: int, heads: int, where: str) -> None:
     if heads < 1 or width % heads:
-        raise UserError(
-            f"{where} has {width} channels, which --heads={heads} does not divide; give another", about="heads"
-        )
-    return heads
+        message = f"{where} has {width} channels, which --heads={heads} does not divide; give the right --heads=N"
+        raise UserError(message, about="heads")
 
 
 def _positions(count: int, width: int) -> Place:

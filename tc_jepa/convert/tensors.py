@@ -126,10 +126,8 @@ def read_tensors(
         with open_tensors(path) as file:
             for name in (name for name, holder in files.items() if holder == path):
                 stored = file.get_slice(name)
-                if stored.get_dtype() not in FLOATS:
-                    raise UserError(
-                        f"{path}: tensor {name} is stored as {stored.get_dtype()}; give a model in {one_of(FLOATS)}"
-                    )
+                if (kind := stored.get_dtype()) not in FLOATS:
+                    raise UserError(f"{path}: tensor {name} is stored as {kind}; give a model in {one_of(FLOATS)}")
                 found[name] = tuple(stored.get_shape())
                 if expected is None or found[name] == expected.get(name):
                     tensors[name] = file.get_tensor(name).astype(np.float32, copy=False)

@@ -46,9 +46,7 @@ def is_run(path: str | os.PathLike) -> bool:
     if saved_steps(path) or {"train", "model", "target_encoder"} <= config.keys():
         return True
     if "format" not in config and "model_type" not in config:
-        raise UserError(
-            f"{path / CONFIG_FILE} describes no run, converted encoder or Hugging Face model; give another path"
-        )
+        raise UserError(f"{path / CONFIG_FILE} is not of a run, converted encoder or Hugging Face model; give another")
     return False
 
 
