@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     # Imported here to keep --help and flag errors fast.
     from tc_jepa.data.prepared import FeatureNames, splits
     from tc_jepa.data.word_vectors.write import write_word_vectors
-    from tc_jepa.pretrained.caption_encoder import T5Captions
+    from tc_jepa.pretrained.text import T5Captions
 
     logging.set_verbosity(logging.WARNING)
     counts = splits(DATA.value)
