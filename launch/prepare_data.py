@@ -21,6 +21,7 @@ from launch import common
 from tc_jepa.data.prepare.sources import CLASS_FLAGS, COMMON_FLAGS, describe_sources, prepare_function, SOURCES
 from tc_jepa.data.sources import SPLITS
 from tc_jepa.errors import UserError
+from tc_jepa.storage.files import refuse_existing
 from tc_jepa.storage.partial import partial_path
 
 __doc__ += f"\n{describe_sources()}\n"
@@ -89,7 +90,7 @@ def cores() -> int:
 
 
 def check_flags() -> None:
-    """Raises UserError for a missing flag, and for a given flag that would have no effect."""
+    """Raises UserError for a missing flag, for a given flag that would have no effect, and for an existing output."""
     if SOURCE.value is None:
         raise UserError(f"give --source, one of {', '.join(SOURCES)}; see --help")
     kind = SOURCES[SOURCE.value]
@@ -102,6 +103,7 @@ def check_flags() -> None:
             raise UserError(f"--{name} has no effect with --source={SOURCE.value}; leave it out")
         if name in CLASS_FLAGS and not CLASSES.value:
             raise UserError(f"--{name} has no effect without --classes; give that too")
+    refuse_existing(Path(OUTPUT.value))
 
 
 if __name__ == "__main__":

@@ -2,13 +2,11 @@
 
 config.json: {"format": "tc_jepa_encoder", "version": 1, "origin": where the weights are from, in English,
 "encoder": {"width", "depth", "heads", "hidden", "patch_size", "image_size", "stored_positions"}, "predictor": bool}.
-Sizes are integers: width and hidden in channels, patch_size and image_size in pixels. The encoder was trained on square
-images of side image_size.
+Sizes are integers: width and hidden in channels, patch_size and image_size, the side of square images, in pixels.
 
 encoder.safetensors: float32 tensors named by their path in VisionTransformer's parameters, such as
 blocks_0/attn/qkv/kernel; kernels are [inputs, outputs]. Positions are the sine-cosine ones of the trained grid, or with
-stored_positions the tensor `positions` [N, width]. predictor.safetensors exists where "predictor" is true and holds
-Predictor's parameters in the same way.
+stored_positions the tensor `positions` [N, width]. With "predictor", predictor.safetensors holds its parameters alike.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,9 +47,9 @@ def load(folder: Path, *, predictor: bool = False) -> EncoderWeights:
     """
     path = folder / tensors.CONFIG
     config = tensors.read_json(path)
-    found = (config.get("format"), config.get("version"))
-    if found != (FORMAT, VERSION):
-        raise UserError(f"{path} is in format and version {found}; this code reads {(FORMAT, VERSION)}")
+    form, version = config.get("format"), config.get("version")
+    if (form, version) != (FORMAT, VERSION):
+        raise UserError(f"{path}: format {form!r}, version {version!r}; this code reads {FORMAT!r}, version {VERSION}")
     described = config.get("encoder")
     if not isinstance(described, dict) or type(described.get("stored_positions")) is not bool:
         raise UserError(f"{path} does not describe the encoder; convert it again")

@@ -1,7 +1,6 @@
 """Reading and writing I-JEPA folders of Hugging Face's transformers (IJepaModel).
 
-The tensors are the official ones under other names, with queries, keys and values apart. The format allows any
-positions.
+The tensors are the official ones under other names, with queries, keys and values apart. Positions may be any.
 """
 
 from collections.abc import Mapping

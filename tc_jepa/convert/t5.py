@@ -20,7 +20,6 @@ from tc_jepa.convert.tensors import (
     INDEX,
     index_files,
     kernel,
-    one_of,
     Place,
     read_json,
     read_tensors,
@@ -149,7 +148,8 @@ def _config(path: Path) -> T5Config:
         raise UserError(f"{path}: model_type is {values.get('model_type')!r}, not 't5'; give a T5 1.0 or 1.1 model")
     activation = values["feed_forward_proj"]
     if activation not in GATED:
-        raise UserError(f"{path}: feed_forward_proj={activation!r} is not supported; give a model with {one_of(GATED)}")
+        known = " or ".join(GATED)
+        raise UserError(f"{path}: feed_forward_proj={activation!r} is not supported; give a model with {known}")
     fields = {}
     for field, key in CONFIG_KEYS.items():
         value, number = values.get(key), float if field == "epsilon" else int

@@ -3,7 +3,7 @@
 Errors name the file and the tensor.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 from pathlib import Path
@@ -127,7 +127,7 @@ def read_tensors(
             for name in (name for name, holder in files.items() if holder == path):
                 stored = file.get_slice(name)
                 if (kind := stored.get_dtype()) not in FLOATS:
-                    raise UserError(f"{path}: tensor {name} is stored as {kind}; give a model in {one_of(FLOATS)}")
+                    raise UserError(f"{path}: tensor {name} is stored as {kind}; give a model in {' or '.join(FLOATS)}")
                 found[name] = tuple(stored.get_shape())
                 if expected is None or found[name] == expected.get(name):
                     tensors[name] = file.get_tensor(name).astype(np.float32, copy=False)
@@ -166,7 +166,3 @@ def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 def first_names(names: list[str]) -> list[str]:
     """Returns the first names and how many more there are."""
     return names[:LISTED] + [f"{len(names) - LISTED} more"] * (len(names) > LISTED)
-
-
-def one_of(choices: Iterable[str]) -> str:
-    return " or ".join(choices)

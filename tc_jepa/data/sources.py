@@ -23,8 +23,7 @@ class Example(NamedTuple):
 class LabelSet:
     """A classification task that the labels of a dataset define.
 
-    `single`: one class per image; a label is an int. `multi`: any number of classes per image; a label is a bool array
-    [len(classes)].
+    `single`: one class per image, and a label is an int. `multi`: any number, and a label is bool [len(classes)].
     """
 
     kind: Literal["single", "multi"]

@@ -11,7 +11,6 @@ import math
 
 import numpy as np
 
-from tc_jepa.errors import UserError
 from tc_jepa.masking.masks import check_number, check_range, draw_block, Masks, pack, Range
 
 TRIES = 20
@@ -23,8 +22,7 @@ RANGES = {"target_scale": 1.0, "target_aspect": math.inf, "context_scale": 1.0, 
 class BlockSettings:
     """Settings of the block samplers, on a (rows, columns) grid.
 
-    Scales are fractions of the grid's area, aspects are height / width. `context_tokens` is K. Raises UserError for
-    values out of range.
+    Scales are fractions of the grid's area, aspects height / width, `context_tokens` K. UserError if out of range.
     """
 
     grid: tuple[int, int]
@@ -56,13 +54,9 @@ class BlockMasks(BlockSettings):
         patches = math.prod(self.grid)
         why = f", masking.min_context and the patches of the {self.grid[0]} x {self.grid[1]} grid"
         check_number("masking.context_tokens", self.context_tokens, self.min_context, patches, why)
-        if patches - self.target_tokens < self.min_context:
-            raise UserError(
-                f"a target block of {self.target_tokens} of the {patches} patches of the {self.grid[0]} x "
-                f"{self.grid[1]} grid leaves fewer than masking.min_context={self.min_context}; lower that, "
-                "masking.target_scale or model.patch_size",
-                about="masking.min_context",
-            )
+        left, fix = patches - self.target_tokens, "or lower masking.target_scale or model.patch_size"
+        why = f", the patches that a target block of {self.target_tokens} leaves of {patches}; {fix}"
+        check_number("masking.min_context", self.min_context, 1, left, why)
 
     @functools.cached_property
     def target_tokens(self) -> int:

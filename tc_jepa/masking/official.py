@@ -2,8 +2,7 @@
 
 References are to src/masks/multiblock.py of facebookresearch/ijepa at 52c1ae95. Two things differ. A group of
 `group_size` consecutive images of the stream takes the place of a GPU's batch, and has one random generator in place of
-the released code's counter and its workers' generators; so masks do not depend on hosts or workers. And masks are
-padded to fixed shapes.
+the released code's counter and workers' generators, so masks do not depend on hosts or workers. Masks are padded.
 """
 
 import dataclasses

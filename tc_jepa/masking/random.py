@@ -13,8 +13,7 @@ class RandomMasks:
     """Hides a share of the patches uniformly at random: they are the one target block, all others the context.
 
     Each image draws the share uniformly from `ratio` (the released code draws one per batch, to have one length). A
-    context of more than K patches loses patches uniformly at random. Raises UserError if the settings cannot be
-    satisfied.
+    context of more than K patches loses patches uniformly at random. UserError if the settings cannot be satisfied.
     """
 
     grid: tuple[int, int]

@@ -55,8 +55,7 @@ def open_encoder(path: str | os.PathLike, step: int | None = None, *, predictor:
 
     Of a run it is the evaluation encoder, a moving average where the run keeps one, at `step` or the newest step; the
     module computes in the run's dtype. Other encoders compute in float32. Positions on another grid than the trained
-    one are interpolated. With `predictor` the result includes the predictor, where there is one. Raises UserError
-    where anything is missing or does not fit.
+    one are interpolated. `predictor` includes the predictor, if any. Raises UserError for what is missing or unfit.
     """
     path = Path(path)
     if is_run(path):
@@ -96,8 +95,7 @@ def teacher(
 ) -> tuple[VisionTransformer, Params]:
     """Returns a teacher for the run of a configuration: the encoder at `path` and its newest parameters, on the host.
 
-    It computes in the student's dtype. Raises UserError unless its patches form the same grid as the student's; all
-    else may differ.
+    It computes in the student's dtype. Raises UserError unless its patches form the student's grid; else it may differ.
     """
     size = config.image.size
     theirs = open_encoder(path)
@@ -128,8 +126,7 @@ class PretrainedEncoder:
 
     Images are [B, H, W, 3], or [H, W, 3] for one. H and W are any multiples of `patch_size`: positions on another grid
     than that of `image_size` are interpolated. Images are uint8 in 0-255 or floating point in 0-1, to which ImageNet's
-    normalisation is applied; or, with `normalise=False`, floating point that is normalised already. Raises UserError
-    for anything else.
+    normalisation is applied; with `normalise=False`, floating point that is normalised. Raises UserError otherwise.
 
     Attributes:
       image_size: side in pixels of the square images that the encoder was trained on.

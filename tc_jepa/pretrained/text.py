@@ -102,8 +102,7 @@ class PretrainedTextEncoder:
 
     Called with a string or a sequence of strings, which are padded or cut to `words` pieces; or with ids, integers
     [..., S], and their validity [..., S], false or 0 for padding. Returns [..., S, E], E = `width`, in the dtype that
-    it was loaded with; the vectors of padding are 0. Raises UserError for anything else. The vocabulary is opened at
-    the first string.
+    it was loaded with, 0 in padding. Raises UserError for anything else. The first string opens the vocabulary.
 
     Matrix products have precision HIGHEST, so that float32 is not rounded to TF32 on GPU or to bfloat16 on TPU. On CPU
     that costs nothing; on GPU and TPU the cost has not been measured.

@@ -47,8 +47,7 @@ class AddMasks(grain.transforms.MapWithIndex):
 class JepaInputs:
     """A pipeline.Inputs whose rows are those of a JepaBatch.
 
-    `shuffle_captions` is a control: each image gets the captions of its neighbour in the process's part of the batch,
-    which say nothing about it.
+    `shuffle_captions` is a control: each image gets its neighbour's captions, in the process's part of the batch.
     """
 
     crop: CropAndCaptions

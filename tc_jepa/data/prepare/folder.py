@@ -17,7 +17,6 @@ from tc_jepa.data.prepare.pictures import DIGEST_BYTES, MaskPair, MaskValues, re
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import LabelSet, SPLITS, TRAIN
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import refuse_existing
 
 KINDS = {"label": "single", "labels": "multi"}  # task, which is a key of a line -> kind
 
@@ -100,7 +99,6 @@ def prepare_folder(
         raise UserError(f"--images={folder} is not a folder; give the one that the files in {listing} are relative to")
     if not listing.is_file():
         raise UserError(f"--captions={listing} is not a file; give one with a JSON object per line")
-    refuse_existing(Path(output))
     model, root = dataset.read_vocabulary(vocabulary), folder.resolve()
     values = None if classes is None else read_mask_values(classes, first_class, ignore_index)
     found = _survey(listing, root)
@@ -115,7 +113,7 @@ def prepare_folder(
     settings = {"source": "folder", "images": str(root), "captions": str(listing.resolve())}
     if classes is not None:
         settings |= {"classes": str(Path(classes).resolve()), "first_class": first_class, "ignore_index": ignore_index}
-    return dataset.write(Path(output), spec, shards, settings, workers)
+    return dataset.write(output, spec, shards, settings, workers)
 
 
 def _read(
@@ -221,8 +219,7 @@ def _survey(listing: Path, root: Path) -> Listing:
 def _check_in_train(task: str, found: Mapping[str, ClassLines]) -> None:
     """Reports a class of another split that train does not have: UserError for "label", a line on stderr for "labels".
 
-    A single label that cannot be learned is a mistake in the listing. Among many labels some are rare, and all images
-    of one may fall into a small split by chance.
+    The former is a mistake in the listing. Of a rare one among many labels a small split may get all images by chance.
     """
     for split, names in found.items():
         alone = [name for name in names if name not in found.get(TRAIN, names)]  # without train, nothing is learned

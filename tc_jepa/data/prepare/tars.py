@@ -21,7 +21,6 @@ from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import refuse_existing
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 IMAGE_LIMIT = 1 << 28  # bytes
@@ -58,7 +57,6 @@ def prepare_tars(
     Raises UserError, which names the tar and member; even with `skip_bad` for members that are links or devices or
     whose names leave the folder. Interrupted work can be resumed. A shard contains one or several whole tars.
     """
-    refuse_existing(Path(output))
     model = dataset.read_vocabulary(vocabulary)
     paths = _find(input)
     reader = TarReader(tuple(caption_fields), tuple(description_fields))
@@ -68,7 +66,7 @@ def prepare_tars(
     shards = [shard for split, members in paths.items() for shard in _shards(split, members)]
     fields = {"caption_fields": list(caption_fields), "description_fields": list(description_fields)}
     settings = {"source": "tars", "input": list(input), **fields}
-    return dataset.write(Path(output), spec, shards, settings, workers)
+    return dataset.write(output, spec, shards, settings, workers)
 
 
 def _find(inputs: Sequence[str]) -> dict[str, list[Path]]:

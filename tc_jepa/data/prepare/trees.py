@@ -16,7 +16,6 @@ from tc_jepa.data.prepare.pictures import MaskPair, MaskValues, PNG, read_mask_v
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import LabelSet, TEST, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import refuse_existing
 
 FOLDERS = {TRAIN: ("train", "training"), VALIDATION: ("val", "validation"), TEST: ("test", "testing")}
 SPLIT_OF_FOLDER = {name: split for split, names in FOLDERS.items() for name in names}
@@ -33,7 +32,6 @@ def prepare_imagefolder(images: str, output: str, skip_bad: bool = False, worker
     class without images, and a file directly in a split.
     """
     root = Path(images)
-    refuse_existing(Path(output))
     folders = _split_folders(root, "images")
     found = {split: _files_by_class(root, folder.name) for split, folder in folders.items()}
     _check_same({folders[split].name: members.keys() for split, members in found.items()}, root)
@@ -42,7 +40,7 @@ def prepare_imagefolder(images: str, output: str, skip_bad: bool = False, worker
     features = dataset.features({"label": LabelSet("single", tuple(classes))})
     spec = dataset.DatasetSpec(functools.partial(_read_labelled, root.resolve()), features, skip_bad=skip_bad)
     settings = {"source": "imagefolder", "images": str(root.resolve())}
-    return dataset.write(Path(output), spec, _shards(items, [root], classes), settings, workers)
+    return dataset.write(output, spec, _shards(items, [root], classes), settings, workers)
 
 
 def _read_labelled(root: Path, items: Sequence[tuple[str]]) -> Iterator[Record | BadImage]:
@@ -98,7 +96,6 @@ def prepare_segmentation(
     values that are not classes. Interrupted work can be resumed.
     """
     roots = Path(images), Path(masks)
-    refuse_existing(Path(output))
     values = read_mask_values(classes, first_class, ignore_index)
     image_splits, mask_splits = (_split_folders(root, flag) for root, flag in zip(roots, ("images", "masks")))
     for split in sorted(image_splits.keys() ^ mask_splits.keys()):
@@ -111,7 +108,7 @@ def prepare_segmentation(
     spec = dataset.DatasetSpec(functools.partial(_read_masked, real, values), features, skip_bad=skip_bad)
     settings = {"source": "segmentation", "images": str(real[0]), "masks": str(real[1])}
     settings |= {"classes": str(Path(classes).resolve()), "first_class": first_class, "ignore_index": ignore_index}
-    return dataset.write(Path(output), spec, _shards(items, roots, dataclasses.asdict(values)), settings, workers)
+    return dataset.write(output, spec, _shards(items, roots, dataclasses.asdict(values)), settings, workers)
 
 
 def _read_masked(roots: Sequence[Path], values: MaskValues, items: Items) -> Iterator[Record | BadImage]:
