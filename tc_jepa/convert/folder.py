@@ -41,10 +41,7 @@ def save(weights: EncoderWeights, folder: Path, origin: str) -> None:
 
 
 def load(folder: Path, *, predictor: bool = False) -> EncoderWeights:
-    """Returns the weights in a folder, with the predictor if asked for.
-
-    Raises UserError where a file, a key of config.json or a tensor is missing, unexpected or unusable.
-    """
+    """Returns the weights in a folder. UserError for a missing, unexpected or unusable file, config key or tensor."""
     path = folder / tensors.CONFIG
     config = tensors.read_json(path)
     form, version = config.get("format"), config.get("version")

@@ -58,10 +58,7 @@ def tensor_names(depth: int) -> dict[str, tuple[str, ...]]:
 
 
 def load(folder: Path) -> EncoderWeights:
-    """Returns the weights in a folder.
-
-    Raises UserError where a file, a key of config.json or a tensor is missing, unexpected or unusable.
-    """
+    """Returns the weights in a folder. UserError for a missing, unexpected or unusable file, config key or tensor."""
     path = folder / tensors.CONFIG
     config = tensors.read_json(path)
     if config.get("model_type") != MODEL_TYPE:

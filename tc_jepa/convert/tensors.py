@@ -1,7 +1,4 @@
-"""Files of weight folders, JSON and safetensors, and the places of their tensors in this project's parameters.
-
-Errors name the file and the tensor.
-"""
+"""JSON and safetensors of weight folders, and the places of tensors in our parameters. Errors name file and tensor."""
 
 from collections.abc import Callable, Mapping
 import contextlib
@@ -27,10 +24,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Place(NamedTuple):
-    """A tensor of a file: its shape there, and the path of the parameter that corresponds to it.
-
-    `ours` maps the array in the file to the parameter, and `theirs` maps it back.
-    """
+    """A tensor of a file: its shape there, the path of its parameter, and the maps of the array to ours and back."""
 
     shape: tuple[int, ...]
     path: tuple[str, ...]
@@ -136,10 +130,7 @@ def read_tensors(
 
 
 def check_shapes(found: Shapes, expected: Shapes, where: object, advice: str = "") -> None:
-    """Raises UserError naming the tensors that are missing, unexpected or of another shape.
-
-    `where` is the folder or file in the message, `advice` what to do about it.
-    """
+    """Raises UserError that names `where`, the tensors that are missing, unexpected or misshaped, and `advice`."""
     common = sorted(found.keys() & expected.keys())
     kinds = {
         "no": sorted(expected.keys() - found.keys()),

@@ -34,10 +34,7 @@ class Concatenation:
 
 
 class Mixture(Concatenation):
-    """Parts whose images are drawn in the ratio of `weights`. Each part is reshuffled after each of its own epochs.
-
-    Raises UserError for a part without images.
-    """
+    """Parts drawn in the ratio of `weights`, each reshuffled after its own epochs. UserError for an empty part."""
 
     def __init__(self, parts: Sequence[Captioned], weights: Sequence[float]):
         super().__init__(parts)

@@ -142,21 +142,17 @@ class PreparedSource:
 class PreparedDataset:
     """A prepared folder as a sources.Dataset. Its methods raise UserError for a folder that cannot be read."""
 
-    path: str
+    name: str  # its path
     features: FeatureNames = DEFAULT_FEATURES
 
-    @property
-    def name(self) -> str:
-        return self.path
-
     def splits(self) -> dict[str, int]:
-        return splits(self.path)
+        return splits(self.name)
 
     def open(self, split: str) -> PreparedSource:
-        return PreparedSource(self.path, split, self.features)
+        return PreparedSource(self.name, split, self.features)
 
     def vocabulary_path(self) -> str | None:
-        model = Path(self.path) / VOCABULARY
+        model = Path(self.name) / VOCABULARY
         return str(model) if model.is_file() else None
 
     def identity(self) -> dict[str, Any]:
@@ -167,11 +163,11 @@ class PreparedDataset:
         """
         found = {}
         with ThreadPoolExecutor(READERS) as pool:  # a network file system answers slowly, and many at once
-            for name, info in _split_infos(_open(self.path)).items():
+            for split, info in _split_infos(_open(self.name)).items():
                 paths = info.filepaths
                 shards = zip((path.name for path in paths), pool.map(file_identity, paths), strict=True)
-                found[name] = {"images": info.num_examples, "shards": dict(shards)}
-        return {"splits": found, "vocabulary": file_identity(Path(self.path) / VOCABULARY)}
+                found[split] = {"images": info.num_examples, "shards": dict(shards)}
+        return {"splits": found, "vocabulary": file_identity(Path(self.name) / VOCABULARY)}
 
 
 def splits(path: str) -> dict[str, int]:

@@ -58,9 +58,7 @@ class Source(Captioned, Protocol):
 class Dataset(Protocol):
     """A named collection of splits: what `data.path` or --data stands for. Opening one reads no images."""
 
-    @property
-    def name(self) -> str:
-        """The path or name that the user gave."""
+    name: str  # the path or name that the user gave
 
     def splits(self) -> Mapping[str, int]:
         """The number of images of each split."""

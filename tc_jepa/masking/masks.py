@@ -27,17 +27,9 @@ class Masks(NamedTuple):
 class MaskSampler(Protocol):
     """Draws masks for an endless stream of images. Implementations can be pickled and hold no state."""
 
-    @property
-    def context_tokens(self) -> int:
-        """K, the largest number of context patches of an image."""
-
-    @property
-    def target_tokens(self) -> int:
-        """T, the number of patches of the largest target block that can be drawn."""
-
-    @property
-    def target_blocks(self) -> int:
-        """M, the number of target blocks of an image."""
+    context_tokens: int  # K, the largest number of context patches of an image
+    target_tokens: int  # T, the number of patches of the largest target block that can be drawn
+    target_blocks: int  # M, the number of target blocks of an image
 
     def draw_at(self, seed: int, index: int) -> Masks:
         """The masks of image `index`, from 0, of the stream `seed`. A pure function of both, in any order of calls."""

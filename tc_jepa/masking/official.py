@@ -105,10 +105,7 @@ def _draw_context(rng, settings: OfficialMasks, size: Size, targets: list[np.nda
 
 
 def _block_size(grid: Size, scale: Range, aspect: Range, draw: float) -> Size:
-    """Rows and columns of a block, from one draw in [0, 1] for both scale and aspect (:56-70).
-
-    So small blocks are wide and large ones tall. None spans the grid.
-    """
+    """Rows and columns for one draw in [0, 1] (:56-70). Small blocks are wide, large ones tall. None spans the grid."""
     area = int(math.prod(grid) * _between(scale, draw))
     ratio = _between(aspect, draw)
     return min(round(math.sqrt(area * ratio)), grid[0] - 1), min(round(math.sqrt(area / ratio)), grid[1] - 1)

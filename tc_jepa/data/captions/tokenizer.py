@@ -26,10 +26,7 @@ class CaptionReader(Protocol):
     blank: Caption
 
     def encode(self, captions: Sequence[Caption]) -> tuple[np.ndarray, np.ndarray]:
-        """Words, [len(captions), S] or [len(captions), S, E], and bool [len(captions), S]: not padding.
-
-        The row of a blank caption is all padding.
-        """
+        """Words [captions, S] or [captions, S, E], and bool [captions, S]: not padding. A blank one is all padding."""
 
 
 class CaptionTokenizer:

@@ -45,14 +45,11 @@ class AddMasks(grain.transforms.MapWithIndex):
 
 @dataclasses.dataclass(frozen=True)
 class JepaInputs:
-    """A pipeline.Inputs whose rows are those of a JepaBatch.
-
-    `shuffle_captions` is a control: each image gets its neighbour's captions, in the process's part of the batch.
-    """
+    """A pipeline.Inputs whose rows are those of a JepaBatch."""
 
     crop: CropAndCaptions
     masks: MaskSampler
-    shuffle_captions: bool = False
+    shuffle_captions: bool = False  # a control: images get their neighbours' captions, in the process's part of a batch
 
     def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
         return examples.random_map(self.crop, seed=seeds[0]).map_with_index(AddMasks(self.masks, seeds[1]))

@@ -64,15 +64,12 @@ class BadImage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """What all shards of a dataset share. Pickles. `read` reads the items of a shard in order.
-
-    `words` is S, to count the candidates that are longer.
-    """
+    """What all shards of a dataset share. Pickles. `read` reads the items of a shard in order."""
 
     read: Callable[[Any], Iterator[Record | BadImage]]
     features: tfds.features.FeaturesDict
     vocabulary: bytes | None = None
-    words: int | None = None
+    words: int | None = None  # S, to count the candidates that are longer
     skip_bad: bool = False
     unit: str = "images"  # of the sizes of records
 
@@ -171,10 +168,7 @@ def write(output: str, spec: DatasetSpec, shards: Sequence[Shard], settings: dic
 
 
 def _write_shard(spec: DatasetSpec, partial: Path, shard: Shard, advance: Callable[[int], None]) -> FinishedShard:
-    """Writes a shard into the PartialFolder at `partial`. Raises UserError for a bad image.
-
-    Calls `advance` with the size of each item that was read.
-    """
+    """Writes a shard into the PartialFolder `partial`; `advance` gets each item's size. UserError for a bad image."""
     path = partial / DATA / _file_name(shard)
     serializer = tfds.core.example_serializer.ExampleSerializer(spec.features.get_serialized_info())
     tokenizer = None if spec.vocabulary is None else CaptionTokenizer(spec.vocabulary, words=2)

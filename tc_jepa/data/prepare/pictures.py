@@ -30,10 +30,7 @@ class MaskValues:
     ignored: int | None
 
     def encode(self, data: bytes, mask: np.ndarray, where: str) -> bytes:
-        """A PNG of the class indices, 255 = ignore, of a mask, uint8 [height, width]; its `data` if they are equal.
-
-        Raises UserError for values that are not those of classes.
-        """
+        """A PNG of a mask's class indices, 255 = ignore, from uint8 [height, width]. UserError for other values."""
         last = self.first + len(self.classes) - 1
         counted = (mask != IGNORED) & (True if self.ignored is None else mask != self.ignored)
         wrong = counted & ((mask < self.first) | (mask > last))

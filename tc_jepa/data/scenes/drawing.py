@@ -91,10 +91,7 @@ def _draw_bands(image: np.ndarray, item: SceneObject) -> None:
 
 
 def contours(item: SceneObject, size: int, left: int = 0, top: int = 0) -> list[np.ndarray]:
-    """The closed outline, and that of a hole if there is one, in OpenCV's form.
-
-    int32 [points, 2] in 1/2**SHIFT pixels, from the middle of pixel (left, top).
-    """
+    """Outlines for OpenCV, any hole too: int32 [points, 2], 1/2**SHIFT pixels from the middle of pixel (left, top)."""
     unit = 1 << SHIFT
     scale = unit * size * item.radius
     cosine, sine = scale * math.cos(item.angle), scale * math.sin(item.angle)

@@ -150,19 +150,13 @@ class SceneSource:
 
 @dataclasses.dataclass(frozen=True)
 class ScenesDataset:
-    """Captioned scenes as a sources.Dataset. Nothing is stored: each scene is drawn when it is read.
+    """Captioned scenes as a sources.Dataset. Nothing is stored: each scene is drawn when it is read."""
 
-    `size` is the side of the images in pixels, `seed` selects the scenes, `level` is one of LEVELS.
-    """
-
-    size: int = 64
+    size: int = 64  # side of the images in pixels
     train_scenes: int = 1_000_000
-    seed: int = 0
-    level: str = "standard"
-
-    @property
-    def name(self) -> str:
-        return SCENES
+    seed: int = 0  # selects the scenes
+    level: str = "standard"  # one of LEVELS
+    name: ClassVar[str] = SCENES
 
     def splits(self) -> dict[str, int]:
         return {TRAIN: self.train_scenes, VALIDATION: HELD_OUT_SCENES, TEST: HELD_OUT_SCENES}
