@@ -40,8 +40,7 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if DATA.value == SCENES:
         raise UserError(
-            "--data=scenes: these scenes are not stored; write some with launch.prepare_data --source=scenes",
-            about="data",
+            "--data=scenes are not stored; write some with launch.prepare_data --source=scenes", about="data"
         )
     if DATA.value is None or TEXT.value is None:
         raise UserError("give --data=FOLDER, written by launch.prepare_data, and --text=T5, a Hugging Face folder")

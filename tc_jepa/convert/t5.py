@@ -1,7 +1,7 @@
 """Reading T5 folders of Hugging Face as the configuration and parameters of models.text.t5.T5Encoder.
 
 Training reads safetensors only. `convert` also reads pytorch_model.bin, with torch's weights_only reader, and writes
-the encoder alone into a folder that training and transformers open.
+the encoder alone, in float32, into a folder that training and transformers open.
 """
 
 from collections.abc import Collection, Mapping
@@ -71,10 +71,7 @@ def load(folder: str | os.PathLike) -> tuple[T5Config, dict]:
 
 
 def convert(source: str | os.PathLike, output: Path) -> None:
-    """Writes the encoder of a T5 folder into the empty folder `output`, with the vocabulary where there is one.
-
-    As config.json and float32 safetensors. Raises UserError as `load` does.
-    """
+    """Writes a T5 folder's encoder, and vocabulary if any, into the empty folder `output`. UserError as for `load`."""
     source = _folder(source)
     if (source / WEIGHTS).is_file() or (source / INDEX).is_file():
         config, params = load(source)
@@ -105,10 +102,8 @@ def check_vocabulary(config: T5Config, pieces: int, name: str) -> None:
     Fewer pieces are usual: the published models pad their tables, to 32,128 rows for 32,000 pieces.
     """
     if pieces > config.vocabulary_size:
-        raise UserError(
-            f"vocabulary {name} has {pieces} pieces and the T5 model only {config.vocabulary_size} embeddings; "
-            f"give the {VOCABULARY} that was published with the model"
-        )
+        sizes = f"{pieces} pieces and the T5 model only {config.vocabulary_size} embeddings"
+        raise UserError(f"vocabulary {name} has {sizes}; give the {VOCABULARY} that was published with the model")
 
 
 def encoder_places(config: T5Config, names: Collection[str] = ()) -> dict[str, Place]:
@@ -162,10 +157,8 @@ def _config(path: Path) -> T5Config:
 def _files(folder: Path) -> dict[str, Path]:
     whole_or_index = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
     if not whole_or_index and any(folder.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{folder} holds its weights only as a pickle; convert it first: python -m launch.convert --from=t5 "
-            f"--input={folder} --output=DIR"
-        )
+        fix = f"convert it first: python -m launch.convert --from=t5 --input={folder} --output=DIR"
+        raise UserError(f"{folder} holds its weights only as a pickle; {fix}")
     return tensor_files(folder)
 
 

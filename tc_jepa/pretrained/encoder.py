@@ -32,10 +32,7 @@ ROUNDING = 1e-3  # how far floating point images, which resizing may round, may 
 
 
 def is_run(path: str | os.PathLike) -> bool:
-    """Returns whether a path is the workdir of a training run and not a folder of weights.
-
-    Raises UserError where it is neither.
-    """
+    """Returns whether a path is a run's workdir and not a folder of weights. Raises UserError where it is neither."""
     path = Path(path)
     if path.is_file():
         raise UserError(f"{path} is a file; convert it to a folder first, with launch.convert")
@@ -101,11 +98,9 @@ def teacher(
     theirs = open_encoder(path)
     patch = theirs.encoder.patch_size
     if size % patch or size // patch != models.grid(config)[0]:
-        raise UserError(
-            f"target_encoder.teacher={path} has patches of {patch} px, which at image.size={size} do not form the "
-            f"student's {models.grid(config)[0]} x {models.grid(config)[1]} grid; give model.patch_size={patch}",
-            about="target_encoder.teacher",
-        )
+        key, (rows, columns) = "target_encoder.teacher", models.grid(config)
+        wrong = f"which at image.size={size} do not form the student's {rows} x {columns} grid"
+        raise UserError(f"{key}={path} has patches of {patch} px, {wrong}; give model.patch_size={patch}", about=key)
     return theirs.encoder.clone(linear=models.linear(config), constrain=constrain), theirs.params
 
 
@@ -165,10 +160,8 @@ class PretrainedEncoder:
         if floating and normalise and not isinstance(images, jax.core.Tracer):  # traced values are not known
             low, high = images.min(), images.max()
             if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-                raise UserError(
-                    f"floating point images range from {low:.3g} to {high:.3g}, not from 0 to 1; divide 0-255 by 255, "
-                    "clip, or give normalise=False for images that are normalised already"
-                )
+                fix = "divide 0-255 by 255, clip, or give normalise=False for images that are normalised already"
+                raise UserError(f"floating point images range from {low:.3g} to {high:.3g}, not from 0 to 1; {fix}")
         return images
 
 

@@ -89,11 +89,8 @@ def _t5_vocabulary(folder: str | os.PathLike, config: T5Config, words: int) -> C
 def _own_vocabulary(config, size: int) -> CaptionTokenizer:
     tokenizer = config_data.tokenizer(config)
     if tokenizer.vocabulary_size != size:
-        raise UserError(
-            f"the run learned {size} word vectors and its vocabulary now has {tokenizer.vocabulary_size} pieces; "
-            "restore the vocabulary that it was trained with, or give ids",
-            about="captions.vocabulary",
-        )
+        now = f"its vocabulary now has {tokenizer.vocabulary_size} pieces; restore the one of the training, or give ids"
+        raise UserError(f"the run learned {size} word vectors and {now}", about="captions.vocabulary")
     return tokenizer
 
 
