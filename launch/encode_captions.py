@@ -80,16 +80,13 @@ def print_estimate(counts: dict[str, int], encoder, info, features) -> None:
             images, captions, words = images + 1, captions + valid.any(axis=1).sum(), words + valid.sum()
     word = info.width * DTYPES[info.dtype](0).itemsize
     size = words / images * all_images * word
+    total = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
     print(
         f"{all_images} images, {captions / images:.2f} captions of {words / max(1, captions):.1f} words per image: "
-        f"about {readable(size)} in {info.dtype}, {size / all_images / 1e3:.1f} kB per image, before compression "
+        f"about {total} in {info.dtype}, {size / all_images / 1e3:.1f} kB per image, before compression "
         f"(estimated from {images} images)",
         flush=True,
     )
-
-
-def readable(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

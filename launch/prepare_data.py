@@ -70,7 +70,8 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     kind = SOURCES[SOURCE.value]
     values = {name: flags.FLAGS[name].value for name in (*kind.required, *kind.optional, *COMMON_FLAGS)}
-    values["workers"] = cores() if WORKERS.value is None else WORKERS.value
+    if WORKERS.value is None:  # the number of cores that this process may use
+        values["workers"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         summary = prepare_function(SOURCE.value)(**values)
     except KeyboardInterrupt:
@@ -82,11 +83,6 @@ def main(argv: Sequence[str]) -> None:
     print(statistics.text(summary))
     if (plot := Path(OUTPUT.value) / statistics.PLOT_FILE).exists():
         print(f"plotted in {plot}")
-
-
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def check_flags() -> None:
