@@ -127,9 +127,9 @@ def from_official(tensors: Mapping[str, Array], size: vit.Size, patch_size: int,
 def to_official(weights: EncoderWeights) -> dict[str, Array]:
     """Returns the encoder's official tensors, positions included."""
     encoder = weights.encoder
-    computed = {"positions": layers.sincos_positions(encoder.trained_grid, encoder.size.width)}
+    computed = layers.sincos_positions(encoder.trained_grid, encoder.size.width)
     places = encoder_places(encoder.size, encoder.patch_size, math.prod(encoder.trained_grid))
-    return to_theirs(computed | weights.params, places)
+    return to_theirs({"positions": computed, **weights.params}, places)
 
 
 def without_wrapper(tensors: Mapping[str, Array]) -> dict[str, Array]:

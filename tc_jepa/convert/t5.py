@@ -59,10 +59,9 @@ NOT_THE_ENCODER = ("decoder.", "lm_head.")
 def load(folder: str | os.PathLike) -> tuple[T5Config, dict]:
     """Returns T5Encoder's configuration and parameters, nested float32 numpy arrays, from a T5 1.0 or 1.1 folder.
 
-    The folder holds config.json and safetensors, whole or in shards; a decoder in them is not read. Weights stored in
-    float16 or bfloat16 become float32, which loses nothing: parameters are float32 throughout this project, and
-    T5Encoder's `dtype` alone sets the type of their products. Raises UserError where the folder, a file, a
-    configuration key or an encoder tensor is missing, unexpected or unusable.
+    The folder holds config.json and safetensors, whole or in shards; a decoder is not read. float16 and bfloat16
+    become float32, as all parameters here: T5Encoder's `dtype` alone sets the type of products. Raises UserError where
+    the folder, a file, a configuration key or an encoder tensor is missing, unexpected or unusable.
     """
     folder = _folder(folder)
     config, files = _config(folder / CONFIG), _without_decoder(_files(folder))

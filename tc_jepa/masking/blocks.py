@@ -45,8 +45,7 @@ class BlockSettings:
 class BlockMasks(BlockSettings):
     """Each image draws its own blocks: scale and aspect uniformly from their ranges, corners over the whole grid.
 
-    A context of more than K patches loses patches uniformly at random. At least `min_context` patches stay visible.
-    Raises UserError if the settings cannot be satisfied.
+    A context of more than K patches loses some uniformly at random; `min_context` stay. UserError if they cannot.
     """
 
     def __post_init__(self):

@@ -16,8 +16,7 @@ from tc_jepa.masking import MaskSampler
 class CropAndCaptions(grain.transforms.RandomMap):
     """An example -> the image and caption fields of a JepaBatch row. Draws in a fixed order: crop, flip, captions.
 
-    `captions` of the example's first `candidates` captions are sampled (0: of all), and read by `reader`. Without a
-    reader the row has no captions, C = S = 0, and the crop is the same.
+    `captions` of the first `candidates` (0: of all) are sampled and read by `reader`; None: C = S = 0, the same crop.
     """
 
     crop: Crop

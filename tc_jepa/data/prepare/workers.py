@@ -20,10 +20,9 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 def run(
     function: Callable[[Item, Advance], Result], items: Sequence[Item], workers: int, advance: Advance
 ) -> Iterator[tuple[Item, Result]]:
-    """Yields (item, function(item, advance)) as they finish. With `workers` 0, or a single item, in this process.
+    """Yields (item, function(item, advance)) (all pickle) as they finish; in this process with `workers` 0 or one item.
 
-    The first error is raised unchanged. It stops the other processes at their next call of `advance`, and so does
-    closing the iterator. Function, items and results must pickle.
+    The first error is raised unchanged; it, or closing the iterator, stops the others at their next call of `advance`.
     """
     workers = min(workers, len(items))
     if workers < 2:

@@ -147,6 +147,6 @@ _OUTLINES = {
 }
 # Homogeneous coordinates, [points, 3], so that rotation, scaling and translation are one matrix product.
 UNIT_OUTLINES = {
-    name: [np.concatenate([points, np.ones((len(points), 1))], axis=1) for points in contours]
+    name: [np.pad(points, ((0, 0), (0, 1)), constant_values=1) for points in contours]
     for name, contours in _OUTLINES.items()
 }
