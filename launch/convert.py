@@ -98,23 +98,16 @@ def check_flags() -> tuple[str, str]:
     if (source, target) not in PAIRS:
         known = [f"--to={other}" for one, other in PAIRS if one == source]
         raise UserError(f"--from={source} cannot be converted --to={target}; give {' or '.join(known)}", about="to")
-    for name in ("input", "output"):
-        if flags.FLAGS[name].value in (None, ""):
-            raise UserError(f"give --{name}; see --help", about=name)
+    common.require("input", "output")
     for name, user in (("network", IJEPA), ("heads", IJEPA), ("step", TC_JEPA)):
         if source != user and flags.FLAGS[name].present:
             raise UserError(f"--{name} has no effect with --from={source}; leave it out", about=name)
     if NETWORK.value not in NETWORKS:
         raise UserError(f"--network={NETWORK.value} is unknown; give one of {', '.join(NETWORKS)}", about="network")
     path = Path(INPUT.value)
-    if not path.exists():
-        raise UserError(f"--input={path} does not exist; give another path", about="input")
-    if source == IJEPA and not path.is_file():
-        raise UserError(
-            f"--input={path} is a folder; --from=ijepa reads a file such as IN1K-vit.h.14-300e.pth.tar", about="input"
-        )
-    if source != IJEPA and not path.is_dir():
-        raise UserError(f"--input={path} is a file; --from={source} reads a folder", about="input")
+    if not (path.is_file() if source == IJEPA else path.is_dir()):
+        wanted = "file such as IN1K-vit.h.14-300e.pth.tar" if source == IJEPA else "folder"
+        raise UserError(f"--input={path} is not a {wanted}, which --from={source} reads", about="input")
     return source, target
 
 

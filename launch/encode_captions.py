@@ -40,15 +40,14 @@ def main(argv: Sequence[str]) -> None:
     del argv
     if DATA.value == SCENES:
         raise UserError(
-            "--data=scenes: these scenes are not stored; write some with launch.prepare_data --source=scenes",
-            about="data",
+            "--data=scenes are not stored; write some with launch.prepare_data --source=scenes", about="data"
         )
     if DATA.value is None or TEXT.value is None:
         raise UserError("give --data=FOLDER, written by launch.prepare_data, and --text=T5, a Hugging Face folder")
     # Imported here to keep --help and flag errors fast.
     from tc_jepa.data.prepared import FeatureNames, splits
     from tc_jepa.data.word_vectors.write import write_word_vectors
-    from tc_jepa.pretrained.caption_encoder import T5Captions
+    from tc_jepa.pretrained.text import T5Captions
 
     logging.set_verbosity(logging.WARNING)
     counts = splits(DATA.value)
@@ -81,16 +80,13 @@ def print_estimate(counts: dict[str, int], encoder, info, features) -> None:
             images, captions, words = images + 1, captions + valid.any(axis=1).sum(), words + valid.sum()
     word = info.width * DTYPES[info.dtype](0).itemsize
     size = words / images * all_images * word
+    total = f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
     print(
         f"{all_images} images, {captions / images:.2f} captions of {words / max(1, captions):.1f} words per image: "
-        f"about {readable(size)} in {info.dtype}, {size / all_images / 1e3:.1f} kB per image, before compression "
+        f"about {total} in {info.dtype}, {size / all_images / 1e3:.1f} kB per image, before compression "
         f"(estimated from {images} images)",
         flush=True,
     )
-
-
-def readable(size: float) -> str:
-    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 if __name__ == "__main__":

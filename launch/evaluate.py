@@ -86,10 +86,8 @@ def main(argv: Sequence[str]) -> None:
     test_split = data.test_split(config)
     train, test = data.source(config, TRAIN), data.source(config, test_split)
     names = choose_tasks(config, test, is_run=opened.step is not None, other_size=config.image.size != trained_size)
-    encoders, context = frozen_encoders(config, opened)
     compared = None if COMPARE.value is None else open_encoder(COMPARE.value, None)
-    if compared is not None:
-        encoders["compared"] = frozen_compared(config, compared.weights)
+    encoders, context = frozen_encoders(config, opened, compared)
 
     output = Path(OUTPUT.value or opened.path / "eval" / ("" if opened.step is None else str(opened.step)))
     sizes = {name: config.evaluation[name] for name in SIZES}
@@ -109,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
         **sizes,
         store=store,
         context=context,
-        text_sides=text_sides(opened, test) if reads_words(names) else None,
+        text_sides=text_sides(opened, test, names),
     )
     about["command"] = command_of(opened, names, output)
     if is_first():
@@ -181,15 +179,9 @@ def write(output: Path, found, about: dict, header: dict, train, test) -> str:
 
 def command_of(opened: Opened, names: Sequence[str], output: Path) -> str:
     """The command, with the step and the tasks that were chosen."""
-    flags_given = {
-        "encoder": opened.path,
-        "step": opened.step,
-        "data": DATA.value,
-        "tasks": ",".join(names),
-        "compare": COMPARE.value,
-        "output": output,
-    }
-    words = [f"--{name}={value}" for name, value in flags_given.items() if value is not None]
+    given = {"encoder": opened.path, "step": opened.step, "data": DATA.value, "tasks": ",".join(names)}
+    given |= {"compare": COMPARE.value, "output": output}
+    words = [f"--{name}={value}" for name, value in given.items() if value is not None]
     words += [f"--set={text}" for text in setting.SET.value]
     return shlex.join(["python", "-m", "launch.evaluate", *words])
 
@@ -249,19 +241,16 @@ def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
     return table.possible(names, lacking, required=TASKS.value is not None) or ["rank"]
 
 
-def reads_words(names: Sequence[str]) -> bool:
-    from tc_jepa.evaluation.task import WORDS
-
-    return any(WORDS in table.load(name).needs for name in names)
-
-
-def text_sides(opened: Opened, test) -> dict[str, Any]:
-    """The run's predictor and text encoder, and the same at initialisation, with the phrases of the test data."""
+def text_sides(opened: Opened, test, names: Sequence[str]) -> dict[str, Any]:
+    """For tasks that read words: the run's predictor and text encoder, and the same at initialisation, with the phrases
+    of the test data."""
     from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
     from tc_jepa.evaluation.reading import FrozenReader
-    from tc_jepa.evaluation.task import TextSide
+    from tc_jepa.evaluation.task import TextSide, WORDS
     from tc_jepa.experiment.run import open_run
 
+    if not any(WORDS in table.load(name).needs for name in names):
+        return {}
     run = open_run(opened.path, common.run_config(opened.path), opened.step)
     source = test if hasattr(test, "phrases") else ClassPhrases(test, named_segmentation(test))
     runs = {"": run, "init": run.at_initialisation()}
@@ -269,17 +258,19 @@ def text_sides(opened: Opened, test) -> dict[str, Any]:
     return {name: TextSide(reader, run.experiment.reader, source) for name, reader in readers.items()}
 
 
-def frozen_encoders(config, opened: Opened):
-    """The encoder to evaluate (named "") with its baselines, itself at initialisation and pixels; and a run's context
-    encoder, where another one is evaluated."""
+def frozen_encoders(config, opened: Opened, compared: Opened | None):
+    """The encoders by name: the one to evaluate (""), its baselines, itself at initialisation and pixels, and that of
+    --compare; then a run's context encoder, where another one is evaluated."""
     import jax
 
     from tc_jepa.config import methods
+    from tc_jepa.distributed import sharding
     from tc_jepa.evaluation.encoder import frozen_pixels, frozen_vit
     from tc_jepa.methods.method import init_encoder
     from tc_jepa.pretrained.encoder import restored_encoder
 
-    shared, weights, size = shared_settings(config), opened.weights, config.image.size
+    weights, size = opened.weights, config.image.size
+    shared = {"image_size": size, "batch_size": config.evaluation.batch_size, "mesh": sharding.local_mesh()}
     untrained = weights.encoder.clone(stored_positions=False)
     initial = jax.jit(lambda: init_encoder(untrained, (size, size, 3), jax.random.key(config.train.seed)))()
     encoders = {
@@ -287,26 +278,15 @@ def frozen_encoders(config, opened: Opened):
         "init": frozen_vit(untrained, initial, **shared),
         "pixels": frozen_pixels(patch_size=config.model.patch_size, **shared),
     }
+    if compared is not None:  # on images of its own size unless evaluation.image_size is given
+        other = compared.weights
+        side = side_of(other, other.image_size, config.evaluation.image_size)
+        encoders["compared"] = frozen_vit(other.encoder, other.params, **shared | {"image_size": side})
     context = None
     if opened.step is not None and methods.chosen(config).averages_encoder(config):
         params, _ = restored_encoder(opened.path, opened.step, weights.encoder, size, averaged=False)
         context = frozen_vit(weights.encoder, params, **shared)
     return encoders, context
-
-
-def frozen_compared(config, weights):
-    """The encoder of --compare, on images of its own size unless evaluation.image_size is given."""
-    from tc_jepa.evaluation.encoder import frozen_vit
-
-    side = side_of(weights, weights.image_size, config.evaluation.image_size)
-    return frozen_vit(weights.encoder, weights.params, **shared_settings(config) | {"image_size": side})
-
-
-def shared_settings(config) -> dict[str, Any]:
-    from tc_jepa.distributed import sharding
-
-    mesh = sharding.local_mesh()
-    return {"image_size": config.image.size, "batch_size": config.evaluation.batch_size, "mesh": mesh}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from launch import common
 from tc_jepa.data.prepare.sources import CLASS_FLAGS, COMMON_FLAGS, describe_sources, prepare_function, SOURCES
 from tc_jepa.data.sources import SPLITS
 from tc_jepa.errors import UserError
+from tc_jepa.storage.files import refuse_existing
 from tc_jepa.storage.partial import partial_path
 
 __doc__ += f"\n{describe_sources()}\n"
@@ -69,7 +70,8 @@ def main(argv: Sequence[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     kind = SOURCES[SOURCE.value]
     values = {name: flags.FLAGS[name].value for name in (*kind.required, *kind.optional, *COMMON_FLAGS)}
-    values["workers"] = cores() if WORKERS.value is None else WORKERS.value
+    if WORKERS.value is None:  # the number of cores that this process may use
+        values["workers"] = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     try:
         summary = prepare_function(SOURCE.value)(**values)
     except KeyboardInterrupt:
@@ -83,13 +85,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"plotted in {plot}")
 
 
-def cores() -> int:
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def check_flags() -> None:
-    """Raises UserError for a missing flag, and for a given flag that would have no effect."""
+    """Raises UserError for a missing flag, for a given flag that would have no effect, and for an existing output."""
     if SOURCE.value is None:
         raise UserError(f"give --source, one of {', '.join(SOURCES)}; see --help")
     kind = SOURCES[SOURCE.value]
@@ -102,6 +99,7 @@ def check_flags() -> None:
             raise UserError(f"--{name} has no effect with --source={SOURCE.value}; leave it out")
         if name in CLASS_FLAGS and not CLASSES.value:
             raise UserError(f"--{name} has no effect without --classes; give that too")
+    refuse_existing(Path(OUTPUT.value))
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ import shlex
 from configs import base
 from configs.keys import flatten
 from launch import common
-from tc_jepa.report import write
+from tc_jepa.report import page
 from tc_jepa.report.verdict import Verdict
 
 
 def write_report(workdir: Path, others: Sequence[Path] = ()) -> tuple[Path, Verdict]:
-    """Writes the report of a run into its workdir, with `others` drawn beside it; see tc_jepa.report.write."""
+    """Writes the report of a run into its workdir, with `others` drawn beside it; see tc_jepa.report.page."""
     configs = {path: common.run_config(path) for path in (workdir, *others)}
     config = configs[workdir]
-    return write.write_report(configs, flatten(config), commands(workdir, config, others))
+    return page.write_report(configs, flatten(config), commands(workdir, config, others))
 
 
 def commands(workdir: Path, config, others: Sequence[Path]) -> list[str]:

@@ -11,6 +11,7 @@ table; once all are finished, the command without --only writes it.
 """
 
 from collections.abc import Sequence
+import itertools
 import os
 from pathlib import Path
 import runpy
@@ -71,32 +72,37 @@ def load(text: str):
 
 
 def plan(sweep, workdir: Path, assignments: Sequence[str]):
-    """Returns all jobs of a sweep, validated; nothing is written. UserError, naming the variant, for a bad setting.
+    """Returns all jobs of a sweep, seeds innermost, validated; nothing is written.
 
-    `assignments` are --set=KEY=VALUE, for all jobs.
+    A variant's own settings come after the sweep's and before `assignments`, which are --set=KEY=VALUE for all jobs.
+    UserError, naming the variant, for a bad setting, and where two of them would set the same thing.
     """
     from tc_jepa.config.validate import validate
-    from tc_jepa.sweeps.jobs import Job, settings_of_jobs
+    from tc_jepa.sweeps.jobs import Job
 
     shared = dict(setting.assignment(text) for text in assignments)
     jobs = []
-    for variant, seed, settings in settings_of_jobs(sweep.settings, sweep.variants, sweep.seeds, shared):
+    for (variant, own), seed in itertools.product(sweep.variants.items(), sweep.seeds):
+        varied = {"train.seed"} & {*sweep.settings, *own, *shared} | own.keys() & shared.keys()
+        if varied:
+            raise UserError(f"variant {variant}: the sweep itself varies {', '.join(sorted(varied))}; do not set it")
+        settings = {**sweep.settings, **own, **shared, "train.seed": seed}
         file, _, name = sweep.config.partition(":")  # FILE or FILE:NAME, as in --config
         config = _load("the sweep's configuration", Path(file), "get_config")(*([name] if name else []))
-        before, own = flatten(config), workdir / variant / f"seed_{seed}"
+        before, folder = flatten(config), workdir / variant / f"seed_{seed}"
         try:
             setting.apply(config, settings)
             base.expand_paths(config)
-            base.KEYS.check(config, {**sweep.settings, **shared}, sweep.variants[variant])
+            base.KEYS.check(config, {**sweep.settings, **shared}, own)
             validate(config)
-            common.check_workdir(own, config)
+            common.check_workdir(folder, config)
         except UserError as error:
             raise UserError(f"variant {variant}, seed {seed}: {error}", about=error.about) from error
         values = flatten(config)
         used = [key for key in settings if values[key] != before[key] and base.KEYS.is_used(key, values)]
         keys = [f"--config.{key}={values[key]}" for key in used]
-        train = [sys.executable, "-m", "launch.train", f"--config={sweep.config}", *keys, f"--workdir={own}"]
-        jobs.append(Job(variant, seed, own, config, train))
+        train = [sys.executable, "-m", "launch.train", f"--config={sweep.config}", *keys, f"--workdir={folder}"]
+        jobs.append(Job(variant, seed, folder, config, train))
     return jobs
 
 

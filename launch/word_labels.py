@@ -5,8 +5,8 @@
   python -m launch.evaluate --encoder=runs/photos --data=data/probe
 
 Writes the lines of one split, which pretraining must not have seen, with "labels": of the --count most frequent content
-words of that split's captions, those that occur in the image's own captions. A share of the images becomes split train,
-to fit probes on, the others test.
+words of that split's captions, those in the image's own captions. A share of the images becomes split train, to fit
+probes on, the others test.
 """
 
 from collections.abc import Sequence

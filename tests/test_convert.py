@@ -109,8 +109,8 @@ RELEASES = {
 def test_the_released_files_have_a_place_for_every_key(name):
     size, patch, N, depth, keys, predictor_keys, millions, predictor_millions = RELEASES[name]
     shapes = {
-        "target_encoder": ijepa.encoder_shapes(size, patch, N),
-        "predictor": ijepa.predictor_shapes(384, depth, size.width, N),
+        "target_encoder": tensors.shapes(ijepa.encoder_places(size, patch, N)),
+        "predictor": tensors.shapes(ijepa.predictor_places(384, depth, size.width, N)),
     }
     for network, count, of in (("target_encoder", keys, millions), ("predictor", predictor_keys, predictor_millions)):
         assert len(shapes[network]) == count

@@ -7,7 +7,7 @@ import pytest
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.datasets import DatasetOptions, open_dataset
 from tc_jepa.data.prepare.scenes import prepare_scenes
-from tc_jepa.data.scenes.dataset import HELD_OUT_SCENES, ScenesDataset
+from tc_jepa.data.scenes.source import HELD_OUT_SCENES, ScenesDataset
 from tc_jepa.errors import UserError
 
 OPTIONS = DatasetOptions(scenes=ScenesDataset(16, 9, seed=3))

@@ -12,8 +12,7 @@ from configs import base
 from launch import evaluate as launch_evaluate
 from tc_jepa.config import data as config_data
 from tc_jepa.data.prepared import FeatureNames
-from tc_jepa.data.scenes.dataset import HELD_OUT_SCENES
-from tc_jepa.data.scenes.source import SceneSource
+from tc_jepa.data.scenes.source import HELD_OUT_SCENES, SceneSource
 from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
 

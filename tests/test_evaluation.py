@@ -25,9 +25,9 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, results
 from tc_jepa.evaluation.examples import choose
 from tc_jepa.evaluation.features import FeatureStore, Part
-from tc_jepa.evaluation.findings import Findings
 from tc_jepa.evaluation.runner import evaluate
 from tc_jepa.evaluation.scores import Truth
+from tc_jepa.evaluation.task import Findings
 from tc_jepa.evaluation.tasks import knn, linear_fast, rank, segmentation
 from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit

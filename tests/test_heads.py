@@ -236,9 +236,9 @@ def test_a_bank_of_probes_is_its_probes_trained_one_at_a_time(rng, short, monkey
     monkeypatch.setattr(attentive, "EPOCHS", 3)
     x, truth = marked(rng, TRAIN)
     settings = [attentive.Setting(1e-3, 0.001), attentive.Setting(3e-3, 1.0)]
-    together = attentive.predicted(attentive.fit(settings, x, truth), x[:TEST])
+    together = attentive.fit(settings, x, truth)(x[:TEST])
     for setting, scores in zip(settings, together, strict=True):
-        (alone,) = attentive.predicted(attentive.fit([setting], x, truth), x[:TEST])
+        (alone,) = attentive.fit([setting], x, truth)(x[:TEST])
         np.testing.assert_allclose(alone, scores, rtol=1e-3, atol=1e-3, err_msg=str(setting))
     assert np.abs(together[0] - together[1]).max() > 0.1
 

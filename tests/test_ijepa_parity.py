@@ -49,12 +49,13 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def maps(settings):
-    encoder = ijepa.encoder_map(settings["depth"], settings["patch_size"])
-    return {
-        "encoder": encoder,
-        "target_encoder": encoder,
-        "predictor": ijepa.predictor_map(settings["predictor_depth"]),
-    }
+    """The places of all official tensors but positions, by network."""
+    width, patch_size = settings["width"], settings["patch_size"]
+    size = vit.Size(width, settings["depth"], settings["num_heads"], hidden=4 * width)
+    encoder = ijepa.encoder_places(size, patch_size, 64)
+    predictor = ijepa.predictor_places(settings["predictor_width"], settings["predictor_depth"], width, 64)
+    del encoder[ijepa.POSITIONS], predictor[ijepa.PREDICTOR_POSITIONS]
+    return {"encoder": encoder, "target_encoder": encoder, "predictor": predictor}
 
 
 @pytest.fixture(scope="module")

@@ -11,14 +11,13 @@ from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import features, results
 from tc_jepa.evaluation.encoder import EncoderOutput, FrozenEncoder
-from tc_jepa.evaluation.examples import choose
+from tc_jepa.evaluation.examples import choose, Views
 from tc_jepa.evaluation.features import FeatureStore
-from tc_jepa.evaluation.findings import Confusion, Findings, LabelMaps
 from tc_jepa.evaluation.labels import confusion
 from tc_jepa.evaluation.runner import evaluate
 from tc_jepa.evaluation.scores import Truth
+from tc_jepa.evaluation.task import Confusion, Findings, LabelMaps
 from tc_jepa.evaluation.tasks import attentive, knn, linear, lowshot, rank
-from tc_jepa.evaluation.views import Views
 from tc_jepa.models import layers
 from tc_jepa.report import evaluated
 from tests.test_evaluation import pixels, Written

@@ -8,9 +8,8 @@ import pytest
 
 from tc_jepa.data.images import decode_image
 from tc_jepa.data.prepare import dataset
-from tc_jepa.data.prepare.imagefolder import prepare_imagefolder
-from tc_jepa.data.prepare.segmentation import prepare_segmentation
 from tc_jepa.data.prepare.statistics import Summary
+from tc_jepa.data.prepare.trees import prepare_imagefolder, prepare_segmentation
 from tc_jepa.data.prepared import PreparedSource, splits
 from tc_jepa.errors import UserError
 from tests.preparing import contents, PHOTO_LINES, PHOTOS, pickle_writer, write_lines

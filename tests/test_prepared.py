@@ -15,7 +15,7 @@ from configs import base
 from tc_jepa.config import data as config_data
 from tc_jepa.config.validate import validate
 from tc_jepa.data.prepare.folder import prepare_folder
-from tc_jepa.data.prepared import data_identity, ENDS, FeatureNames, file_identity, PreparedSource
+from tc_jepa.data.prepared import ENDS, FeatureNames, file_identity, PreparedDataset, PreparedSource
 from tc_jepa.data.word_vectors.folder import WordVectorFolder, WordVectorInfo
 from tc_jepa.data.word_vectors.write import write_word_vectors
 from tc_jepa.errors import UserError
@@ -254,22 +254,22 @@ def test_the_configuration_names_features(others):
 def test_an_identity_is_that_of_the_contents_alone(tmp_path):
     examples = [{"name": "x" * length} for length in (200_000, 30, 200_000)]
     first = Path(write(tmp_path, {"name": TEXT}, examples))
-    before = data_identity(str(first))
+    before = PreparedDataset(str(first)).identity()
     (shard,) = before["splits"]["train"]["shards"]
     assert before["splits"]["train"]["images"] == 3
     copy = tmp_path.with_name("copy")
     shutil.copytree(first, copy, copy_function=shutil.copyfile)
-    assert data_identity(str(copy)) == before == json.loads(json.dumps(before))
+    assert PreparedDataset(str(copy)).identity() == before == json.loads(json.dumps(before))
     content = (copy / shard).read_bytes()
     found = []
     for changed in (b"?" + content[1:], content[:-1] + b"?", content[:-1]):
         (copy / shard).write_bytes(changed)
-        found.append(data_identity(str(copy))["splits"]["train"]["shards"][shard])
+        found.append(PreparedDataset(str(copy)).identity()["splits"]["train"]["shards"][shard])
     (copy / shard).unlink()
-    found.append(data_identity(str(copy))["splits"]["train"]["shards"][shard])
+    found.append(PreparedDataset(str(copy)).identity()["splits"]["train"]["shards"][shard])
     assert len({json.dumps(one) for one in found}) == 4 and before["splits"]["train"]["shards"][shard] not in found
     (first / "vocabulary.model").write_bytes(b"x")
-    assert data_identity(str(first)) != before
+    assert PreparedDataset(str(first)).identity() != before
 
 
 @pytest.mark.parametrize("size", [0, 10, ENDS, ENDS + 1, 2 * ENDS, 2 * ENDS + 1])

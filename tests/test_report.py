@@ -21,7 +21,7 @@ from tc_jepa.methods import jepa_reporting
 from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, Question, Section
 from tc_jepa.monitoring.progress import cut_back
 from tc_jepa.report import charts, looks, looks_jepa, page, pictures, verdict
-from tc_jepa.report.run import read_run, Run
+from tc_jepa.report.verdict import read_run, Run
 
 ROOT = Path(__file__).parent.parent
 GRID = (4, 4)
@@ -53,12 +53,16 @@ def named(**values) -> dict:
     return {name.replace("__", "/"): value for name, value in values.items()}
 
 
+def judge(rows, scores, diagnostics, scores_step=None) -> verdict.Verdict:
+    return verdict.judge(Run("run", rows, diagnostics, scores, scores_step))
+
+
 def answer(found: verdict.Verdict) -> Answer:
     return found.answers[jepa_reporting.QUESTION]
 
 
 def test_a_healthy_run_has_no_warning():
-    found = verdict.judge(healthy(), None, JEPA)
+    found = judge(healthy(), None, JEPA)
     assert found.warnings == []
     assert "+8.0 %" in answer(found).text and "step 400" in answer(found).text
     assert found.answers[verdict.LEARNED].text.startswith("Unknown")
@@ -75,20 +79,20 @@ def test_a_healthy_run_has_no_warning():
     ],
 )
 def test_each_warning_comes_alone_with_its_number_and_first_step(changed, names):
-    (warning,) = verdict.judge(healthy(**changed), None, JEPA).warnings
+    (warning,) = judge(healthy(**changed), None, JEPA).warnings
     assert all(name in warning for name in [*names, "since step 200"])
 
 
 def test_numbers_of_all_rows_are_checked_too():
-    (dropped,) = verdict.judge(healthy(context_dropped=30.0), None, JEPA).warnings
+    (dropped,) = judge(healthy(context_dropped=30.0), None, JEPA).warnings
     assert "masking.context_tokens keeps 12 patches" in dropped and "drops 18" in dropped
-    (mute,) = verdict.judge([look(100, captions=0.0)], None, JEPA).warnings
+    (mute,) = judge([look(100, captions=0.0)], None, JEPA).warnings
     assert "caption" in mute
 
 
 def test_a_number_that_has_recovered_is_not_warned_about():
     rows = [look(100, **named(text_worth__shuffled=0.0)), look(200)]
-    assert verdict.judge(rows, None, JEPA).warnings == []
+    assert judge(rows, None, JEPA).warnings == []
     rows.append(look(300, **named(text_worth__shuffled=0.0)))
     assert verdict.since(rows, jepa_reporting.SHUFFLED, lambda x: x < 0.01) == 300
 
@@ -96,11 +100,11 @@ def test_a_number_that_has_recovered_is_not_warned_about():
 def test_what_a_run_does_not_have_is_not_warned_about():
     rows = healthy(**named(text_worth__shuffled=0.0, layer_0__positive_cosines=0.0))
     without = jepa_reporting.diagnostics(reads_captions=False, rectified=True)
-    found = verdict.judge(rows, None, without)
+    found = judge(rows, None, without)
     assert found.warnings == [] and "model.conditioner=none" in answer(found).text
     rows = healthy(**named(layer_0__positive_cosines=0.0))
     other_regulariser = jepa_reporting.diagnostics(reads_captions=True, rectified=False)
-    assert verdict.judge(rows, None, other_regulariser).warnings == []
+    assert judge(rows, None, other_regulariser).warnings == []
 
 
 @pytest.mark.parametrize(
@@ -117,7 +121,7 @@ def test_learning_is_judged_by_scores_over_initialisation(gains, text, good):
     scores = {"rank/rankme": 3.0}
     for name, values in gains.items():
         scores |= dict(zip((f"gain_over_init/{name}{end}" for end in ("", "_low", "_high")), values))
-    learned = verdict.judge(healthy(), scores, JEPA).answers[verdict.LEARNED]
+    learned = judge(healthy(), scores, JEPA).answers[verdict.LEARNED]
     assert learned.text.startswith(text) and learned.good is good
 
 
@@ -125,20 +129,20 @@ def test_learning_is_judged_by_scores_over_initialisation(gains, text, good):
     "key", ["text_worth/shuffled", "rank/rankme", "rank/feature_std", "layer_0/positive_cosines", "captions"]
 )
 def test_a_number_that_is_not_finite_is_not_taken_for_a_good_one(key):
-    found = verdict.judge(healthy(**{key: float("nan")}), None, JEPA)
+    found = judge(healthy(**{key: float("nan")}), None, JEPA)
     assert any(key in warning and "not been finite since step 200" in warning for warning in found.warnings)
     assert answer(found).text.startswith("Unknown") == (key == "text_worth/shuffled")
 
 
 def test_a_run_without_held_out_numbers_is_not_called_healthy():
     rows = [look(0), {"step": 50, "captions": 4.0}]
-    (warning,) = verdict.judge(rows, None, JEPA).warnings
+    (warning,) = judge(rows, None, JEPA).warnings
     assert "held-out" in warning
 
 
 @pytest.mark.parametrize(("step", "stale"), [(300, True), (400, False), (None, False)])
 def test_scores_of_an_earlier_step_are_warned_about(step, stale):
-    found = verdict.judge(healthy(), {}, JEPA, scores_step=step)
+    found = judge(healthy(), {}, JEPA, scores_step=step)
     assert ["300" in text and "400" in text for text in found.warnings] == [True] * stale
 
 
@@ -159,9 +163,9 @@ def other_rows(distance: float) -> list[dict]:
 
 
 def test_a_method_brings_its_own_numbers_question_and_warnings():
-    assert verdict.judge(other_rows(1.0), None, other_method()).warnings == []
+    assert judge(other_rows(1.0), None, other_method()).warnings == []
     run = Run("run", other_rows(3.0), other_method())
-    found = verdict.judge(run.rows, None, run.diagnostics)
+    found = judge(run.rows, None, run.diagnostics)
     assert [text.startswith("Far since step 100 (heldout/distance is 3, above 2)") for text in found.warnings] == [True]
     text = page.render(run, [], found, None, trained="", settings={}, commands=[])
     for shown in (
@@ -215,7 +219,7 @@ def test_the_last_evaluated_step_is_read_and_named(tmp_path):
         (folder / "results.json").write_text(json.dumps({"about": {"data": "scenes"}, "scores": scores}))
     found = read_run(tmp_path, JEPA)
     assert found.scores["knn/a"] == 1000 and found.scores_step == 1000
-    answers = verdict.judge(healthy(), found.scores, JEPA)
+    answers = judge(healthy(), found.scores, JEPA)
     text = page.render(found, [], answers, None, trained="", settings={}, commands=[])
     assert "Step 1000, on scenes." in text
 
@@ -329,7 +333,7 @@ def test_spectra_fall_from_one(monkeypatch):
 
 def rendered(pics=None, scores=None, name="runs/a<b>") -> str:
     run = Run(name, healthy(), JEPA, scores)
-    found = verdict.judge(run.rows, scores, JEPA)
+    found = judge(run.rows, scores, JEPA)
     other = Run("other", healthy(**named(rank__rankme=11.0)), JEPA)
     return page.render(run, [other], found, pics, trained="about", settings={"a.b": "<i>"}, commands=["x < y"])
 
@@ -337,9 +341,7 @@ def rendered(pics=None, scores=None, name="runs/a<b>") -> str:
 def test_scores_during_training_have_their_charts():
     assert "Scores during training" not in rendered()
     rows = [row | {"eval/knn/a": 0.1 * row["step"], "eval/chance/a": 0.5, "eval/rank/lidar": 3.0} for row in healthy()]
-    text = page.render(
-        Run("run", rows, JEPA), [], verdict.judge(rows, None, JEPA), None, trained="", settings={}, commands=[]
-    )
+    text = page.render(Run("run", rows, JEPA), [], judge(rows, None, JEPA), None, trained="", settings={}, commands=[])
     section = text[text.index("Scores during training") :]
     assert "Scores, as fractions" in section and "LiDAR" in section and "chance/a" not in section
 

@@ -11,7 +11,7 @@ from launch.common import check_workdir
 from tc_jepa import train
 from tc_jepa.config import data as config_data
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
-from tc_jepa.data.prepared import data_identity
+from tc_jepa.data.prepared import PreparedDataset
 from tc_jepa.errors import UserError
 from tc_jepa.storage.run_data import check_data, DATA_FILE, difference, Held, record_data, recorded
 from tests import tiny
@@ -53,7 +53,7 @@ def test_a_run_records_its_data_before_it_trains(tmp_path, monkeypatch):
     config = config_of(write_data(tmp_path / "data", 8))
     with pytest.raises(Reached):
         tiny.train(config, tmp_path / "run")
-    assert recorded(tmp_path / "run") == {"data.path": [data_identity(config.data.path)]}
+    assert recorded(tmp_path / "run") == {"data.path": [PreparedDataset(config.data.path).identity()]}
 
 
 @pytest.mark.parametrize("key", ["data.path", "captions.vocabulary", "model.text_weights"])

@@ -5,7 +5,7 @@ from PIL import Image
 import pytest
 
 from configs import base
-from tc_jepa.data.prepare.imagefolder import prepare_imagefolder
+from tc_jepa.data.prepare.trees import prepare_imagefolder
 from tc_jepa.data.sources import TEST
 from tc_jepa.errors import UserError
 from tc_jepa.monitoring import tasks

@@ -14,12 +14,26 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, examples, heads, labels, results, runner, tasks
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.runner import evaluate
-from tc_jepa.evaluation.task import LABELS, NEEDS, Score, Task, train_and_test
+from tc_jepa.evaluation.task import LABELS, MASKS, Score, Task, train_and_test, WORDS
 from tc_jepa.evaluation.tasks import attentive, segmentation
 from tests.test_evaluation import pixels, Written
 from tests.test_house import ROOT
 
 SIZES = {"train_examples": 60, "test_examples": 40, "dense_examples": 20}
+NEEDS = {
+    LABELS: "labels",
+    MASKS: "masks",
+    WORDS: "a run whose predictor attends to words; scenes, or masks of named classes",
+}
+
+
+def markdown_table() -> str:
+    """The tasks as the documentation has them: name, description, needs."""
+    rows = [
+        f"| `{task.name}` | {tasks.TASKS[task.name]} | {'; '.join(NEEDS[need] for need in task.needs) or 'images'} |"
+        for task in tasks.load_all()
+    ]
+    return "\n".join(["| task | what it is | needs |", "|---|---|---|", *rows])
 
 
 def test_every_file_of_tasks_is_in_the_table_with_its_name():
@@ -37,7 +51,7 @@ def test_help_lists_the_tasks_without_loading_jax():
 
 def test_the_documentation_has_the_table_of_tasks():
     documents = [ROOT / "README.md", *(ROOT / "tc_jepa").rglob("README.md")]
-    assert any(tasks.markdown_table() in path.read_text() for path in documents)
+    assert any(markdown_table() in path.read_text() for path in documents)
 
 
 def nearest_mean(inputs):
@@ -70,7 +84,7 @@ def test_a_file_and_a_line_add_a_task(added):
     assert found.confusions["row"].probe == "knn" and "nearest_mean" in found.seconds
     report = results.render(found, Written(1, 0).tasks, {})
     assert "## nearest_mean" in report and "| chance" in report.partition("## nearest_mean")[2]
-    assert "| `nearest_mean` | the nearest class mean | labels |" in tasks.markdown_table()
+    assert "| `nearest_mean` | the nearest class mean | labels |" in markdown_table()
     with pytest.raises(UserError, match="nearest_mean"):
         tasks.possible(["rank", "nearest_mean"], {LABELS: "no labels"}, required=True)
     assert tasks.possible(["rank", "nearest_mean"], {LABELS: "no labels"}, required=False) == ["rank"]
@@ -134,23 +148,16 @@ def test_features_and_heads_are_computed_in_full_float32():
     )
     assert precisions(frozen._forward, frozen._params, np.zeros((8, 16, 16, 3), np.uint8)) == highest
 
-    class Linear:
-        def loss(self, params, batch):
-            return (batch @ params).mean()
-
-        def optimizer(self, rate, weight_decay):
-            return heads.adamw(rate, weight_decay)
-
-    head = Linear()
+    head = heads.Head(lambda params, batch: (batch @ params).mean())
     params, states = heads._initial([np.ones((3, 2), np.float32)], (head,), (4,))
     step = functools.partial(heads._step, heads=(head,))
     assert precisions(step, params, states, np.ones((5, 3), np.float32), [np.ones((4, 2))]) == highest
     probe = attentive.probe_of(8, 3)
     features = np.ones((2, 4, 8), np.float32)
-    params = jax.tree.map(lambda x: x[None], attentive._initial(features, probe))
+    params = jax.tree.map(lambda x: x[None], probe.init(jax.random.key(0), features)["params"])
     assert precisions(functools.partial(attentive._logits, module=probe), params, features) == highest
     weights = segmentation.PatchClassifier(np.ones((8, 3), np.float32), np.ones(3, np.float32))
-    assert precisions(segmentation._labels, weights, features, *[np.ones((2, 6, 2), np.float32)] * 2) == highest
+    assert precisions(segmentation._labels, weights, features[0], *[np.ones((6, 2), np.float32)] * 2) == highest
 
 
 def test_labels_and_masks_are_read_once():

@@ -9,7 +9,7 @@ import pytest
 import tc_jepa
 from tc_jepa.config import jepa, methods, models
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
-from tc_jepa.data.prepare.imagefolder import prepare_imagefolder
+from tc_jepa.data.prepare.trees import prepare_imagefolder
 from tc_jepa.errors import UserError
 from tc_jepa.experiment.run import open_run
 from tc_jepa.pretrained import encoder as pretrained

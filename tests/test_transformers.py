@@ -195,7 +195,8 @@ def test_the_exported_preprocessing_is_that_of_this_project(tmp_path):
 
     rng = np.random.default_rng(0)
     encoder = square_encoder(vit.Size(16, 1, 2, 32), 16, 64, stored_positions=False)
-    official = {k: rng.normal(size=s).astype(np.float32) for k, s in ijepa.encoder_shapes(encoder.size, 16, 16).items()}
+    places = ijepa.encoder_places(encoder.size, 16, 16)
+    official = {name: rng.normal(size=place.shape).astype(np.float32) for name, place in places.items()}
     weights = ijepa.from_official(official, encoder.size, 16, 64)
     assert isinstance(weights, EncoderWeights)
     hf_ijepa.save(weights, tmp_path)

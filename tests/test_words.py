@@ -34,7 +34,7 @@ from tc_jepa.data.word_vectors.folder import digest, DTYPES, pack, unpack, WordV
 from tc_jepa.errors import UserError
 from tc_jepa.models.text.embedding import StoredWords
 from tc_jepa.models.text.t5 import T5Encoder
-from tc_jepa.pretrained.caption_encoder import T5Captions
+from tc_jepa.pretrained.text import T5Captions
 from tc_jepa.state import initial_state
 from tc_jepa.storage.partial import partial_path
 from tc_jepa.storage.run_data import check_data, DATA_FILE, recorded, VECTORS, WORDS_FILE

@@ -123,7 +123,7 @@ def t5_folder(folder: Path, seed: int = 0) -> Path:
     (folder / t5.CONFIG).write_text(json.dumps(written))
     size = t5.T5Config(pieces, 8, 4, 16, 1, 2, 8, 16, gated=False, epsilon=1e-6)
     rng = np.random.default_rng(seed)
-    places = {name: place for name, place in t5.encoder_tensors(size).items() if name != t5.EMBEDDINGS[1]}
+    places = t5.encoder_places(size)
     tensors = {name: rng.normal(size=place.shape).astype(np.float32) for name, place in places.items()}
     save_file(tensors, folder / t5.WEIGHTS)
     return folder

@@ -12,8 +12,8 @@ from tc_jepa.convert import t5
 from tc_jepa.data.captions import tokenizer as captions
 from tc_jepa.data.datasets import DatasetOptions, open_dataset
 from tc_jepa.data.mixtures import Concatenation, Mixture
-from tc_jepa.data.prepared import data_identity, DEFAULT_FEATURES, FeatureNames, file_identity
-from tc_jepa.data.scenes.dataset import ScenesDataset
+from tc_jepa.data.prepared import DEFAULT_FEATURES, FeatureNames, file_identity, PreparedDataset
+from tc_jepa.data.scenes.source import ScenesDataset
 from tc_jepa.data.sources import Captioned, Dataset, SCENES, Source, TEST, TRAIN, VALIDATION
 from tc_jepa.data.word_vectors.folder import WordVectorFolder, WordVectorReader
 from tc_jepa.errors import UserError
@@ -147,7 +147,7 @@ def run_data(config: Config, words: Sequence[WordVectorFolder]) -> Found:
     """
     vocabulary, weights = config.captions.vocabulary, config.model.text_weights
     found = {
-        "data.path": [Held(path, data_identity(path)) for path in data_paths(config)],
+        "data.path": [Held(path, PreparedDataset(path).identity()) for path in data_paths(config)],
         VECTORS: [Held(folder.path, folder.identity) for folder in words],
         "captions.vocabulary": [Held(vocabulary, file_identity(vocabulary))] if vocabulary else [],
         "model.text_weights": [Held(weights, _t5_identity(weights))] if config.model.text == "t5" else [],

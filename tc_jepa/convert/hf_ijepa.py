@@ -1,7 +1,6 @@
 """Reading and writing I-JEPA folders of Hugging Face's transformers (IJepaModel).
 
-The tensors are the official ones under other names, with queries, keys and values apart. The format allows any
-positions.
+The tensors are the official ones under other names, with queries, keys and values apart. Positions may be any.
 """
 
 from collections.abc import Mapping
@@ -12,16 +11,15 @@ from typing import Any
 import numpy as np
 
 from tc_jepa.convert import ijepa, tensors
-from tc_jepa.convert.folder import check_sizes, positive_integers
+from tc_jepa.convert.folder import named_sizes, read_sizes
 from tc_jepa.convert.tensors import SAME_MODEL
 from tc_jepa.convert.weights import EncoderWeights
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
-from tc_jepa.models.vit import Size
 
 MODEL_TYPE = "ijepa"
 PREPROCESSOR = "preprocessor_config.json"
-INTEGERS = (
+INTEGERS = (  # in the order of folder.SIZES
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -60,10 +58,7 @@ def tensor_names(depth: int) -> dict[str, tuple[str, ...]]:
 
 
 def load(folder: Path) -> EncoderWeights:
-    """Returns the weights in a folder.
-
-    Raises UserError where a file, a key of config.json or a tensor is missing, unexpected or unusable.
-    """
+    """Returns the weights in a folder. UserError for a missing, unexpected or unusable file, config key or tensor."""
     path = folder / tensors.CONFIG
     config = tensors.read_json(path)
     if config.get("model_type") != MODEL_TYPE:
@@ -71,12 +66,9 @@ def load(folder: Path) -> EncoderWeights:
     for key, value in FIXED.items():
         if config.get(key, value) != value:
             raise UserError(f"{path}: {key} is {config[key]!r}; give a model with {value!r}")
-    width, depth, heads, hidden, patch_size, image_size = positive_integers(config, INTEGERS, path).values()
-    check_sizes(width, heads, patch_size, image_size, path)
-    size = Size(width, depth, heads, hidden)
-
-    official = ijepa.encoder_shapes(size, patch_size, (image_size // patch_size) ** 2)
-    parts = tensor_names(depth)
+    size, patch_size, image_size = read_sizes(config, INTEGERS, path)
+    official = tensors.shapes(ijepa.encoder_places(size, patch_size, (image_size // patch_size) ** 2))
+    parts = tensor_names(size.depth)
     expected = {
         name: (official[key][0] // len(theirs), *official[key][1:]) for key, theirs in parts.items() for name in theirs
     }
@@ -97,13 +89,11 @@ def save(weights: EncoderWeights, folder: Path) -> None:
 
 
 def _config(weights: EncoderWeights) -> Mapping[str, Any]:
-    size = weights.encoder.size
-    sizes = (size.width, size.depth, size.heads, size.hidden, weights.encoder.patch_size, weights.image_size)
     return {
         "architectures": ["IJepaModel"],
         "model_type": MODEL_TYPE,
         "dtype": "float32",
-        **dict(zip(INTEGERS, sizes, strict=True)),
+        **named_sizes(weights, INTEGERS),
         **FIXED,
         "attention_probs_dropout_prob": 0.0,
         "hidden_dropout_prob": 0.0,

@@ -5,21 +5,20 @@ Official names are those of a network's state dict without the prefix `module.` 
 layers.sincos_positions. Where a file's encoder has others, they become the parameter `positions`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 import math
 from pathlib import Path
 import re
-from typing import Any, NamedTuple
+from typing import Any
 
-from flax import traverse_util
 import numpy as np
 
 from tc_jepa.convert import tensors as checks
 from tc_jepa.convert import torch_files
+from tc_jepa.convert.tensors import kernel, Place, shapes, to_ours, to_theirs
 from tc_jepa.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers, vit
-from tc_jepa.models.layers import Params
 
 WRAPPER = "module."
 NETWORKS = ("target_encoder", "encoder")
@@ -31,66 +30,34 @@ HEADS = {size.width: size.heads for name, size in vit.SIZES.items() if name != "
 Array = np.ndarray
 
 
-class Entry(NamedTuple):
-    """The parameter that corresponds to an official tensor.
+def encoder_places(size: vit.Size, patch_size: int, positions: int) -> dict[str, Place]:
+    """Returns the places of all official tensors of a context or target encoder on `positions` patches."""
 
-    `path` is its place in our parameters; `ours` maps the official array to ours, and `theirs` maps it back.
-    """
+    def ours(array: Array) -> Array:  # [D, 3, p, p] -> [p * p * 3, D], the order of layers.patchify
+        return array.transpose(2, 3, 1, 0).reshape(-1, len(array))
 
-    path: tuple[str, ...]
-    ours: Callable[[Array], Array]
-    theirs: Callable[[Array], Array]
+    def theirs(array: Array) -> Array:
+        return array.reshape(patch_size, patch_size, 3, -1).transpose(3, 2, 0, 1)
 
-
-def encoder_map(depth: int, patch_size: int) -> dict[str, Entry]:
-    """Returns entries by official name, for a context or target encoder of `depth` blocks."""
-
-    def ours(kernel: Array) -> Array:  # [D, 3, p, p] -> [p * p * 3, D], the order of layers.patchify
-        return kernel.transpose(2, 3, 1, 0).reshape(-1, len(kernel))
-
-    def theirs(kernel: Array) -> Array:
-        return kernel.reshape(patch_size, patch_size, 3, -1).transpose(3, 2, 0, 1)
-
-    return {
-        "patch_embed.proj.weight": Entry(("patch_embed", "kernel"), ours, theirs),
-        "patch_embed.proj.bias": _as_is("patch_embed", "bias"),
-        **_blocks("blocks", depth),
-        **_norm("norm", "norm"),
-    }
-
-
-def predictor_map(depth: int) -> dict[str, Entry]:
-    """Returns entries by official name, for a predictor of `depth` blocks; a conditioner has no official names."""
-    return {
-        "mask_token": Entry(("mask_token",), lambda x: x.reshape(-1), lambda x: x.reshape(1, 1, -1)),
-        **_linear("predictor_embed", "predictor_embed"),
-        **_blocks("predictor_blocks", depth),
-        **_norm("predictor_norm", "norm"),
-        **_linear("predictor_proj", "proj"),
-    }
-
-
-def encoder_shapes(size: vit.Size, patch_size: int, positions: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of all official tensors of an encoder on `positions` patches."""
     width = size.width
     return {
-        POSITIONS: (1, positions, width),
-        "patch_embed.proj.weight": (width, 3, patch_size, patch_size),
-        "patch_embed.proj.bias": (width,),
-        **_block_shapes("blocks", size.depth, width, size.hidden),
-        **_with_bias("norm", (width,)),
+        POSITIONS: _positions(positions, width),
+        "patch_embed.proj.weight": Place((width, 3, patch_size, patch_size), ("patch_embed", "kernel"), ours, theirs),
+        "patch_embed.proj.bias": Place((width,), ("patch_embed", "bias")),
+        **_blocks("blocks", size.depth, width, size.hidden),
+        **_norm("norm", width, "norm"),
     }
 
 
-def predictor_shapes(width: int, depth: int, encoder_width: int, positions: int) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of all official tensors of a predictor on `positions` patches."""
+def predictor_places(width: int, depth: int, encoder_width: int, positions: int) -> dict[str, Place]:
+    """Returns the places of all official tensors of a predictor, which has no conditioner, on `positions` patches."""
     return {
-        PREDICTOR_POSITIONS: (1, positions, width),
-        "mask_token": (1, 1, width),
-        **_with_bias("predictor_embed", (width, encoder_width)),
-        **_block_shapes("predictor_blocks", depth, width, 4 * width),
-        **_with_bias("predictor_norm", (width,)),
-        **_with_bias("predictor_proj", (encoder_width, width)),
+        PREDICTOR_POSITIONS: _positions(positions, width),
+        "mask_token": Place((1, 1, width), ("mask_token",), np.ravel, lambda array: array.reshape(1, 1, -1)),
+        **_linear("predictor_embed", (width, encoder_width), "predictor_embed"),
+        **_blocks("predictor_blocks", depth, width, 4 * width),
+        **_norm("predictor_norm", width, "norm"),
+        **_linear("predictor_proj", (encoder_width, width), "proj"),
     }
 
 
@@ -125,8 +92,12 @@ def from_checkpoint(
     if side**2 != N:
         raise UserError(f"{here} has {N} positions, which do not form a square grid; give a model of square images")
     hidden = _shape(encoder, "blocks.0.mlp.fc1.weight", 2, here)[0]
-    size = vit.Size(D, _depth(encoder, "blocks"), _heads(D, heads, here), hidden)
-    checks.check_shapes(shapes(encoder), encoder_shapes(size, patch[0], N), here)
+    heads = HEADS.get(D) if heads is None else heads
+    if heads is None:
+        raise UserError(f"{here} has {D} channels, not the width of a standard ViT; give its --heads=N", about="heads")
+    _check_heads(D, heads, here)
+    size = vit.Size(D, _depth(encoder, "blocks"), heads, hidden)
+    checks.check_shapes(shapes(encoder), shapes(encoder_places(size, patch[0], N)), here)
     weights = from_official(encoder, size, patch[0], side * patch[0])
     if "predictor" not in checkpoint:
         return weights
@@ -134,55 +105,31 @@ def from_checkpoint(
     here = f"{where}, predictor,"
     P = _shape(predictor, "predictor_embed.weight", 2, here)[0]
     depth = _depth(predictor, "predictor_blocks")
-    checks.check_shapes(shapes(predictor), predictor_shapes(P, depth, D, N), here)
-    if P % size.heads:
-        raise UserError(
-            f"{here} has {P} channels, which {size.heads} heads do not divide; give the right --heads=N", about="heads"
-        )
+    places = predictor_places(P, depth, D, N)
+    checks.check_shapes(shapes(predictor), shapes(places), here)
+    _check_heads(P, size.heads, here)
     if not are_sincos(predictor[PREDICTOR_POSITIONS], (side, side)):
-        raise UserError(
-            f"{here} has positions other than the sine-cosine ones, which this predictor cannot have; give another"
-        )
-    return weights._replace(predictor=to_ours(predictor, predictor_map(depth)))
+        raise UserError(f"{here} has other positions than the sine-cosine ones, the only ones here; give another")
+    del places[PREDICTOR_POSITIONS]
+    return weights._replace(predictor=to_ours(predictor, places))
 
 
 def from_official(tensors: Mapping[str, Array], size: vit.Size, patch_size: int, image_size: int) -> EncoderWeights:
     """Returns an encoder from checked official tensors. Their positions are kept unless they are sine-cosine ones."""
     side = image_size // patch_size
     stored = not are_sincos(tensors[POSITIONS], (side, side))
-    params = to_ours(tensors, encoder_map(size.depth, patch_size))
-    if stored:
-        params["positions"] = tensors[POSITIONS][0]
+    params = to_ours(tensors, encoder_places(size, patch_size, side**2))
+    if not stored:
+        del params["positions"]
     return EncoderWeights(square_encoder(size, patch_size, image_size, stored), params, image_size)
 
 
 def to_official(weights: EncoderWeights) -> dict[str, Array]:
     """Returns the encoder's official tensors, positions included."""
-    encoder, params = weights.encoder, dict(weights.params)
-    positions = params.pop("positions", None)
-    if positions is None:
-        positions = layers.sincos_positions(encoder.trained_grid, encoder.size.width)
-    tensors = to_theirs(params, encoder_map(encoder.size.depth, encoder.patch_size))
-    return {POSITIONS: np.asarray(positions)[None], **tensors}
-
-
-def shapes(tensors: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of tensors by name."""
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def to_ours(tensors: Mapping[str, Array], entries: Mapping[str, Entry]) -> Params:
-    """Returns those official tensors that `entries` name as nested parameters."""
-    return traverse_util.unflatten_dict({entry.path: entry.ours(tensors[name]) for name, entry in entries.items()})
-
-
-def to_theirs(params: Params, entries: Mapping[str, Entry]) -> dict[str, Array]:
-    """Returns nested parameters by official name. Raises ValueError for a parameter without one."""
-    flat = traverse_util.flatten_dict(params)
-    nameless = flat.keys() - {entry.path for entry in entries.values()}
-    if nameless:
-        raise ValueError(f"no official name for {', '.join(sorted('/'.join(path) for path in nameless))}")
-    return {name: entry.theirs(np.asarray(flat[entry.path])) for name, entry in entries.items()}
+    encoder = weights.encoder
+    computed = layers.sincos_positions(encoder.trained_grid, encoder.size.width)
+    places = encoder_places(encoder.size, encoder.patch_size, math.prod(encoder.trained_grid))
+    return to_theirs({"positions": computed, **weights.params}, places)
 
 
 def without_wrapper(tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -212,60 +159,31 @@ def _depth(tensors: Mapping[str, Any], name: str) -> int:
     return len({found[1] for key in tensors if (found := re.match(rf"{name}\.(\d+)\.", key))})
 
 
-def _heads(width: int, heads: int | None, where: str) -> int:
-    if heads is None and width not in HEADS:
-        raise UserError(
-            f"{where} has {width} channels, which is not the width of a standard ViT; give its --heads=N", about="heads"
-        )
-    heads = HEADS[width] if heads is None else heads
+def _check_heads(width: int, heads: int, where: str) -> None:
     if heads < 1 or width % heads:
-        raise UserError(
-            f"{where} has {width} channels, which --heads={heads} does not divide; give another", about="heads"
-        )
-    return heads
+        message = f"{where} has {width} channels, which --heads={heads} does not divide; give the right --heads=N"
+        raise UserError(message, about="heads")
 
 
-def _as_is(*path: str) -> Entry:
-    return Entry(path, lambda x: x, lambda x: x)
+def _positions(count: int, width: int) -> Place:
+    return Place((1, count, width), ("positions",), lambda array: array[0], lambda array: array[None])
 
 
-def _norm(theirs: str, *ours: str) -> dict[str, Entry]:
-    return {f"{theirs}.weight": _as_is(*ours, "scale"), f"{theirs}.bias": _as_is(*ours, "bias")}
+def _norm(theirs: str, width: int, *ours: str) -> dict[str, Place]:
+    return {f"{theirs}.weight": Place((width,), (*ours, "scale")), f"{theirs}.bias": Place((width,), (*ours, "bias"))}
 
 
-def _linear(theirs: str, *ours: str) -> dict[str, Entry]:
-    """Returns the entries of a linear layer, whose weight torch stores as [outputs, inputs]."""
-    return {
-        f"{theirs}.weight": Entry((*ours, "kernel"), np.transpose, np.transpose),
-        f"{theirs}.bias": _as_is(*ours, "bias"),
-    }
+def _linear(theirs: str, shape: tuple[int, int], *ours: str) -> dict[str, Place]:
+    return {f"{theirs}.weight": kernel(shape, *ours), f"{theirs}.bias": Place(shape[:1], (*ours, "bias"))}
 
 
-def _blocks(theirs: str, depth: int) -> dict[str, Entry]:
-    entries = {}
+def _blocks(theirs: str, depth: int, width: int, hidden: int) -> dict[str, Place]:
+    linear = {"attn.qkv": (3 * width, width), "attn.proj": (width, width)}
+    linear |= {"mlp.fc1": (hidden, width), "mlp.fc2": (width, hidden)}
+    places = {}
     for i in range(depth):
         name, path = f"{theirs}.{i}", f"blocks_{i}"
-        entries |= _norm(f"{name}.norm1", path, "norm1") | _norm(f"{name}.norm2", path, "norm2")
-        for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
-            entries |= _linear(f"{name}.{layer}", path, *layer.split("."))
-    return entries
-
-
-def _with_bias(name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-
-
-def _block_shapes(name: str, depth: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
-    block = {
-        "norm1": (width,),
-        "attn.qkv": (3 * width, width),
-        "attn.proj": (width, width),
-        "norm2": (width,),
-        "mlp.fc1": (hidden, width),
-        "mlp.fc2": (width, hidden),
-    }
-    found = {}
-    for i in range(depth):
-        for layer, shape in block.items():
-            found |= _with_bias(f"{name}.{i}.{layer}", shape)
-    return found
+        places |= _norm(f"{name}.norm1", width, path, "norm1") | _norm(f"{name}.norm2", width, path, "norm2")
+        for layer, shape in linear.items():
+            places |= _linear(f"{name}.{layer}", shape, path, *layer.split("."))
+    return places

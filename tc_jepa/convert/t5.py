@@ -1,7 +1,7 @@
 """Reading T5 folders of Hugging Face as the configuration and parameters of models.text.t5.T5Encoder.
 
 Training reads safetensors only. `convert` also reads pytorch_model.bin, with torch's weights_only reader, and writes
-the encoder alone into a folder that training and transformers open.
+the encoder alone, in float32, into a folder that training and transformers open.
 """
 
 from collections.abc import Collection, Mapping
@@ -9,9 +9,8 @@ import json
 import os
 from pathlib import Path
 import shutil
-from typing import Any, NamedTuple
+from typing import Any
 
-from flax import traverse_util
 import numpy as np
 
 from tc_jepa.convert import torch_files
@@ -20,12 +19,15 @@ from tc_jepa.convert.tensors import (
     CONFIG,
     INDEX,
     index_files,
-    one_of,
+    kernel,
+    Place,
     read_json,
     read_tensors,
     SAME_MODEL,
-    Shapes,
+    shapes,
     tensor_files,
+    to_ours,
+    to_theirs,
     WEIGHTS,
     write,
 )
@@ -54,44 +56,30 @@ EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one table under
 NOT_THE_ENCODER = ("decoder.", "lm_head.")
 
 
-class EncoderTensor(NamedTuple):
-    """A tensor of the file: its path in T5Encoder's parameters, and its shape in the file."""
-
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-
-
 def load(folder: str | os.PathLike) -> tuple[T5Config, dict]:
     """Returns T5Encoder's configuration and parameters, nested float32 numpy arrays, from a T5 1.0 or 1.1 folder.
 
-    The folder holds config.json and safetensors, whole or in shards; a decoder in them is not read. Weights stored in
-    float16 or bfloat16 become float32, which loses nothing: parameters are float32 throughout this project, and
-    T5Encoder's `dtype` alone sets the type of their products. Raises UserError where the folder, a file, a
-    configuration key or an encoder tensor is missing, unexpected or unusable.
+    The folder holds config.json and safetensors, whole or in shards; a decoder is not read. float16 and bfloat16
+    become float32, as all parameters here: T5Encoder's `dtype` alone sets the type of products. Raises UserError where
+    the folder, a file, a configuration key or an encoder tensor is missing, unexpected or unusable.
     """
     folder = _folder(folder)
     config, files = _config(folder / CONFIG), _without_decoder(_files(folder))
-    return config, _params(read_tensors(files, _shapes(config, files), folder, SAME_MODEL), config, folder)
+    places = encoder_places(config, files)
+    return config, _params(read_tensors(files, shapes(places), folder, SAME_MODEL), places, folder)
 
 
 def convert(source: str | os.PathLike, output: Path) -> None:
-    """Writes the encoder of a T5 folder into the empty folder `output`, with the vocabulary where there is one.
-
-    As config.json and float32 safetensors. Raises UserError as `load` does.
-    """
+    """Writes a T5 folder's encoder, and vocabulary if any, into the empty folder `output`. UserError as for `load`."""
     source = _folder(source)
     if (source / WEIGHTS).is_file() or (source / INDEX).is_file():
         config, params = load(source)
     else:
-        config = _config(source / CONFIG)
-        tensors = _read_pickles(source)
-        check_shapes(
-            {name: array.shape for name, array in tensors.items()}, _shapes(config, tensors), source, SAME_MODEL
-        )
-        params = _params(tensors, config, source)
-    flat = traverse_util.flatten_dict(params)
-    places = {name: place for name, place in encoder_tensors(config).items() if name != EMBEDDINGS[1]}
-    write({name: _turned(place, flat[place.path]) for name, place in places.items()}, output / WEIGHTS)
+        config, tensors = _config(source / CONFIG), _read_pickles(source)
+        places = encoder_places(config, tensors)
+        check_shapes(shapes(tensors), shapes(places), source, SAME_MODEL)
+        params = _params(tensors, places, source)
+    write(to_theirs(params, encoder_places(config)), output / WEIGHTS)
     values = read_json(source / CONFIG) | {"architectures": ["T5EncoderModel"], "dtype": "float32"}
     values.pop("torch_dtype", None)  # dtype's older name
     (output / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
@@ -113,36 +101,30 @@ def check_vocabulary(config: T5Config, pieces: int, name: str) -> None:
     Fewer pieces are usual: the published models pad their tables, to 32,128 rows for 32,000 pieces.
     """
     if pieces > config.vocabulary_size:
-        raise UserError(
-            f"vocabulary {name} has {pieces} pieces and the T5 model only {config.vocabulary_size} embeddings; "
-            f"give the {VOCABULARY} that was published with the model"
-        )
+        sizes = f"{pieces} pieces and the T5 model only {config.vocabulary_size} embeddings"
+        raise UserError(f"vocabulary {name} has {sizes}; give the {VOCABULARY} that was published with the model")
 
 
-def encoder_tensors(config: T5Config) -> dict[str, EncoderTensor]:
-    """Returns all encoder tensors by their names in the file.
-
-    Matrices in the file are [outputs, inputs], the transpose of T5Encoder's.
-    """
+def encoder_places(config: T5Config, names: Collection[str] = ()) -> dict[str, Place]:
+    """Returns the places of all encoder tensors in a file that holds `names`: of EMBEDDINGS one is enough."""
     width, inner, hidden = config.width, config.heads * config.key_width, config.hidden
     block = {
-        "0.layer_norm": EncoderTensor(("norm1", "scale"), (width,)),
-        "0.SelfAttention.q": EncoderTensor(("attn", "q", "kernel"), (inner, width)),
-        "0.SelfAttention.k": EncoderTensor(("attn", "k", "kernel"), (inner, width)),
-        "0.SelfAttention.v": EncoderTensor(("attn", "v", "kernel"), (inner, width)),
-        "0.SelfAttention.o": EncoderTensor(("attn", "o", "kernel"), (width, inner)),
-        "1.layer_norm": EncoderTensor(("norm2", "scale"), (width,)),
-        "1.DenseReluDense.wo": EncoderTensor(("mlp", "wo", "kernel"), (width, hidden)),
+        "0.layer_norm": Place((width,), ("norm1", "scale")),
+        **{f"0.SelfAttention.{name}": kernel((inner, width), "attn", name) for name in ("q", "k", "v")},
+        "0.SelfAttention.o": kernel((width, inner), "attn", "o"),
+        "1.layer_norm": Place((width,), ("norm2", "scale")),
+        "1.DenseReluDense.wo": kernel((width, hidden), "mlp", "wo"),
     }
     for name in ("wi_0", "wi_1") if config.gated else ("wi",):
-        block[f"1.DenseReluDense.{name}"] = EncoderTensor(("mlp", name, "kernel"), (hidden, width))
-    places = {name: EncoderTensor(("words",), (config.vocabulary_size, width)) for name in EMBEDDINGS}
+        block[f"1.DenseReluDense.{name}"] = kernel((hidden, width), "mlp", name)
+    tables = [name for name in EMBEDDINGS if name in names] or EMBEDDINGS[:1]
+    places = {name: Place((config.vocabulary_size, width), ("words",)) for name in tables}
     bias = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    places[bias] = EncoderTensor(("position_bias",), (config.buckets, config.heads))
+    places[bias] = Place((config.buckets, config.heads), ("position_bias",))
     for i in range(config.depth):
-        for name, (path, shape) in block.items():
-            places[f"encoder.block.{i}.layer.{name}.weight"] = EncoderTensor((f"blocks_{i}", *path), shape)
-    places["encoder.final_layer_norm.weight"] = EncoderTensor(("norm", "scale"), (width,))
+        for name, place in block.items():
+            places[f"encoder.block.{i}.layer.{name}.weight"] = place._replace(path=(f"blocks_{i}", *place.path))
+    places["encoder.final_layer_norm.weight"] = Place((width,), ("norm", "scale"))
     return places
 
 
@@ -160,7 +142,8 @@ def _config(path: Path) -> T5Config:
         raise UserError(f"{path}: model_type is {values.get('model_type')!r}, not 't5'; give a T5 1.0 or 1.1 model")
     activation = values["feed_forward_proj"]
     if activation not in GATED:
-        raise UserError(f"{path}: feed_forward_proj={activation!r} is not supported; give a model with {one_of(GATED)}")
+        known = " or ".join(GATED)
+        raise UserError(f"{path}: feed_forward_proj={activation!r} is not supported; give a model with {known}")
     fields = {}
     for field, key in CONFIG_KEYS.items():
         value, number = values.get(key), float if field == "epsilon" else int
@@ -173,10 +156,8 @@ def _config(path: Path) -> T5Config:
 def _files(folder: Path) -> dict[str, Path]:
     whole_or_index = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
     if not whole_or_index and any(folder.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{folder} holds its weights only as a pickle; convert it first: python -m launch.convert --from=t5 "
-            f"--input={folder} --output=DIR"
-        )
+        fix = f"convert it first: python -m launch.convert --from=t5 --input={folder} --output=DIR"
+        raise UserError(f"{folder} holds its weights only as a pickle; {fix}")
     return tensor_files(folder)
 
 
@@ -184,20 +165,12 @@ def _without_decoder(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in tensors.items() if not str(name).startswith(NOT_THE_ENCODER)}
 
 
-def _shapes(config: T5Config, names: Collection[str]) -> Shapes:
-    """Returns the expected shapes of a file with these tensors, by name: of EMBEDDINGS one name is enough."""
-    tables = [name for name in EMBEDDINGS if name in names] or EMBEDDINGS[:1]
-    shapes = {name: tensor.shape for name, tensor in encoder_tensors(config).items()}
-    return {name: shape for name, shape in shapes.items() if name in tables or name not in EMBEDDINGS}
-
-
-def _params(tensors: Mapping[str, np.ndarray], config: T5Config, folder: Path) -> dict:
+def _params(tensors: Mapping[str, np.ndarray], places: Mapping[str, Place], folder: Path) -> dict:
     """Returns the nested parameters from all tensors of the encoder, whose shapes are checked."""
     tables = [tensors[name] for name in EMBEDDINGS if name in tensors]
     if len(tables) > 1 and not np.array_equal(*tables):
         raise UserError(f"{folder}: {' and '.join(EMBEDDINGS)} differ, but a T5 has one table; {SAME_MODEL}")
-    places = encoder_tensors(config)
-    return traverse_util.unflatten_dict({places[name].path: _turned(places[name], tensors[name]) for name in tensors})
+    return to_ours(tensors, places)
 
 
 def _read_pickles(folder: Path) -> dict[str, np.ndarray]:
@@ -209,8 +182,3 @@ def _read_pickles(folder: Path) -> dict[str, np.ndarray]:
     for path in [whole] if whole.is_file() else sorted(set(index_files(index).values())):
         tensors |= torch_files.arrays(_without_decoder(torch_files.load(path)), str(path))
     return tensors
-
-
-def _turned(place: EncoderTensor, array: np.ndarray) -> np.ndarray:
-    """Returns a tensor of the file as T5Encoder's parameter, or the parameter as the tensor of the file."""
-    return array.T if place.path[-1] == "kernel" else array

@@ -1,17 +1,19 @@
-"""Reading and writing the JSON and safetensors files of weight folders. Errors name the file and the tensor."""
+"""JSON and safetensors of weight folders, and the places of tensors in our parameters. Errors name file and tensor."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from flax import traverse_util
 import ml_dtypes  # noqa: F401 - its import registers the bfloat16 with numpy that safetensors reads
 import numpy as np
 from safetensors import safe_open, SafetensorError
 from safetensors.numpy import save_file
 
 from tc_jepa.errors import UserError
+from tc_jepa.models.layers import Params
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")
@@ -19,6 +21,39 @@ SAME_MODEL = f"take {CONFIG} and the weights from the same model"
 LISTED = 4  # names of a kind in one message; a wrong file may have hundreds
 
 Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Place(NamedTuple):
+    """A tensor of a file: its shape there, the path of its parameter, and the maps of the array to ours and back."""
+
+    shape: tuple[int, ...]
+    path: tuple[str, ...]
+    ours: Callable[[np.ndarray], np.ndarray] = np.asarray
+    theirs: Callable[[np.ndarray], np.ndarray] = np.asarray
+
+
+def kernel(shape: tuple[int, int], *path: str) -> Place:
+    """Returns the place of a matrix, which torch stores as [outputs, inputs], the transpose of a parameter."""
+    return Place(shape, (*path, "kernel"), np.transpose, np.transpose)
+
+
+def shapes(tensors: Mapping[str, np.ndarray | Place]) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of tensors by name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def to_ours(tensors: Mapping[str, np.ndarray], places: Mapping[str, Place]) -> Params:
+    """Returns the tensors that `places` name as nested parameters."""
+    return traverse_util.unflatten_dict({place.path: place.ours(tensors[name]) for name, place in places.items()})
+
+
+def to_theirs(params: Params, places: Mapping[str, Place]) -> dict[str, np.ndarray]:
+    """Returns nested parameters by the names of `places`. Raises ValueError for a parameter without a place."""
+    flat = traverse_util.flatten_dict(params)
+    nameless = flat.keys() - {place.path for place in places.values()}
+    if nameless:
+        raise ValueError(f"no place for {', '.join(sorted('/'.join(path) for path in nameless))}")
+    return {name: place.theirs(np.asarray(flat[place.path])) for name, place in places.items()}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -72,33 +107,30 @@ def index_files(index: Path) -> dict[str, Path]:
     return {tensor: index.with_name(name) for tensor, name in places.items()}
 
 
-def read_tensors(files: Mapping[str, Path], expected: Shapes, where: object, advice: str = "") -> dict[str, np.ndarray]:
-    """Returns the tensors in `files`, by name, as float32 arrays.
+def read_tensors(
+    files: Mapping[str, Path], expected: Shapes | None, where: object, advice: str = ""
+) -> dict[str, np.ndarray]:
+    """Returns the tensors in `files`, by name, as float32 arrays. `expected` None accepts any names and shapes.
 
     float16 and bfloat16 become float32, which loses nothing. Raises UserError for other types, and as `check_shapes`.
     """
     tensors: dict[str, np.ndarray] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[int, ...]] = {}
     for path in dict.fromkeys(files.values()):
         with open_tensors(path) as file:
             for name in (name for name, holder in files.items() if holder == path):
                 stored = file.get_slice(name)
-                if stored.get_dtype() not in FLOATS:
-                    raise UserError(
-                        f"{path}: tensor {name} is stored as {stored.get_dtype()}; give a model in {one_of(FLOATS)}"
-                    )
-                shapes[name] = tuple(stored.get_shape())
-                if shapes[name] == expected.get(name):
+                if (kind := stored.get_dtype()) not in FLOATS:
+                    raise UserError(f"{path}: tensor {name} is stored as {kind}; give a model in {' or '.join(FLOATS)}")
+                found[name] = tuple(stored.get_shape())
+                if expected is None or found[name] == expected.get(name):
                     tensors[name] = file.get_tensor(name).astype(np.float32, copy=False)
-    check_shapes(shapes, expected, where, advice)
+    check_shapes(found, found if expected is None else expected, where, advice)
     return tensors
 
 
 def check_shapes(found: Shapes, expected: Shapes, where: object, advice: str = "") -> None:
-    """Raises UserError naming the tensors that are missing, unexpected or of another shape.
-
-    `where` is the folder or file in the message, `advice` what to do about it.
-    """
+    """Raises UserError that names `where`, the tensors that are missing, unexpected or misshaped, and `advice`."""
     common = sorted(found.keys() & expected.keys())
     kinds = {
         "no": sorted(expected.keys() - found.keys()),
@@ -125,7 +157,3 @@ def write(tensors: Mapping[str, np.ndarray], path: Path) -> None:
 def first_names(names: list[str]) -> list[str]:
     """Returns the first names and how many more there are."""
     return names[:LISTED] + [f"{len(names) - LISTED} more"] * (len(names) > LISTED)
-
-
-def one_of(choices: Iterable[str]) -> str:
-    return " or ".join(choices)

@@ -32,9 +32,8 @@ def load(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises all kinds for damaged files
         blocked = re.search(r"GLOBAL (\S+)", str(error))
         if blocked:
-            raise UserError(
-                f"{path} is not opened: besides tensors it contains {blocked[1]}, which could run code"
-            ) from error
+            contains = f"besides tensors it contains {blocked[1]}, which could run code"
+            raise UserError(f"{path} is not opened: {contains}") from error
         raise UserError(f"{path} is damaged, truncated or not a PyTorch file; download it again") from error
     if not isinstance(held, dict):
         raise UserError(f"{path} holds a {type(held).__name__}, not a dict of tensors")

@@ -13,10 +13,7 @@ NO_OBJECT = ("background", "other", "void", "unlabeled")  # names of classes tha
 
 @dataclasses.dataclass(frozen=True)
 class ClassPhrases:
-    """A source with a segmentation of named classes as a Grounded one: a phrase "a NAME" for each visible class.
-
-    The mask of a phrase covers everything of the class, one object or several.
-    """
+    """A source with named classes as a Grounded one: a phrase "a NAME" for each visible class, masking all of it."""
 
     source: Source
     segmentation: str

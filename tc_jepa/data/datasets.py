@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import dataclasses
 
 from tc_jepa.data.prepared import FeatureNames, PreparedDataset
-from tc_jepa.data.scenes.dataset import ScenesDataset
+from tc_jepa.data.scenes.source import ScenesDataset
 from tc_jepa.data.sources import Dataset, SCENES
 
 

@@ -42,8 +42,7 @@ def image_shape(data: bytes | BinaryIO) -> tuple[int, int]:
 def decode_mask(data: bytes) -> np.ndarray:
     """Decodes a PNG to class indices, uint8 [height, width]: palette indices or grey values, exactly as stored.
 
-    Uses Pillow, because OpenCV turns palette indices into colours. Raises ValueError if the bytes are not a complete
-    PNG, and for a PNG with several channels or values above 255.
+    By Pillow: OpenCV turns palettes into colours. ValueError for no complete PNG, several channels, values above 255.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as png:

@@ -34,10 +34,7 @@ class Concatenation:
 
 
 class Mixture(Concatenation):
-    """Parts whose images are drawn in the ratio of `weights`. Each part is reshuffled after each of its own epochs.
-
-    Raises UserError for a part without images.
-    """
+    """Parts drawn in the ratio of `weights`, each reshuffled after its own epochs. UserError for an empty part."""
 
     def __init__(self, parts: Sequence[Captioned], weights: Sequence[float]):
         super().__init__(parts)
@@ -67,8 +64,7 @@ class Schedule(grain.transforms.DatasetSelectionMap):
         period, counts = sum(whole), [0] * len(whole)
         self._counts, self._parts, self._places = whole, [], []
         # The k-th image of a part is due between the positions at which its share reaches k - 1 and k. Giving each
-        # position to the part with the earliest deadline meets all deadlines (proportionate progress, Baruah et al.
-        # 1996).
+        # position to the part with the earliest deadline meets all (proportionate progress, Baruah et al. 1996).
         for position in range(period):
             ready = [i for i, weight in enumerate(whole) if counts[i] * period < (position + 1) * weight]
             chosen = min(ready, key=lambda i: -(-(counts[i] + 1) * period // whole[i]))

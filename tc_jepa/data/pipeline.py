@@ -60,14 +60,12 @@ def batches(
 def iterate(dataset: grain.MapDataset, *, start: int, workers: int, stop: int | None = None) -> Iterator[Batch]:
     """The batches of steps `start` to `stop` (None: without end), read ahead by threads, in `workers` processes.
 
-    With 0 workers the threads are this process's own. Close the iterator when done. Resuming is a slice of the index,
-    so it costs nothing however far the run is.
+    With 0 workers the threads are this process's own. Close the iterator when done. `start` costs nothing.
     """
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
     iterator = dataset[start:stop].to_iter_dataset(options)
     if workers:
-        # Grain reads an absl flag on its way and fails where none were parsed: in tests, notebooks, plain scripts
-        # (google/grain issue 1355).
+        # Grain reads an absl flag and fails where none were parsed, as in notebooks (google/grain issue 1355).
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))

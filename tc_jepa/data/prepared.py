@@ -48,9 +48,7 @@ DEFAULT_FEATURES = FeatureNames()
 class PreparedSource:
     """One split of a prepared folder as a sources.Source.
 
-    Texts are turned into candidates as in preparation; a dataset without captions is accepted. Tasks and the
-    segmentation have the names of their features.
-
+    Texts become candidates as in preparation, if there are any. Tasks and segmentation are named by their features.
     Raises UserError for a path that is not a prepared folder, a missing split, feature or file.
     """
 
@@ -144,45 +142,37 @@ class PreparedSource:
 class PreparedDataset:
     """A prepared folder as a sources.Dataset. Its methods raise UserError for a folder that cannot be read."""
 
-    path: str
+    name: str  # its path
     features: FeatureNames = DEFAULT_FEATURES
 
-    @property
-    def name(self) -> str:
-        return self.path
-
     def splits(self) -> dict[str, int]:
-        return splits(self.path)
+        return splits(self.name)
 
     def open(self, split: str) -> PreparedSource:
-        return PreparedSource(self.path, split, self.features)
+        return PreparedSource(self.name, split, self.features)
 
     def vocabulary_path(self) -> str | None:
-        model = Path(self.path) / VOCABULARY
+        model = Path(self.name) / VOCABULARY
         return str(model) if model.is_file() else None
 
     def identity(self) -> dict[str, Any]:
-        return data_identity(self.path)
+        """What the folder holds, as JSON: the same for a copy in another place, different when the data changes.
+
+        {"splits": {split: {"images": number, "shards": {file name: file_identity}}}, "vocabulary": file_identity}. It
+        is cheap, because only the ends of a shard are read; so it misses a change in the middle that keeps the size.
+        """
+        found = {}
+        with ThreadPoolExecutor(READERS) as pool:  # a network file system answers slowly, and many at once
+            for split, info in _split_infos(_open(self.name)).items():
+                paths = info.filepaths
+                shards = zip((path.name for path in paths), pool.map(file_identity, paths), strict=True)
+                found[split] = {"images": info.num_examples, "shards": dict(shards)}
+        return {"splits": found, "vocabulary": file_identity(Path(self.name) / VOCABULARY)}
 
 
 def splits(path: str) -> dict[str, int]:
     """The number of images of each split. Raises UserError for a path that is not a prepared folder."""
     return {name: info.num_examples for name, info in _split_infos(_open(path)).items()}
-
-
-def data_identity(path: str) -> dict[str, Any]:
-    """What a prepared folder holds, as JSON: the same for a copy in another place, different when the data changes.
-
-    {"splits": {split: {"images": number, "shards": {file name: file_identity}}}, "vocabulary": file_identity}. It is
-    cheap, because only the ends of a shard are read; so it misses a change in the middle that keeps the size. Raises
-    UserError for a path that is not a prepared folder.
-    """
-    splits = {}
-    with ThreadPoolExecutor(READERS) as pool:  # a network file system answers slowly, and many at once
-        for name, info in _split_infos(_open(path)).items():
-            shards = zip((shard.name for shard in info.filepaths), pool.map(file_identity, info.filepaths), strict=True)
-            splits[name] = {"images": info.num_examples, "shards": dict(shards)}
-    return {"splits": splits, "vocabulary": file_identity(Path(path) / VOCABULARY)}
 
 
 def file_identity(path: str | os.PathLike) -> dict[str, Any] | None:

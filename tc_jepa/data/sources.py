@@ -23,8 +23,7 @@ class Example(NamedTuple):
 class LabelSet:
     """A classification task that the labels of a dataset define.
 
-    `single`: one class per image; a label is an int. `multi`: any number of classes per image; a label is a bool array
-    [len(classes)].
+    `single`: one class per image, and a label is an int. `multi`: any number, and a label is bool [len(classes)].
     """
 
     kind: Literal["single", "multi"]
@@ -59,9 +58,7 @@ class Source(Captioned, Protocol):
 class Dataset(Protocol):
     """A named collection of splits: what `data.path` or --data stands for. Opening one reads no images."""
 
-    @property
-    def name(self) -> str:
-        """The path or name that the user gave."""
+    name: str  # the path or name that the user gave
 
     def splits(self) -> Mapping[str, int]:
         """The number of images of each split."""

@@ -22,8 +22,7 @@ class Crop:
         """A random part of the image, resized to uint8 [size, size, 3].
 
         As torchvision's RandomResizedCrop: the area fraction is drawn uniformly from `scale` and width / height
-        log-uniformly from `aspect`; after ten draws that do not fit, it is the largest centred crop of an allowed
-        aspect.
+        log-uniformly from `aspect`; after ten draws that do not fit, the largest centred crop in `aspect` is taken.
         """
         height, width = image.shape[:2]
         low, high = self.aspect

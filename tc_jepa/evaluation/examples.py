@@ -1,17 +1,19 @@
-"""Some examples of a split, with everything that a task reads of them beside features."""
+"""Some examples of a split, with everything that a task reads of them beside features; random crops of images."""
 
+from collections.abc import Sequence
 import functools
 
 import numpy as np
 
 from tc_jepa.data.images import IGNORED
-from tc_jepa.data.sources import Source
-from tc_jepa.data.transforms import resize_mask
+from tc_jepa.data.sources import Captioned, Example, Source
+from tc_jepa.data.transforms import Crop, resize_mask
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.scores import resample_counts, Truth
 
-SUBSET_SEED = 0
+SEED = 0
 VALIDATION_STRIDE = 5  # every fifth train example chooses between settings
+SCALE, ASPECT = (0.3, 1.0), (3 / 4, 4 / 3)  # of a view, as I-JEPA pretrains
 
 
 class Examples:
@@ -58,7 +60,7 @@ class Examples:
 
 def choose(available: int, at_most: int) -> np.ndarray:
     """A fixed random subset, so that data sorted by class is sampled evenly: int [<= at_most], ascending."""
-    order = np.random.default_rng(SUBSET_SEED).permutation(available)
+    order = np.random.default_rng(SEED).permutation(available)
     return np.sort(order[:at_most])
 
 
@@ -70,3 +72,25 @@ def validation_examples(task: str, count: int) -> np.ndarray:
     if count <= VALIDATION_STRIDE:
         raise UserError(f"{task} has only {count} train examples; give it more than {VALIDATION_STRIDE}")
     return np.arange(count) % VALIDATION_STRIDE == 0
+
+
+class Views:
+    """`views` crops of each of some images, one image after the other, half of them flipped.
+
+    For LiDAR, and for augmented train sets. A crop depends on its position alone, in whatever order crops are read. Its
+    side is the image's shorter side.
+    """
+
+    def __init__(self, source: Captioned, images: Sequence[int], views: int):
+        self._images, self._views = images, views
+        # Views of an image are read one after another, so that it is decoded once.
+        self._image = functools.lru_cache(maxsize=4)(lambda index: source[index].image)
+
+    def __len__(self) -> int:
+        return len(self._images) * self._views
+
+    def __getitem__(self, position: int) -> Example:
+        image = self._image(int(self._images[position // self._views]))
+        rng = np.random.default_rng((SEED, position))
+        view = Crop(min(image.shape[:2]), SCALE, ASPECT, flip=False).cut(image, rng)
+        return Example(view[:, ::-1] if rng.random() < 0.5 else view, ())

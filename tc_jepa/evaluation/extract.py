@@ -23,8 +23,9 @@ import tqdm
 
 from tc_jepa.data.sources import Source
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
-from tc_jepa.storage.files import refuse_existing, replace_text, replacing
+from tc_jepa.evaluation.encoder import FrozenEncoder
+from tc_jepa.evaluation.features import FeatureStore, Part, save
+from tc_jepa.storage.files import refuse_existing, replace_text
 from tc_jepa.storage.partial import partial_path, PartialFolder
 
 ABOUT = "features.json"
@@ -104,17 +105,12 @@ def shards(folder: Path, split: str, images: int, images_per_shard: int) -> dict
 def _features(
     encoder: FrozenEncoder, source: Source, indices: Sequence[int], kinds: Sequence[str], dtype: str, path: Path
 ) -> dict[str, np.ndarray]:
-    parts: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
-    for images in read_images(source, indices, encoder.image_size, encoder.batch_size):
-        found = encoder(images)
-        for kind in kinds:
-            with np.errstate(over="ignore"):  # refused below
-                parts[kind].append(np.asarray(getattr(found, kind)).astype(dtype))
-    arrays = {kind: np.concatenate(batches) for kind, batches in parts.items()}
+    found = FeatureStore().read({"": encoder}, Part(source, indices, kinds, ""))[""]
+    with np.errstate(over="ignore"):  # refused below
+        arrays = {kind: features.astype(dtype) for kind, features in found.items()}
     for kind, features in arrays.items():
         if not np.isfinite(features).all():
-            fix = "give --dtype=float32, or an encoder whose training did not diverge"
-            raise UserError(f"{path.name}: some {kind} features are not finite in {dtype}; {fix}")
+            raise UserError(f"{path.name}: some {kind} features are not finite in {dtype}; give --dtype=float32")
     return arrays
 
 
@@ -122,9 +118,3 @@ def _names_and_labels(source: Source, indices: Sequence[int]) -> dict[str, np.nd
     rows = [source.labels(index) for index in indices]
     names = np.array([source.file(index) for index in indices])
     return {"name": names} | {task: np.array([row[task] for row in rows]) for task in source.tasks}
-
-
-def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Writes an .npz; the file appears under its name only when it is complete."""
-    with replacing(path) as beside, beside.open("wb") as file:
-        np.savez(file, **arrays)

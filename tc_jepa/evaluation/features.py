@@ -17,12 +17,12 @@ from tc_jepa.data.sources import Captioned
 from tc_jepa.distributed.processes import is_first, wait_for_all
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
-from tc_jepa.evaluation.extract import save
+from tc_jepa.storage.files import replacing
 from tc_jepa.storage.partial import DATA, PartialFolder
 
 IMAGES_PER_SHARD = {"pooled": 2048, "last_four": 2048, "patches": 256}  # by kind, about: whole batches
 JUDGED = "judged"  # what an encoder without a prefix is called on disk
-NOT_FINITE = "the encoder's features are not finite: its training diverged; evaluate an earlier step"
+NOT_FINITE = "the encoder's features are not finite: its training diverged; take an earlier step"
 
 Arrays = dict[str, np.ndarray]  # by kind: "pooled" float32 [N, D], "last_four" [N, 4 D], "patches" [N, P, D]
 
@@ -131,3 +131,9 @@ def _load(path: Path) -> Arrays:
         raise UserError(f"{path}, which another process computes, is not here; {fix}")
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz; the file appears under its name only when it is complete."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez(file, **arrays)

@@ -6,7 +6,7 @@ decay and optimiser state, so that a bank gives what its heads give when they ar
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import functools
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,8 @@ import optax
 
 from tc_jepa.evaluation import labels
 from tc_jepa.evaluation.encoder import full_precision
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.scores import Truth, value_of
-from tc_jepa.evaluation.task import TaskInputs
+from tc_jepa.evaluation.task import Outcome, TaskInputs
 from tc_jepa.models.layers import Params
 
 LOSSES = {  # of one example, by kind of label set: [..., C], [..., C] -> [...]
@@ -26,14 +25,18 @@ LOSSES = {  # of one example, by kind of label set: [..., C], [..., C] -> [...]
 }
 
 
-class Head(Protocol):
+def adamw(rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
+    """AdamW for one head. Weight decay leaves out biases and the parameters of LayerNorm."""
+    return optax.adamw(rate, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
+
+
+class Head(NamedTuple):
     """One architecture with its loss and optimiser. Hashable: a step is compiled once for equal heads and shapes."""
 
-    def loss(self, params: Params, batch: Any) -> jax.Array:
-        """The mean loss of one head over a batch, a scalar."""
-
-    def optimizer(self, rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
-        """The optimiser of one head; its state does not depend on the arguments."""
+    loss: Callable[..., jax.Array]  # (parameters, batch, *about): the mean loss of one head over a batch, a scalar
+    about: tuple = ()
+    # (rate, weight decay): the optimiser of one head; its state does not depend on the arguments.
+    optimizer: Callable[..., optax.GradientTransformation] = adamw
 
 
 class Bank(NamedTuple):
@@ -70,7 +73,7 @@ def _initial(initial: list[Params], heads: tuple[Head, ...], counts: tuple[int, 
 @full_precision
 def _step(params: list, states: list, batch: Any, settings: list, heads: tuple[Head, ...]) -> tuple[list, list]:
     def step(head: Head, one: Params, state: Any, setting: jax.Array) -> tuple[Params, Any]:
-        updates, state = head.optimizer(*setting).update(jax.grad(head.loss)(one, batch), state, one)
+        updates, state = head.optimizer(*setting).update(jax.grad(head.loss)(one, batch, *head.about), state, one)
         return optax.apply_updates(one, updates), state
 
     stepped = [
@@ -79,47 +82,39 @@ def _step(params: list, states: list, batch: Any, settings: list, heads: tuple[H
     return [bank for bank, _ in stepped], [state for _, state in stepped]
 
 
-def adamw(rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
-    """AdamW for one head. Weight decay leaves out biases and the parameters of LayerNorm."""
-    return optax.adamw(rate, weight_decay=weight_decay, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params))
-
-
-Setting = TypeVar("Setting")
-Features = TypeVar("Features")
-
-
-class Fitted(NamedTuple, Generic[Setting]):
-    """The class scores of the chosen head of a bank, and how it was chosen."""
+class Fitted(NamedTuple):
+    """The class scores of the chosen head of a bank, and how it was chosen. A setting is a record with a `rate`."""
 
     scores: np.ndarray  # float32 [test examples, C]
-    chosen: Setting
-    sweep: dict[Setting, float]  # every head's score on the train examples held out, in 0-1
+    chosen: NamedTuple
+    sweep: dict[NamedTuple, float]  # every head's score on the train examples held out, in 0-1
 
 
 def fit_best(
-    settings: Sequence[Setting],
-    truth: Truth,
+    settings: Sequence[NamedTuple],
+    truths: Mapping[str, Truth],
     held_out: np.ndarray,
-    fit: Callable[[Sequence[Setting], np.ndarray | slice, Truth], Callable[[Features], Sequence[np.ndarray]]],
-    validation: Features,
-    test: Features,
-) -> Fitted[Setting]:
-    """The head that is best on the held-out train examples, fitted again on all of them; of equals, the first.
+    fit: Callable,
+    validation: Any,
+    test: Any,
+) -> dict[str, Fitted]:
+    """For every label set the head that is best on the held-out train examples, fitted again on all of them.
 
-    `fit(settings, rows, truth)` trains a bank on those rows of the train examples and returns a function from features
-    to the class scores [n, C] of each head. `validation` are features of the rows `held_out`, bool [train examples].
+    Of equals, it is the first. `fit(settings, rows, truth)` trains a bank on those rows of the train examples and
+    returns a function from features to the class scores [n, C] of each head. `validation` are features of the rows
+    `held_out`, bool [train examples].
     """
-    kind, classes = truth
-    scores = fit(settings, ~held_out, Truth(kind, classes[~held_out]))(validation)
-    sweep = dict(zip(settings, (value_of(Truth(kind, classes[held_out]), x) for x in scores), strict=True))
-    chosen = max(sweep, key=sweep.get)
-    (scores,) = fit([chosen], slice(None), truth)(test)
-    return Fitted(scores, chosen, sweep)
+    found = {}
+    for name, (kind, classes) in truths.items():
+        scores = fit(settings, ~held_out, Truth(kind, classes[~held_out]))(validation)
+        sweep = dict(zip(settings, (value_of(Truth(kind, classes[held_out]), x) for x in scores), strict=True))
+        chosen = max(sweep, key=sweep.get)
+        (scores,) = fit([chosen], slice(None), Truth(kind, classes))(test)
+        found[name] = Fitted(scores, chosen, sweep)
+    return found
 
 
-def outcome(
-    inputs: TaskInputs, score: str, found: Mapping[str, Fitted[Setting]], name: Callable[[Setting], str]
-) -> Outcome:
+def outcome(inputs: TaskInputs, score: str, found: Mapping[str, Fitted], name: Callable[[NamedTuple], str]) -> Outcome:
     """The scores and sweeps of fitted heads, by label set. `name` names a setting without its attribute `rate`."""
     answers = {
         (score, label_set): labels.Answer(

@@ -5,9 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tc_jepa.evaluation.findings import Confusion, Outcome, SHOWN
 from tc_jepa.evaluation.scores import mean, measure, Sweep, Truth, value_of
-from tc_jepa.evaluation.task import TaskInputs
+from tc_jepa.evaluation.task import Confusion, Outcome, SHOWN, TaskInputs
 
 SHOWN_NEIGHBOURS = 5
 

@@ -37,7 +37,9 @@ class FrozenReader:
         without a valid word are ignored. The cosine of a word that is not valid is 0. Raises ValueError for a predictor
         that does not read words.
         """
-        batch = _all_visible(images, caption_words, word_valid, self.grid[0] * self.grid[1])
+        N = self.grid[0] * self.grid[1]
+        everything = pack(np.arange(N), [np.zeros(0, np.int32)], N, 1, dropped=0)  # the only target is padding
+        batch = _batch(images, caption_words, word_valid, [everything] * len(images))
         return np.asarray(self._cosines(self._params, self._extra, batch))
 
     def errors(
@@ -68,12 +70,6 @@ class FrozenReader:
 def _batch(images: np.ndarray, caption_words: np.ndarray, word_valid: np.ndarray, masks: Sequence) -> JepaBatch:
     rows = (np.stack(column) for column in zip(*masks, strict=True))
     return JepaBatch(images, caption_words, word_valid, word_valid.any(axis=-1), *rows)
-
-
-def _all_visible(images: np.ndarray, caption_words: np.ndarray, word_valid: np.ndarray, patches: int) -> JepaBatch:
-    """Every patch is context; the only target is padding."""
-    masks = pack(np.arange(patches), [np.zeros(0, np.int32)], patches, 1, dropped=0)
-    return _batch(images, caption_words, word_valid, [masks] * len(images))
 
 
 def _cosines(method: Jepa, params: Params, extra: Params, batch: JepaBatch) -> jax.Array:

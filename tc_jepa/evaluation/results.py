@@ -1,6 +1,6 @@
 """Writes and reads the results of an evaluation: results.json, results.md, and confusions as CSV."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 import json
 from pathlib import Path
 
@@ -9,9 +9,7 @@ import pandas as pd
 from tc_jepa.data.sources import LabelSet
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks
-from tc_jepa.evaluation.findings import Findings
-from tc_jepa.evaluation.tables import table
-from tc_jepa.evaluation.task import Score, Task
+from tc_jepa.evaluation.task import Findings, Score, Task
 from tc_jepa.storage.files import replace_text
 
 RESULTS, REPORT = "results.json", "results.md"
@@ -22,6 +20,7 @@ METRICS = {"single": "accuracy", "multi": "mAP"}
 BASELINES = {"init": "initialisation", "pixels": "pixels (16x16)"}  # key prefix -> its name in the table
 COMPARED = "compared"  # prefix of the encoder of --compare
 BESIDE = BASELINES | {COMPARED: "compared"}
+ASIDE = (*(f"{name}/" for name in BESIDE), "gain_over_")  # of keys that are not the evaluated encoder's own scores
 Results = Mapping[str, float]  # flat, as Findings.scores
 
 
@@ -116,7 +115,7 @@ def _rows(scores: Results, score: Score, label_sets: Mapping[str, LabelSet]) -> 
     """The rows of a score's table, and the metric of each."""
     if not score.metric:
         return {name: METRICS[x.kind] for name, x in label_sets.items() if f"{score.name}/{name}" in scores}
-    keys = [key.removesuffix("_low").split("/") for key in scores if key.endswith("_low")]
+    keys = [key.split("/") for key in own_scores(scores)]  # longer ones are classes that are called such as "tree_low"
     return {key[1]: score.metric for key in keys if len(key) == 2 and key[0] == score.name}
 
 
@@ -129,36 +128,30 @@ def _scores(findings: Findings, score: Score, metrics: Mapping[str, str]) -> lis
     if not metrics:
         return []
     scores, beside = findings.scores, _beside(findings.scores, BESIDE)
-
-    def cell(key: str, sign: str = "") -> str:
-        if key not in scores:  # pixels have no words
-            return "-"
-        value, low, high = (100 * scores[f"{key}{end}"] for end in ("", "_low", "_high"))
-        return f"{value:{sign}.1f} [{low:.1f}, {high:.1f}]"
-
-    rows, spreads, classes = [], False, []
+    rows, settings, classes = [], [], []
     for name, metric in metrics.items():
         key = f"{score.name}/{name}"
-        spread = scores.get(f"spread/{key}")
-        spreads |= spread is not None
+        spread = f" ± {100 * scores[f'spread/{key}']:.1f}" if f"spread/{key}" in scores else ""
         rows.append(
-            {
-                "task": name,
-                "metric": metric,
-                "trained": cell(key) + ("" if spread is None else f" ± {100 * spread:.1f}"),
-            }
-            | {title: cell(f"{other}/{key}") for other, title in beside.items()}
-            | {"chance": f"{100 * scores[f'chance/{key if score.metric else name}']:.1f}"}
-            | {f"over {title}": cell(f"gain_over_{other}/{key}", "+") for other, title in beside.items()}
+            {"task": name, "metric": metric, "trained": cell(scores, key) + spread}
+            | {title: cell(scores, f"{other}/{key}") for other, title in beside.items()}
+            | {"chance": f"{100 * chance(scores, key):.1f}"}
+            | {f"over {title}": cell(scores, f"gain_over_{other}/{key}", "+") for other, title in beside.items()}
         )
+        if key in findings.chosen:
+            settings.append(f"* {name}: chosen was {findings.chosen[key]}")
         classes += _classes(scores, key, beside)
     about = f"{score.about} Test scores in %, with 95 % bootstrap intervals over the test examples"
-    about += ", ± the deviation over draws." if spreads else "."
-    chosen = {
-        name: findings.chosen[f"{score.name}/{name}"] for name in metrics if f"{score.name}/{name}" in findings.chosen
-    }
-    settings = [f"* {name}: chosen was {setting}" for name, setting in chosen.items()]
+    about += ", ± the deviation over draws." if any("±" in row["trained"] for row in rows) else "."
     return ["", f"## {score.name}", "", about, "", table(rows), *[""] * bool(settings), *settings, *classes]
+
+
+def cell(scores: Results, key: str, sign: str = "") -> str:
+    """A score in percent with its interval; "-" for one that is not there: pixels have no words."""
+    if key not in scores:
+        return "-"
+    value, low, high = (100 * scores[f"{key}{end}"] for end in ("", "_low", "_high"))
+    return f"{value:{sign}.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _classes(scores: Results, key: str, beside: Mapping[str, str]) -> list[str]:
@@ -184,3 +177,24 @@ def _measures(scores: Results, task: Task) -> list[str]:
         for name in names
     ]
     return ["", f"## {task.name}", "", task.about_measures, "", table(rows)] if rows else []
+
+
+def family(name: str) -> Score | None:
+    """The family of a score such as "knn/shape"; None for other numbers, which need not be in 0-1."""
+    families = (score for task in tasks.load_all() for score in task.scores)
+    return next((score for score in families if score.name == name.partition("/")[0]), None)
+
+
+def own_scores(names: Iterable[str]) -> list[str]:
+    """The scores of the evaluated encoder that have an interval, such as "knn/shape", in their order."""
+    return [name.removesuffix("_low") for name in names if name.endswith("_low") and not name.startswith(ASIDE)]
+
+
+def chance(scores: Results, name: str) -> float | None:
+    """The chance level of a score, as a fraction; None where the evaluation gives none."""
+    return scores.get(f"chance/{name}", scores.get(f"chance/{name.partition('/')[2]}"))
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> str:
+    """A GitHub Markdown table of texts, from one mapping of column titles to cells for each row."""
+    return pd.DataFrame(rows).to_markdown(index=False, tablefmt="github", disable_numparse=True)

@@ -14,12 +14,10 @@ from tc_jepa.data.sources import Source, TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks as table
 from tc_jepa.evaluation.encoder import FrozenEncoder
-from tc_jepa.evaluation.examples import choose, Examples
+from tc_jepa.evaluation.examples import choose, Examples, Views
 from tc_jepa.evaluation.features import Arrays, FeatureStore, Part
-from tc_jepa.evaluation.findings import Findings
 from tc_jepa.evaluation.scores import difference, Measured
-from tc_jepa.evaluation.task import FeatureRequest, LABELS, MASKS, Task, TaskInputs, TextSide, WORDS
-from tc_jepa.evaluation.views import Views
+from tc_jepa.evaluation.task import FeatureRequest, Findings, LABELS, MASKS, Task, TaskInputs, TextSide, WORDS
 
 CONTEXT = "context/"  # prefix of a run's context encoder
 
@@ -110,26 +108,18 @@ Parts = Mapping[str, Mapping[str, Part]]  # by task, then by the names in Task.f
 
 def _parts(tasks: Sequence[Task], fitted_on: Mapping[bool, Examples], tested_on: Examples, views: int) -> Parts:
     """The features that each task reads. Tasks that read the same images share a part, which has all their kinds."""
-
-    def images(task: Task, request: FeatureRequest) -> tuple[FeatureRequest, bool]:
-        return request._replace(kinds=()), task.dense and request.split == TRAIN
-
-    requests = {
-        task.name: {name: request for name, request in task.features.items() if views or not request.augmented}
-        for task in tasks
-    }
     kinds: dict[tuple[FeatureRequest, bool], dict[str, None]] = {}
+    images: dict[str, dict[str, tuple[FeatureRequest, bool]]] = {task.name: {} for task in tasks}
     for task in tasks:
-        for request in requests[task.name].values():
-            kinds.setdefault(images(task, request), {}).update(dict.fromkeys(request.kinds))
+        for name, request in task.features.items():
+            if views or not request.augmented:
+                images[task.name][name] = request._replace(kinds=()), task.dense and request.split == TRAIN
+                kinds.setdefault(images[task.name][name], {}).update(dict.fromkeys(request.kinds))
     parts = {}
     for (request, dense), merged in kinds.items():
         examples = fitted_on[dense] if request.split == TRAIN else tested_on
         parts[request, dense] = _part(request._replace(kinds=tuple(merged)), examples, dense, views)
-    return {
-        task.name: {name: parts[images(task, request)] for name, request in requests[task.name].items()}
-        for task in tasks
-    }
+    return {task: {name: parts[key] for name, key in keys.items()} for task, keys in images.items()}
 
 
 def _part(request: FeatureRequest, examples: Examples, dense: bool, views: int) -> Part:
@@ -164,12 +154,10 @@ def _by_view(arrays: Arrays, part: Part) -> Arrays:
 
 def with_gains(measured: Mapping[str, Measured], prefixes: Sequence[str]) -> dict[str, float]:
     """All scores with their intervals, and the evaluated encoder's gains over the others' scores of the same name."""
-    others = [prefix for prefix in prefixes if prefix]
-    own = [key for key in measured if not key.startswith(tuple(others))] if others else list(measured)
     gains = {
-        f"gain_over_{prefix}{key}": difference(measured[key], measured[f"{prefix}{key}"])
-        for prefix in others
-        for key in own
+        f"gain_over_{prefix}{key}": difference(score, measured[f"{prefix}{key}"])
+        for prefix in filter(None, prefixes)
+        for key, score in measured.items()
         if f"{prefix}{key}" in measured
     }
     results = {}

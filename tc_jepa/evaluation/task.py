@@ -1,23 +1,26 @@
-"""The contract of an evaluation task. One file in tasks/ holds one task: its code and its record, named TASK."""
+"""The contract of an evaluation task: what it is given and what it finds.
 
-from collections.abc import Callable, Mapping
+One file in tasks/ holds one task: its code and its record, named TASK.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import contextlib
 import dataclasses
+import time
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer
 from tc_jepa.data.sources import Grounded
 from tc_jepa.evaluation.examples import Examples
 from tc_jepa.evaluation.features import Arrays
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.reading import FrozenReader
+from tc_jepa.evaluation.scores import Measured, Sweep
 
+SHOWN = 8  # test images whose neighbours and label maps are kept to be drawn
+# What a task may need beside images. WORDS: a run whose predictor attends to words, and phrases that name objects.
 LABELS, MASKS, WORDS = "labels", "masks", "words"
-# What a task may need beside images, and what that means to a user.
-NEEDS = {
-    LABELS: "labels",
-    MASKS: "masks",
-    WORDS: "a run whose predictor attends to words; scenes, or masks of named classes",
-}
 
 
 class FeatureRequest(NamedTuple):
@@ -63,13 +66,71 @@ class TaskInputs(NamedTuple):
     text: TextSide | None = None  # only for a task that needs WORDS
 
 
+class Confusion(NamedTuple):
+    """How many test examples (pixels, for a segmentation) of each class were given to each class."""
+
+    probe: str  # the score that it belongs to, such as "linear_fast"
+    classes: Sequence[str]
+    counts: np.ndarray  # int [true, predicted]
+
+
+class LabelMaps(NamedTuple):
+    """Test images labelled by the evaluated encoder's linear head."""
+
+    images: np.ndarray  # int [n], indices into the test source
+    predicted: Sequence[np.ndarray]  # uint8 [H, W] each
+    truth: Sequence[np.ndarray]  # uint8 [H, W] each
+    classes: Sequence[str]
+
+
+@dataclasses.dataclass
+class Details:
+    """What is written and drawn beside the scores."""
+
+    sweeps: dict[str, Sweep] = dataclasses.field(default_factory=dict)  # "linear/shape"
+    chosen: dict[str, str] = dataclasses.field(default_factory=dict)  # the setting that each sweep chose
+    confusions: dict[str, Confusion] = dataclasses.field(default_factory=dict)  # by label set, "segmentation/NAME"
+    label_maps: dict[str, LabelMaps] = dataclasses.field(default_factory=dict)  # by segmentation
+    neighbours: tuple[np.ndarray, np.ndarray] | None = None  # test images int [n]; each one's nearest of train [n, k]
+
+
+@dataclasses.dataclass
+class Outcome(Details):
+    """What a task finds of one encoder."""
+
+    scores: dict[str, Measured] = dataclasses.field(default_factory=dict)  # "knn/shape": gets intervals and gains
+    numbers: dict[str, float] = dataclasses.field(default_factory=dict)  # other numbers: "rank/rankme"
+    constants: dict[str, float] = dataclasses.field(default_factory=dict)  # the same for any encoder: "chance/shape"
+
+
+@dataclasses.dataclass
+class Findings(Details):
+    """What an evaluation finds. The details are of the evaluated encoder alone."""
+
+    scores: dict[str, float] = dataclasses.field(default_factory=dict)
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # wall time of each task, and of features
+
+    def keep(self, details: Details) -> None:
+        """Adds details; of two of one name the first stays."""
+        for name in ("sweeps", "chosen", "confusions", "label_maps"):
+            setattr(self, name, getattr(details, name) | getattr(self, name))
+        self.neighbours = self.neighbours or details.neighbours
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Adds the wall time of the block to `seconds`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """An evaluation task. `tasks.TASKS` holds its one-line description."""
 
     name: str
     run: Callable[[TaskInputs], Outcome]  # fits and scores one encoder; UserError where there are too few examples
-    needs: tuple[str, ...] = ()  # of NEEDS; (): images alone
+    needs: tuple[str, ...] = ()  # of LABELS, MASKS, WORDS; (): images alone
     features: Mapping[str, FeatureRequest] = dataclasses.field(default_factory=dict)
     scores: tuple[Score, ...] = ()
     # Numbers "NAME/KEY" that are neither better nor worse when higher: key -> title of a row of the task's own table.

@@ -5,8 +5,7 @@ from tc_jepa.masking.masks import check_range, Masks, MaskSampler
 from tc_jepa.masking.official import OfficialMasks
 from tc_jepa.masking.random import RandomMasks
 
-# By value of the key masking.kind. The fields of a sampler are `grid` and keys of the group `masking`. A new kind is
-# one file and one line here.
+# By value of masking.kind. A sampler's fields are `grid` and keys of the group `masking`. A new kind is a line here.
 MASKS = {"fixed": BlockMasks, "official": OfficialMasks, "random": RandomMasks}
 
 __all__ = ["BlockMasks", "MASKS", "MaskSampler", "Masks", "OfficialMasks", "RandomMasks", "check_range"]

@@ -11,8 +11,7 @@ import math
 
 import numpy as np
 
-from tc_jepa.errors import UserError
-from tc_jepa.masking.masks import check_range, Masks, pack, Range
+from tc_jepa.masking.masks import check_number, check_range, draw_block, Masks, pack, Range
 
 TRIES = 20
 # The ranges of a block sampler, and the largest value that each may have.
@@ -23,8 +22,7 @@ RANGES = {"target_scale": 1.0, "target_aspect": math.inf, "context_scale": 1.0, 
 class BlockSettings:
     """Settings of the block samplers, on a (rows, columns) grid.
 
-    Scales are fractions of the grid's area, aspects are height / width. `context_tokens` is K. Raises UserError for
-    values out of range.
+    Scales are fractions of the grid's area, aspects height / width, `context_tokens` K. UserError if out of range.
     """
 
     grid: tuple[int, int]
@@ -40,35 +38,24 @@ class BlockSettings:
         for name, limit in RANGES.items():
             check_range(f"masking.{name}", getattr(self, name), limit)
         for name in ("target_blocks", "min_context"):
-            if getattr(self, name) < 1:
-                key = f"masking.{name}"
-                raise UserError(f"{key}={getattr(self, name)} must be at least 1", about=key)
+            check_number(f"masking.{name}", getattr(self, name), 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockMasks(BlockSettings):
     """Each image draws its own blocks: scale and aspect uniformly from their ranges, corners over the whole grid.
 
-    A context of more than K patches loses patches uniformly at random. At least `min_context` patches stay visible.
-    Raises UserError if the settings cannot be satisfied.
+    A context of more than K patches loses some uniformly at random; `min_context` stay. UserError if they cannot.
     """
 
     def __post_init__(self):
         super().__post_init__()
         patches = math.prod(self.grid)
-        if not self.min_context <= self.context_tokens <= patches:
-            raise UserError(
-                f"masking.context_tokens={self.context_tokens} must lie between masking.min_context={self.min_context} "
-                f"and the {patches} patches of the {self.grid[0]} x {self.grid[1]} grid",
-                about="masking.context_tokens",
-            )
-        if patches - self.target_tokens < self.min_context:
-            raise UserError(
-                f"a target block of {self.target_tokens} of the {patches} patches of the {self.grid[0]} x "
-                f"{self.grid[1]} grid leaves fewer than masking.min_context={self.min_context}; lower that, "
-                "masking.target_scale or model.patch_size",
-                about="masking.min_context",
-            )
+        why = f", masking.min_context and the patches of the {self.grid[0]} x {self.grid[1]} grid"
+        check_number("masking.context_tokens", self.context_tokens, self.min_context, patches, why)
+        left, fix = patches - self.target_tokens, "or lower masking.target_scale or model.patch_size"
+        why = f", the patches that a target block of {self.target_tokens} leaves of {patches}; {fix}"
+        check_number("masking.min_context", self.min_context, 1, left, why)
 
     @functools.cached_property
     def target_tokens(self) -> int:
@@ -106,12 +93,7 @@ class BlockMasks(BlockSettings):
         return ~hidden
 
     def _draw_block(self, rng, scale: Range, aspect: Range) -> np.ndarray:
-        height, width = self._block_shape(rng.uniform(*scale), rng.uniform(*aspect))
-        top = rng.integers(self.grid[0] - height + 1)
-        left = rng.integers(self.grid[1] - width + 1)
-        block = np.zeros(self.grid, bool)
-        block[top : top + height, left : left + width] = True
-        return block
+        return draw_block(rng, self.grid, self._block_shape(rng.uniform(*scale), rng.uniform(*aspect)))
 
     def _block_shape(self, scale: float, aspect: float) -> tuple[int, int]:
         """Rows and columns of a block, at least 1 and at most the grid's."""

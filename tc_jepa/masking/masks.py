@@ -27,17 +27,9 @@ class Masks(NamedTuple):
 class MaskSampler(Protocol):
     """Draws masks for an endless stream of images. Implementations can be pickled and hold no state."""
 
-    @property
-    def context_tokens(self) -> int:
-        """K, the largest number of context patches of an image."""
-
-    @property
-    def target_tokens(self) -> int:
-        """T, the number of patches of the largest target block that can be drawn."""
-
-    @property
-    def target_blocks(self) -> int:
-        """M, the number of target blocks of an image."""
+    context_tokens: int  # K, the largest number of context patches of an image
+    target_tokens: int  # T, the number of patches of the largest target block that can be drawn
+    target_blocks: int  # M, the number of target blocks of an image
 
     def draw_at(self, seed: int, index: int) -> Masks:
         """The masks of image `index`, from 0, of the stream `seed`. A pure function of both, in any order of calls."""
@@ -62,8 +54,23 @@ def _pad(indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     return padded, np.arange(length) < len(indices)
 
 
+def draw_block(rng: np.random.Generator, grid: tuple[int, int], size: tuple[int, int], margin: int = 0) -> np.ndarray:
+    """A block of `size` rows and columns anywhere but in the last `margin` rows and columns: bool [rows, columns]."""
+    top, left = (rng.integers(side - length + 1 - margin) for side, length in zip(grid, size, strict=True))
+    block = np.zeros(grid, bool)
+    block[top : top + size[0], left : left + size[1]] = True
+    return block
+
+
 def check_range(name: str, value: Range, limit: float) -> None:
     """Raises UserError unless `value` is (low, high) with 0 < low <= high <= limit."""
     if len(value) != 2 or not 0 < value[0] <= value[1] <= limit:
         bound = "" if math.isinf(limit) else f" <= {limit:g}"
         raise UserError(f"{name}={tuple(value)} must be a range (low, high) with 0 < low <= high{bound}", about=name)
+
+
+def check_number(name: str, value: int, least: int, most: float = math.inf, why: str = "") -> None:
+    """Raises UserError unless least <= value <= most. `why` ends the message: where the two come from."""
+    if not least <= value <= most:
+        bounds = {least: f"be {least}", math.inf: f"be at least {least}"}.get(most, f"lie between {least} and {most}")
+        raise UserError(f"{name}={value} must {bounds}{why}", about=name)

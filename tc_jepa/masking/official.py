@@ -2,8 +2,7 @@
 
 References are to src/masks/multiblock.py of facebookresearch/ijepa at 52c1ae95. Two things differ. A group of
 `group_size` consecutive images of the stream takes the place of a GPU's batch, and has one random generator in place of
-the released code's counter and its workers' generators; so masks do not depend on hosts or workers. And masks are
-padded to fixed shapes.
+the released code's counter and workers' generators, so masks do not depend on hosts or workers. Masks are padded.
 """
 
 import dataclasses
@@ -14,9 +13,10 @@ import numpy as np
 
 from tc_jepa.errors import UserError
 from tc_jepa.masking.blocks import BlockSettings
-from tc_jepa.masking.masks import Masks, pack, Range
+from tc_jepa.masking.masks import check_number, draw_block, Masks, pack, Range
 
 Size = tuple[int, int]
+MARGIN = 1  # the last row and column, which blocks never contain (:89-90)
 TRIES = 20  # to draw a context block, before it may overlap one more target (:77-104)
 # Number of drawn groups that a process caches, about 50 kB each. The images of a group are read close together, so a
 # few groups per thread that reads batches (data/pipeline.py) would be enough.
@@ -38,8 +38,7 @@ class OfficialMasks(BlockSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.group_size < 1:
-            raise UserError(f"masking.group_size={self.group_size} must be at least 1", about="masking.group_size")
+        check_number("masking.group_size", self.group_size, 1)
         for name in ("target", "context"):
             height, width = min(self._possible_sizes(name), key=math.prod)
             if height * width <= self.min_context:
@@ -49,14 +48,9 @@ class OfficialMasks(BlockSettings):
                     f"lower that or model.patch_size, raise masking.{name}_scale, or use masking.kind=fixed",
                     about=f"masking.{name}_scale",
                 )
-        patches = math.prod(self.grid)
-        if not self.min_context < self.context_tokens <= patches:
-            raise UserError(
-                f"masking.context_tokens={self.context_tokens} must be more than masking.min_context="
-                f"{self.min_context} (masking.kind=official) and at most the {patches} patches of the "
-                f"{self.grid[0]} x {self.grid[1]} grid",
-                about="masking.context_tokens",
-            )
+        grid = f"the patches of the {self.grid[0]} x {self.grid[1]} grid"
+        why = f", masking.min_context + 1 (masking.kind=official) and {grid}"
+        check_number("masking.context_tokens", self.context_tokens, self.min_context + 1, math.prod(self.grid), why)
 
     @functools.cached_property
     def target_tokens(self) -> int:
@@ -86,7 +80,7 @@ def _draw_group(settings: OfficialMasks, seed: int, group: int) -> list[Masks]:
     context_size = _block_size(settings.grid, *settings._ranges("context"), rng.random())
     targets, contexts = [], []
     for _ in range(settings.group_size):
-        blocks = [_draw_block(rng, settings.grid, target_size) for _ in range(settings.target_blocks)]
+        blocks = [draw_block(rng, settings.grid, target_size, MARGIN) for _ in range(settings.target_blocks)]
         contexts.append(np.flatnonzero(_draw_context(rng, settings, context_size, blocks)))
         targets.append([np.flatnonzero(block) for block in blocks])
     shortest = min(len(context) for context in contexts)
@@ -102,26 +96,16 @@ def _draw_context(rng, settings: OfficialMasks, size: Size, targets: list[np.nda
     for respected in range(len(targets), 0, -1):
         hidden = np.any(targets[:respected], axis=0)
         for _ in range(TRIES):
-            context = _draw_block(rng, settings.grid, size) & ~hidden
+            context = draw_block(rng, settings.grid, size, MARGIN) & ~hidden
             if np.count_nonzero(context) > settings.min_context:
                 return context
-    return _draw_block(rng, settings.grid, size)  # a whole block is large enough, see OfficialMasks.__post_init__
-
-
-def _draw_block(rng, grid: Size, size: Size) -> np.ndarray:
-    """A block as bool [rows, columns]. The bound of the corner excludes the last row and column (:89-90)."""
-    (height, width) = size
-    top, left = rng.integers(grid[0] - height), rng.integers(grid[1] - width)
-    block = np.zeros(grid, bool)
-    block[top : top + height, left : left + width] = True
-    return block
+    return draw_block(
+        rng, settings.grid, size, MARGIN
+    )  # a whole block is large enough, see OfficialMasks.__post_init__
 
 
 def _block_size(grid: Size, scale: Range, aspect: Range, draw: float) -> Size:
-    """Rows and columns of a block, from one draw in [0, 1] for both scale and aspect (:56-70).
-
-    So small blocks are wide and large ones tall. None spans the grid.
-    """
+    """Rows and columns for one draw in [0, 1] (:56-70). Small blocks are wide, large ones tall. None spans the grid."""
     area = int(math.prod(grid) * _between(scale, draw))
     ratio = _between(aspect, draw)
     return min(round(math.sqrt(area * ratio)), grid[0] - 1), min(round(math.sqrt(area / ratio)), grid[1] - 1)

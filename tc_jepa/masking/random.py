@@ -5,8 +5,7 @@ import math
 
 import numpy as np
 
-from tc_jepa.errors import UserError
-from tc_jepa.masking.masks import check_range, Masks, pack, Range
+from tc_jepa.masking.masks import check_number, check_range, Masks, pack, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,8 +13,7 @@ class RandomMasks:
     """Hides a share of the patches uniformly at random: they are the one target block, all others the context.
 
     Each image draws the share uniformly from `ratio` (the released code draws one per batch, to have one length). A
-    context of more than K patches loses patches uniformly at random. Raises UserError if the settings cannot be
-    satisfied.
+    context of more than K patches loses patches uniformly at random. UserError if the settings cannot be satisfied.
     """
 
     grid: tuple[int, int]
@@ -26,26 +24,13 @@ class RandomMasks:
 
     def __post_init__(self):
         check_range("masking.ratio", self.ratio, 1.0)
-        if self.target_blocks != 1:
-            raise UserError(
-                f"masking.target_blocks={self.target_blocks}: masking.kind=random predicts all hidden patches as one "
-                "block; set it to 1",
-                about="masking.target_blocks",
-            )
+        one = ": masking.kind=random predicts all hidden patches as one block"
+        check_number("masking.target_blocks", self.target_blocks, 1, 1, one)
         least, most = self._visible(1.0), self._visible(0.0)
-        if not 1 <= self.min_context <= least:
-            raise UserError(
-                f"masking.min_context={self.min_context} must lie between 1 and the {least} patches that "
-                f"masking.ratio={self.ratio} leaves of the {self.grid[0]} x {self.grid[1]} grid at least",
-                about="masking.min_context",
-            )
-        if not self.min_context <= self.context_tokens <= most:
-            raise UserError(
-                f"masking.context_tokens={self.context_tokens} must lie between masking.min_context={self.min_context} "
-                f"and the {most} patches that masking.ratio={self.ratio} leaves of the {self.grid[0]} x {self.grid[1]} "
-                "grid at most",
-                about="masking.context_tokens",
-            )
+        visible = f"the patches that masking.ratio={self.ratio} leaves of the {self.grid[0]} x {self.grid[1]} grid at"
+        check_number("masking.min_context", self.min_context, 1, least, f", {visible} least")
+        why = f", masking.min_context and {visible} most"
+        check_number("masking.context_tokens", self.context_tokens, self.min_context, most, why)
 
     @property
     def target_tokens(self) -> int:

@@ -5,7 +5,6 @@ monitor measures the spread of the evaluation encoder's features, and what the m
 """
 
 from collections.abc import Callable, Iterator
-import functools
 
 from absl import logging
 import jax
@@ -18,7 +17,6 @@ from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.methods.method import Batch
 from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
-from tc_jepa.models.vit import VisionTransformer
 from tc_jepa.state import TrainState
 
 SEED = 0  # the same held-out images and draws in every run
@@ -29,10 +27,7 @@ def held_out_monitor(
 ) -> Callable[[TrainState], dict[str, float]]:
     """Returns a function from the train state to metrics of held-out images.
 
-    Args:
-      experiment: with a mesh.
-      layout: the shardings of the train state.
-      frozen: the experiment's frozen parameters, on the devices.
+    The experiment has a mesh; `layout` are the shardings of the train state, `frozen` the frozen parameters on devices.
     """
     mesh, method = experiment.mesh, experiment.method
     images = sharding.batch_sharding(mesh)
@@ -44,7 +39,7 @@ def held_out_monitor(
     )
     encoder_layout = method.evaluation_encoder(layout.params, layout.extra)
     pooled = jax.jit(
-        functools.partial(pooled_features, method.encoder),
+        lambda params, images: method.encoder.apply({"params": params}, layers.normalise_images(images)).mean(axis=1),
         in_shardings=(encoder_layout, images),
         out_shardings=everywhere,
     )
@@ -64,19 +59,11 @@ def held_out_monitor(
             name: {key: float(np.mean([one[key] for one in found])) for key in found[0]}
             for name, found in numbers.items()
         }
-        return method.heldout_summary(means) | spread(np.concatenate(features))
+        found = np.concatenate(features)
+        ranks = {"rank/rankme": rankme(found), "rank/feature_std": feature_std(found)}
+        return method.heldout_summary(means) | ranks
 
     return look
-
-
-def pooled_features(encoder: VisionTransformer, params: Params, images: jax.Array) -> jax.Array:
-    """The mean over patches of an encoder's features: uint8 [B, H, W, 3] -> float32 [B, D]."""
-    return encoder.apply({"params": params}, layers.normalise_images(images)).mean(axis=1)
-
-
-def spread(features: np.ndarray) -> dict[str, float]:
-    """How many directions features [images, D] use, and how far images differ, by name."""
-    return {"rank/rankme": rankme(features), "rank/feature_std": feature_std(features)}
 
 
 def held_out_size(width: int, batch_size: int, available: int, devices: int) -> tuple[int, int]:

@@ -40,11 +40,7 @@ def task_monitor(config: ml_collections.ConfigDict) -> Callable[[Params], dict[s
     judged_on = data.on_data(config, config.evaluation.data)
     train, scored = held_out(judged_on)
     check_data([tasks.load(name) for name in names], train, scored)
-    settings = {
-        "image_size": config.image.size,
-        "batch_size": config.evaluation.batch_size,
-        "mesh": sharding.local_mesh(),
-    }
+    read = {"image_size": config.image.size, "batch_size": config.evaluation.batch_size, "mesh": sharding.local_mesh()}
     frozen = None
     sizes = {f"{name}_examples": config.train.eval_examples for name in ("train", "test", "dense")}
 
@@ -52,7 +48,7 @@ def task_monitor(config: ml_collections.ConfigDict) -> Callable[[Params], dict[s
         nonlocal frozen
         params = to_each(params)
         # Compiled once: only the parameters change.
-        frozen = frozen.of(params) if frozen else frozen_vit(models.encoder(config), params, **settings)
+        frozen = frozen.of(params) if frozen else frozen_vit(models.encoder(config), params, **read)
         scores = evaluate(frozen, {}, train, scored, names, **sizes).scores
         return {f"{PREFIX}{name}": value for name, value in scores.items() if not name.endswith(ASIDE)}
 

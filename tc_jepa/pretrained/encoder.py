@@ -32,10 +32,7 @@ ROUNDING = 1e-3  # how far floating point images, which resizing may round, may 
 
 
 def is_run(path: str | os.PathLike) -> bool:
-    """Returns whether a path is the workdir of a training run and not a folder of weights.
-
-    Raises UserError where it is neither.
-    """
+    """Returns whether a path is a run's workdir and not a folder of weights. Raises UserError where it is neither."""
     path = Path(path)
     if path.is_file():
         raise UserError(f"{path} is a file; convert it to a folder first, with launch.convert")
@@ -46,9 +43,7 @@ def is_run(path: str | os.PathLike) -> bool:
     if saved_steps(path) or {"train", "model", "target_encoder"} <= config.keys():
         return True
     if "format" not in config and "model_type" not in config:
-        raise UserError(
-            f"{path / CONFIG_FILE} describes no run, converted encoder or Hugging Face model; give another path"
-        )
+        raise UserError(f"{path / CONFIG_FILE} is not of a run, converted encoder or Hugging Face model; give another")
     return False
 
 
@@ -57,8 +52,7 @@ def open_encoder(path: str | os.PathLike, step: int | None = None, *, predictor:
 
     Of a run it is the evaluation encoder, a moving average where the run keeps one, at `step` or the newest step; the
     module computes in the run's dtype. Other encoders compute in float32. Positions on another grid than the trained
-    one are interpolated. With `predictor` the result includes the predictor, where there is one. Raises UserError
-    where anything is missing or does not fit.
+    one are interpolated. `predictor` includes the predictor, if any. Raises UserError for what is missing or unfit.
     """
     path = Path(path)
     if is_run(path):
@@ -98,18 +92,15 @@ def teacher(
 ) -> tuple[VisionTransformer, Params]:
     """Returns a teacher for the run of a configuration: the encoder at `path` and its newest parameters, on the host.
 
-    It computes in the student's dtype. Raises UserError unless its patches form the same grid as the student's; all
-    else may differ.
+    It computes in the student's dtype. Raises UserError unless its patches form the student's grid; else it may differ.
     """
     size = config.image.size
     theirs = open_encoder(path)
     patch = theirs.encoder.patch_size
     if size % patch or size // patch != models.grid(config)[0]:
-        raise UserError(
-            f"target_encoder.teacher={path} has patches of {patch} px, which at image.size={size} do not form the "
-            f"student's {models.grid(config)[0]} x {models.grid(config)[1]} grid; give model.patch_size={patch}",
-            about="target_encoder.teacher",
-        )
+        key, (rows, columns) = "target_encoder.teacher", models.grid(config)
+        wrong = f"which at image.size={size} do not form the student's {rows} x {columns} grid"
+        raise UserError(f"{key}={path} has patches of {patch} px, {wrong}; give model.patch_size={patch}", about=key)
     return theirs.encoder.clone(linear=models.linear(config), constrain=constrain), theirs.params
 
 
@@ -130,8 +121,7 @@ class PretrainedEncoder:
 
     Images are [B, H, W, 3], or [H, W, 3] for one. H and W are any multiples of `patch_size`: positions on another grid
     than that of `image_size` are interpolated. Images are uint8 in 0-255 or floating point in 0-1, to which ImageNet's
-    normalisation is applied; or, with `normalise=False`, floating point that is normalised already. Raises UserError
-    for anything else.
+    normalisation is applied; with `normalise=False`, floating point that is normalised. Raises UserError otherwise.
 
     Attributes:
       image_size: side in pixels of the square images that the encoder was trained on.
@@ -170,10 +160,8 @@ class PretrainedEncoder:
         if floating and normalise and not isinstance(images, jax.core.Tracer):  # traced values are not known
             low, high = images.min(), images.max()
             if not (low >= -ROUNDING and high <= 1 + ROUNDING):
-                raise UserError(
-                    f"floating point images range from {low:.3g} to {high:.3g}, not from 0 to 1; divide 0-255 by 255, "
-                    "clip, or give normalise=False for images that are normalised already"
-                )
+                fix = "divide 0-255 by 255, clip, or give normalise=False for images that are normalised already"
+                raise UserError(f"floating point images range from {low:.3g} to {high:.3g}, not from 0 to 1; {fix}")
         return images
 
 

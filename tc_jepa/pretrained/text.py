@@ -1,4 +1,7 @@
-"""Trained text encoders: that of a T5, or the one with which a training run read its captions."""
+"""Trained text encoders: that of a T5, or the one with which a training run read its captions.
+
+PretrainedTextEncoder is for users; T5Captions encodes all captions of a dataset for data/word_vectors/write.py.
+"""
 
 from collections.abc import Callable, Sequence
 import functools
@@ -14,14 +17,18 @@ from tc_jepa.config import methods
 from tc_jepa.convert import t5
 from tc_jepa.convert.tensors import read_json
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer
+from tc_jepa.data.word_vectors.folder import WordVectorInfo
+from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 from tc_jepa.models.text.embedding import EmbeddingText
-from tc_jepa.models.text.t5 import T5Encoder
+from tc_jepa.models.text.t5 import T5Config, T5Encoder
+from tc_jepa.storage import hashing
 from tc_jepa.storage.checkpoint import chosen_step, CONFIG_FILE, read_config, restore_trained
 
 T5_WORDS = 32  # length to which strings are padded or cut for a T5 without a run
 DTYPES = (jnp.float32, jnp.bfloat16)  # T5 overflows in float16
+LENGTH_STEP = 8  # tokens; rows of T5Captions are padded to a multiple of it, so that few programs are compiled
 
 
 def load_text_encoder(
@@ -68,24 +75,22 @@ def load_text_encoder(
 
 def _t5(folder: Path, words: int, dtype: jnp.dtype) -> "PretrainedTextEncoder":
     config, params = t5.load(folder)
-
-    def tokenizer() -> CaptionTokenizer:
-        vocabulary = t5.vocabulary(folder)
-        found = CaptionTokenizer(vocabulary, words)
-        t5.check_vocabulary(config, found.vocabulary_size, vocabulary)
-        return found
-
+    tokenizer = functools.partial(_t5_vocabulary, folder, config, words)
     return PretrainedTextEncoder(T5Encoder(config, dtype), params, config.vocabulary_size, words, tokenizer, dtype)
+
+
+def _t5_vocabulary(folder: str | os.PathLike, config: T5Config, words: int) -> CaptionTokenizer:
+    vocabulary = t5.vocabulary(folder)
+    tokenizer = CaptionTokenizer(vocabulary, words)
+    t5.check_vocabulary(config, tokenizer.vocabulary_size, vocabulary)
+    return tokenizer
 
 
 def _own_vocabulary(config, size: int) -> CaptionTokenizer:
     tokenizer = config_data.tokenizer(config)
     if tokenizer.vocabulary_size != size:
-        raise UserError(
-            f"the run learned {size} word vectors and its vocabulary now has {tokenizer.vocabulary_size} pieces; "
-            "restore the vocabulary that it was trained with, or give ids",
-            about="captions.vocabulary",
-        )
+        now = f"its vocabulary now has {tokenizer.vocabulary_size} pieces; restore the one of the training, or give ids"
+        raise UserError(f"the run learned {size} word vectors and {now}", about="captions.vocabulary")
     return tokenizer
 
 
@@ -94,8 +99,7 @@ class PretrainedTextEncoder:
 
     Called with a string or a sequence of strings, which are padded or cut to `words` pieces; or with ids, integers
     [..., S], and their validity [..., S], false or 0 for padding. Returns [..., S, E], E = `width`, in the dtype that
-    it was loaded with; the vectors of padding are 0. Raises UserError for anything else. The vocabulary is opened at
-    the first string.
+    it was loaded with, 0 in padding. Raises UserError for anything else. The first string opens the vocabulary.
 
     Matrix products have precision HIGHEST, so that float32 is not rounded to TF32 on GPU or to bfloat16 on TPU. On CPU
     that costs nothing; on GPU and TPU the cost has not been measured.
@@ -158,3 +162,51 @@ def _encode(
 ) -> jax.Array:
     with jax.default_matmul_precision("highest"):
         return encoder.apply({"params": params}, ids, valid).astype(dtype)
+
+
+class T5Captions:
+    """Maps texts to their word vectors, float32 [words, E] each, on all devices of this process.
+
+    `folder` is the folder of a Hugging Face T5. Its vocabulary cuts each text to at most `words` tokens, end of
+    sentence included. Each call of the network reads `batch_size` captions, sorted by length. Matrix products have
+    JAX's default precision, which rounds float32 on GPU and TPU; the vectors are stored in 16 bits. Raises UserError
+    for an unusable folder and for a batch size that is not divisible by the number of devices.
+    """
+
+    def __init__(self, folder: str, words: int, batch_size: int):
+        config, params = t5.load(folder)
+        self.tokenizer = _t5_vocabulary(folder, config, words)
+        mesh = sharding.local_mesh()
+        sharding.check_batch(mesh, batch_size, "--batch_size")
+        self.width, self._batch_size = config.width, batch_size
+        self._identity = {
+            "weights": hashing.parameters_sha256(config, params),
+            "vocabulary": hashing.file_sha256(t5.vocabulary(folder)),
+        }
+        whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        self._params = jax.device_put(params, whole)
+        encoder = T5Encoder(config)
+        self._apply = jax.jit(
+            lambda params, ids, valid: encoder.apply({"params": params}, ids[:, None], valid[:, None])[:, 0],
+            in_shardings=(whole, rows, rows),
+            out_shardings=rows,
+        )
+
+    def info(self, name: str, dtype: str) -> WordVectorInfo:
+        """Returns the description of this encoder's vectors when they are stored in `dtype` and called `name`."""
+        return WordVectorInfo(name, words=self.tokenizer.words, width=self.width, dtype=dtype, **self._identity)
+
+    def __call__(self, captions: Sequence[str]) -> list[np.ndarray]:
+        ids, valid = self.tokenizer.encode(captions)
+        lengths = valid.sum(axis=1)
+        order, size = np.argsort(lengths, kind="stable"), self._batch_size
+        batches = [order[start : start + size] for start in range(0, len(order), size)]
+        computed = []  # all batches are dispatched before the first is waited for
+        for rows in batches:
+            longest = min(-(-lengths[rows[-1]] // LENGTH_STEP) * LENGTH_STEP, self.tokenizer.words)
+            padded = np.resize(rows, size)
+            computed.append(self._apply(self._params, ids[padded, :longest], valid[padded, :longest]))
+        vectors = {}
+        for rows, array in zip(batches, computed):
+            vectors |= {row: one[: lengths[row]] for row, one in zip(rows.tolist(), np.asarray(array))}
+        return [vectors[row] for row in range(len(captions))]

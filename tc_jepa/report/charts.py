@@ -5,7 +5,6 @@ import io
 from xml.etree import ElementTree
 
 import matplotlib
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure  # not pyplot, which may need a display
 from matplotlib.ticker import LogFormatter
 
@@ -47,12 +46,12 @@ def line_chart(
             axes.plot(x, y, style, color=colour, label=name, linewidth=1.5, marker="o" if marks else None, markersize=3)
         for name, level in (levels or {}).items():
             axes.axhline(level, color="#888888", linewidth=1, linestyle=(0, (4, 3)), label=name)
-        if log_x:
-            axes.set_xscale("log")
-            _plain_numbers(axes.xaxis)
-        if log:
-            axes.set_yscale("log")
-            _plain_numbers(axes.yaxis)
+        for logarithmic, set_scale, axis in ((log_x, axes.set_xscale, axes.xaxis), (log, axes.set_yscale, axes.yaxis)):
+            if logarithmic:
+                set_scale("log")
+                # Numbers such as 1e-03: the default ones are formulas, which SETTINGS turns off.
+                axis.set_major_formatter(LogFormatter())
+                axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
         axes.set_title(title, fontsize=10, loc="left")
         axes.set_xlabel(x_label)
         axes.grid(alpha=0.25)
@@ -62,12 +61,6 @@ def line_chart(
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(file.getvalue())
-
-
-def _plain_numbers(axis: Axis) -> None:
-    """Labels of a logarithmic axis as 1e-03: the default ones are formulas, which SETTINGS turns off."""
-    axis.set_major_formatter(LogFormatter())
-    axis.set_minor_formatter(LogFormatter(minor_thresholds=(1.2, 0.5)))
 
 
 def _inline(svg: str) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 
 from tc_jepa.data.sources import Captioned
 from tc_jepa.data.transforms import resize, resize_and_centre_crop, resize_mask
-from tc_jepa.evaluation.findings import Confusion, Findings, LabelMaps
 from tc_jepa.evaluation.results import CONFUSION, file_name, LABEL_MAPS, NEIGHBOURS, SWEEP
+from tc_jepa.evaluation.task import Confusion, Findings, LabelMaps
 from tc_jepa.evaluation.tasks.segmentation import IGNORED
 from tc_jepa.report import pictures
 from tc_jepa.report.charts import line_chart

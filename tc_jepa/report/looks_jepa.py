@@ -14,7 +14,7 @@ from tc_jepa.data.sources import Captioned
 from tc_jepa.data.transforms import resize_and_centre_crop
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.reading import FrozenReader
-from tc_jepa.evaluation.tasks.grounding import word_pieces
+from tc_jepa.evaluation.tasks.grounding import find_pieces, word_pieces
 from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.experiment.run import open_run, TrainedRun
 from tc_jepa.masking.masks import Masks, MaskSampler
@@ -102,18 +102,17 @@ def word_figures(run: TrainedRun, source: Captioned) -> list[Figure]:
         word = liveliest_word(tokenizer, texts, ids[i], cosines[i])
         values = cosines[i][:, word.caption] @ (word.pieces / word.pieces.sum())
         own = [error[i] for error in errors]
-        heat = pictures.heat_on_image(images[i], values, grid, values.min(), values.max())
         labels = "image", word.text, "error with captions", "without"
-        drawn = [pictures.enlarged(images[i], grid), heat, *_heats(images[i], own, grid)]
+        drawn = [pictures.enlarged(images[i], grid), *_heats(images[i], [values], grid), *_heats(images[i], own, grid)]
         note = f"error {np.nanmean(own[0]):.2f} with captions, {np.nanmean(own[1]):.2f} without"
         figures.append(Figure(list(zip(labels, drawn)), f"{texts[word.caption]}: {note}"))
     return figures
 
 
-def _heats(image: np.ndarray, errors: Sequence[np.ndarray], grid: tuple[int, int]) -> list[np.ndarray]:
-    """Error maps over the image, on one scale."""
-    low, high = np.nanmin(errors), np.nanmax(errors)
-    return [pictures.heat_on_image(image, error, grid, low, high) for error in errors]
+def _heats(image: np.ndarray, maps: Sequence[np.ndarray], grid: tuple[int, int]) -> list[np.ndarray]:
+    """Maps of patches over the image, on one scale."""
+    low, high = np.nanmin(maps), np.nanmax(maps)
+    return [pictures.heat_on_image(image, one, grid, low, high) for one in maps]
 
 
 def prediction_errors(
@@ -140,14 +139,10 @@ def liveliest_word(
     found = []
     for number, caption in enumerate(captions):
         for text in dict.fromkeys(part.strip(".,:;!?\"'()") for part in caption.split()):
-            if len(text) < 3:
-                continue
-            try:
-                pieces = word_pieces(tokenizer, ids_CxS[number], text)
-            except UserError:  # cut off, or tokenized otherwise beside its neighbours
-                continue
-            spread = np.std(cosines_NxCxS[:, number] @ (pieces / pieces.sum()))
-            found.append((float(spread), Word(number, text, pieces)))
+            pieces = find_pieces(tokenizer, ids_CxS[number], text) if len(text) >= 3 else None
+            if pieces is not None:  # not cut off, and tokenized as it is alone
+                spread = np.std(cosines_NxCxS[:, number] @ (pieces / pieces.sum()))
+                found.append((float(spread), Word(number, text, pieces)))
     if not found:
         first = np.arange(ids_CxS.shape[1]) == 0
         return Word(0, tokenizer.decode(ids_CxS[0][first]), first)
@@ -180,12 +175,8 @@ def mask_rows(config: ml_collections.ConfigDict, images: np.ndarray) -> Rows:
 def word_rows(run: TrainedRun, images: np.ndarray, caption: str, word: str) -> Rows:
     """Returns for each image itself and the map of a word of a caption."""
     reader, grid = word_reader(run), run.experiment.method.predictor.grid
-    rows = []
-    for image in images:
-        values = word_map(reader, run.experiment.reader, image, caption, word)
-        heat = pictures.heat_on_image(image, values, grid, values.min(), values.max())
-        rows.append([pictures.enlarged(image, grid), heat])
-    return rows
+    maps = [word_map(reader, run.experiment.reader, image, caption, word) for image in images]
+    return [[pictures.enlarged(image, grid), *_heats(image, [one], grid)] for image, one in zip(images, maps)]
 
 
 def error_rows(run: TrainedRun, images: np.ndarray, caption: str) -> tuple[Rows, list[tuple[float, float]]]:

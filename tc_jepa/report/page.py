@@ -1,20 +1,30 @@
-"""The report as one HTML page that loads nothing: what page.html.jinja shows, from runs, their verdict and pictures."""
+"""The report of a run in its workdir: one HTML page that loads nothing, from page.html.jinja."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import jinja2
+import ml_collections
 import numpy as np
 
+from tc_jepa.config import methods
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation import results
+from tc_jepa.experiment.run import open_run
 from tc_jepa.methods import reporting
 from tc_jepa.methods.reporting import Diagnostic, FEATURES, Section, TRAINING
-from tc_jepa.report import scores
+from tc_jepa.report import looks, looks_jepa
 from tc_jepa.report.charts import Line, line_chart
 from tc_jepa.report.looks import Gallery
 from tc_jepa.report.pictures import data_uri
-from tc_jepa.report.run import Run
-from tc_jepa.report.verdict import initial, Verdict
+from tc_jepa.report.verdict import initial, judge, read_run, Run, Verdict
+from tc_jepa.storage.checkpoint import saved_steps
+from tc_jepa.storage.files import replace_text
 
+REPORT = Path("report", "index.html")  # in a workdir
+# Galleries that only runs of one method have, by the method's name: (run, held-out images) -> galleries.
+METHOD_GALLERIES = {"jepa": looks_jepa.galleries}
 EVALUATED = "eval/"  # prefix in metrics.jsonl of the scores of train.eval_tasks
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("tc_jepa.report", "."),
@@ -52,6 +62,46 @@ class Table(NamedTuple):
     rows: Sequence[Sequence[str]] = ()
 
 
+def write_report(
+    configs: Mapping[Path, ml_collections.ConfigDict], settings: Mapping[str, object], commands: Sequence[str]
+) -> tuple[Path, Verdict]:
+    """Writes the report of a run into its workdir; returns its path and what it says on top.
+
+    UserError for a workdir without metrics, or with damaged ones.
+
+    Args:
+      configs: configuration by workdir: the run's, then those of runs to compare it with.
+      settings: the flat configuration of the run.
+      commands: shell commands that reproduce the run and this page.
+    """
+    (workdir, config), *_ = configs.items()
+    output = workdir / REPORT
+    if output.parent.exists() and not output.parent.is_dir():
+        raise UserError(f"{output.parent} is a file, where the report's folder belongs; move it away")
+    run, *others = (read_run(path, methods.chosen(own).diagnostics(own)) for path, own in configs.items())
+    found = judge(run)
+    pictures = pictures_of(workdir, config) if saved_steps(workdir) else None
+    trained = (
+        f"{config.model.encoder} encoder, patch size {config.model.patch_size}, {config.image.size} px, conditioner "
+        f"{config.model.conditioner}, on {config.data.path or f'{config.data.scenes_level} scenes'}; seed "
+        f"{config.train.seed}; step {max(row['step'] for row in run.rows)} of {config.train.steps}"
+    )
+    text = render(run, others, found, pictures, trained=trained, settings=settings, commands=commands)
+    output.parent.mkdir(exist_ok=True)
+    replace_text(output, text)
+    return output, found
+
+
+def pictures_of(workdir: Path, config: ml_collections.ConfigDict) -> Pictures:
+    """Returns the pictures of a run's newest checkpoint: features of any method, and what only its own can show."""
+    run = open_run(workdir, config)
+    source = run.experiment.held_out
+    encoders = looks.encoders(run)
+    features = looks.features_in_colours(run, encoders, source)
+    own = METHOD_GALLERIES[config.method.name](run, source) if config.method.name in METHOD_GALLERIES else []
+    return Pictures([features, *own], looks.spectra(encoders, source))
+
+
 def render(
     main: Run,
     others: Sequence[Run],
@@ -62,16 +112,10 @@ def render(
     settings: Mapping[str, object],
     commands: Sequence[str],
 ) -> str:
-    """Returns the page.
+    """Returns the page about `main`, with `others` beside it in charts and in the table of scores.
 
-    Args:
-      main: the run that the page is about.
-      others: runs that are drawn beside it in charts and in the table of scores.
-      verdict: the main run's.
-      pictures: the main run's; None where it has no checkpoint.
-      trained: a line on what was trained.
-      settings: the flat configuration.
-      commands: shell commands that reproduce the run and this page.
+    `pictures` are None for a run without a checkpoint. `trained` is a line on what was trained. The rest is as in
+    write_report.
     """
     runs = [main, *others]
     sections = [Charts(x.title, x.about, _charts(x.diagnostics, runs)) for x in sections_of(runs)]
@@ -151,7 +195,7 @@ def _during_training(main: Run) -> Charts:
     """Scores of train.eval_tasks."""
     keys = dict.fromkeys(key for row in main.rows for key in row if key.startswith(EVALUATED))
     names = {key: key.removeprefix(EVALUATED) for key in keys}
-    fractions = {key: name for key, name in names.items() if scores.is_fraction(name)}
+    fractions = {key: name for key, name in names.items() if results.family(name)}
     charts = (
         line_chart("Scores, as fractions", lines([main], fractions), marks=True),
         line_chart("LiDAR", lines([main], {f"{EVALUATED}rank/lidar": "LiDAR"}), marks=True),
@@ -171,23 +215,17 @@ def _scores(runs: Sequence[Run]) -> Table:
     if main.scores_step is not None:
         about = f"Step {main.scores_step}, on {main.scores_data}. {about}"
 
-    def cell(found: Mapping[str, float] | None, key: str, sign: str = "") -> str:
-        if found is None or key not in found:
-            return "-"
-        value, low, high = (100 * found[f"{key}{end}"] for end in ("", "_low", "_high"))
-        return f"{value:{sign}.1f} [{low:.1f}, {high:.1f}]"
-
     rows = []
-    for name in scores.own_scores(main.scores):
-        chance = scores.chance(main.scores, name)
+    for name in results.own_scores(main.scores):
+        chance = results.chance(main.scores, name)
         rows.append(
             [
                 name,
-                *(cell(run.scores, name) for run in runs),
+                *(results.cell(run.scores or {}, name) for run in runs),
                 "-" if chance is None else f"{100 * chance:.1f}",
-                *(cell(main.scores, f"{baseline}/{name}") for baseline in scores.BASELINES),
-                cell(main.scores, f"gain_over_init/{name}", "+"),
+                *(results.cell(main.scores, f"{baseline}/{name}") for baseline in results.BASELINES),
+                results.cell(main.scores, f"gain_over_init/{name}", "+"),
             ]
         )
     trained = ["trained"] if len(runs) == 1 else [run.name for run in runs]
-    return Table(about, ["score", *trained, "chance", *scores.BASELINES.values(), "gain over initialisation"], rows)
+    return Table(about, ["score", *trained, "chance", *results.BASELINES.values(), "gain over initialisation"], rows)

@@ -30,27 +30,19 @@ def _patches_to_pixels(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def drawn_masks(image: np.ndarray, masks: Masks, grid: tuple[int, int]) -> np.ndarray:
-    """Returns masks_on_image for the masks of one image, without their padding."""
-    targets = [block[valid] for block, valid in zip(masks.target_indices, masks.target_valid)]
-    return masks_on_image(image, masks.context_indices[masks.context_valid], targets, grid)
+    """Returns the enlarged image with the masks of one image, without their padding.
 
-
-def masks_on_image(
-    image: np.ndarray, context: np.ndarray, targets: list[np.ndarray], grid: tuple[int, int]
-) -> np.ndarray:
-    """Returns the enlarged image, dimmed outside the context, with each target block outlined in its own colour.
-
-    `image` is uint8 [H, W, 3]; `context` holds patch indices, `targets` those of each block.
+    It is dimmed outside the context, and each target block is outlined in its own colour.
     """
     cell, picture = _cell(grid), enlarged(image, grid)
     seen = np.zeros(grid[0] * grid[1], bool)
-    seen[context] = True
+    seen[masks.context_indices[masks.context_valid]] = True
     light = _patches_to_pixels(np.where(seen, 1.0, UNSEEN), grid)
     picture = (picture * light[..., None]).astype(np.uint8)
     thickness = max(2, cell // 12)
-    for number, block in enumerate(targets):
+    for number, (block, valid) in enumerate(zip(masks.target_indices, masks.target_valid)):
         inside = np.zeros(len(seen), np.uint8)
-        inside[block] = 1
+        inside[block[valid]] = 1
         shape = _patches_to_pixels(inside, grid)
         # Outlines of later blocks are drawn further inside, so that blocks with a common edge are both visible.
         outer = _shrunk(shape, 1 + thickness * (number % 4))

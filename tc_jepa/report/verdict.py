@@ -1,16 +1,49 @@
 """Answers and warnings of a report: did the run learn, what its method asks besides, and every number that looks wrong.
 
-Pure functions of what a run logged: the rows of its metrics.jsonl and, if it was evaluated, its scores.
+All of it from what a run logged: the rows of its metrics.jsonl and, if it was evaluated, its scores.
 """
 
 from collections.abc import Callable, Mapping
 import math
+from pathlib import Path
 from typing import NamedTuple
 
+from tc_jepa.errors import UserError
+from tc_jepa.evaluation.results import family, read_results
 from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, FEATURES_SECTION, held_out, Rows
-from tc_jepa.report.scores import is_headline
+from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
 
 LEARNED = "Did this run learn?"
+
+
+class Run(NamedTuple):
+    """A run by what it logged, what its method offers to the report, and its scores if it was evaluated."""
+
+    name: str
+    rows: Rows
+    diagnostics: Diagnostics
+    scores: Mapping[str, float] | None = None
+    scores_step: int | None = None  # of the checkpoint that was evaluated
+    scores_data: str = ""  # that it was evaluated on
+
+
+def read_run(workdir: Path, diagnostics: Diagnostics) -> Run:
+    """Returns the metrics of a run, and the results in eval/STEP of the last step that was evaluated.
+
+    UserError for a workdir without metrics, and for damaged ones.
+    """
+    path = workdir / METRICS_FILE
+    if not path.is_file():
+        raise UserError(f"{workdir} holds no {METRICS_FILE}; give the --workdir of a training run")
+    rows = read_metrics(path)
+    if not rows:
+        raise UserError(f"{path} is empty: the run has logged nothing yet")
+    evaluated = {int(p.parent.name): p for p in workdir.glob("eval/*/results.json") if p.parent.name.isdigit()}
+    step = max(evaluated, default=None)
+    if step is None:
+        return Run(str(workdir), rows, diagnostics)
+    found = read_results(evaluated[step])
+    return Run(str(workdir), rows, diagnostics, found["scores"], step, found["about"]["data"])
 
 
 class Verdict(NamedTuple):
@@ -20,24 +53,15 @@ class Verdict(NamedTuple):
     warnings: list[str]
 
 
-def judge(
-    rows: Rows, scores: Mapping[str, float] | None, diagnostics: Diagnostics, scores_step: int | None = None
-) -> Verdict:
-    """Returns the verdict on a run.
-
-    Args:
-      rows: of its metrics.jsonl, at least one.
-      scores: of its evaluation; None for a run that was not evaluated.
-      diagnostics: its method's.
-      scores_step: the step of the checkpoint that was evaluated, where it is known.
-    """
-    looks = held_out(rows)
-    answers = {LEARNED: _learned(scores)} | {one.text: one.answer(looks) for one in diagnostics.questions}
-    warnings = _warnings(looks, diagnostics)
-    warnings += [text for check in diagnostics.checks if (text := check(rows)) is not None]
-    last = max(row["step"] for row in rows)
-    if scores_step is not None and scores_step < last:
-        warnings.append(f"The scores are from step {scores_step}, but the run is at step {last}: evaluate it again.")
+def judge(run: Run) -> Verdict:
+    """Returns the verdict on a run, which has logged at least one row."""
+    looks = held_out(run.rows)
+    answers = {LEARNED: _learned(run.scores)} | {one.text: one.answer(looks) for one in run.diagnostics.questions}
+    warnings = _warnings(looks, run.diagnostics)
+    warnings += [text for check in run.diagnostics.checks if (text := check(run.rows)) is not None]
+    scored, last = run.scores_step, max(row["step"] for row in run.rows)
+    if scored is not None and scored < last:
+        warnings.append(f"The scores are from step {scored}, but the run is at step {last}: evaluate it again.")
     return Verdict(answers, warnings)
 
 
@@ -63,21 +87,19 @@ def _learned(scores: Mapping[str, float] | None) -> Answer:
         return Answer("Unknown: this run has not been evaluated.")
     prefix = "gain_over_init/"
     names = [key.removeprefix(prefix) for key in scores if key.startswith(prefix) and f"{key}_low" in scores]
-    names = [name for name in names if is_headline(name)]
+    names = [name for name in names if (scored := family(name)) and scored.headline]
     if not names:
         return Answer("Unknown: no score of this run has a baseline; evaluate it with tasks that need labels or masks.")
-    gains = {name: scores[f"{prefix}{name}"] for name in names}
     better = [name for name in names if scores[f"{prefix}{name}_low"] > 0]
     worse = [name for name in names if scores[f"{prefix}{name}_high"] < 0]
     tally = f"{len(better)} of {len(names)} scores are better than those of the encoder before training"
     below = f", {len(worse)} worse" if worse else ""
     if not better:
         return Answer(f"No: {tally}, beyond the 95 % intervals{below}.", good=False)
-    best = max(better, key=gains.get)
-    most = f"most: {best}, {100 * gains[best]:+.1f} points"
-    if len(better) <= len(worse):
-        return Answer(f"In part: {tally}, beyond the 95 % intervals{below} ({most}).")
-    return Answer(f"Yes: {tally}, beyond the 95 % intervals{below} ({most}).", good=True)
+    best = max(better, key=lambda name: scores[f"{prefix}{name}"])
+    most = f"most: {best}, {100 * scores[f'{prefix}{best}']:+.1f} points"
+    good = True if len(better) > len(worse) else None
+    return Answer(f"{'Yes' if good else 'In part'}: {tally}, beyond the 95 % intervals{below} ({most}).", good)
 
 
 def _warnings(looks: Rows, diagnostics: Diagnostics) -> list[str]:

@@ -1,18 +1,16 @@
 """The jobs of a sweep: every variant of a configuration with every seed, each in a workdir of its own."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 import shlex
 import signal
 import subprocess
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 
 from tc_jepa.errors import UserError
-
-Settings = Mapping[str, Any]  # configuration key -> value
 
 
 class Job(NamedTuple):
@@ -35,22 +33,6 @@ class Job(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.variant}, seed {self.seed}"
-
-
-def settings_of_jobs(
-    settings: Settings, variants: Mapping[str, Settings], seeds: Sequence[int], shared: Settings
-) -> Iterator[tuple[str, int, Settings]]:
-    """Yields (variant, seed, settings) of every job, seeds innermost.
-
-    A variant's own settings come after `settings`, which hold for all variants, and before `shared`, the user's.
-    UserError where two of them would set the same thing: train.seed, or what a variant sets and `shared` as well.
-    """
-    for variant, own in variants.items():
-        varied = {"train.seed"} & {*settings, *own, *shared} | own.keys() & shared.keys()
-        if varied:
-            raise UserError(f"variant {variant}: the sweep itself varies {', '.join(sorted(varied))}; do not set it")
-        for seed in seeds:
-            yield variant, seed, {**settings, **own, **shared, "train.seed": seed}
 
 
 def run_job(number: int, job: Job) -> bool:

@@ -9,10 +9,9 @@ import pandas as pd
 import scipy.stats
 
 from tc_jepa.config import methods
-from tc_jepa.evaluation.results import read_results
+from tc_jepa.evaluation.results import BASELINES, chance, own_scores, read_results
 from tc_jepa.methods.reporting import Diagnostic, held_out, RANKME
 from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
-from tc_jepa.report.scores import BASELINES, chance, own_scores
 from tc_jepa.storage.files import replace_text, replacing
 from tc_jepa.sweeps.jobs import Job
 
@@ -27,8 +26,7 @@ def write_table(directory: Path, name: str, jobs: Sequence[Job], baseline: str |
     `baseline` is the variant that the gains of the others are measured against, if any.
     """
     values = gather(jobs)
-    shown = {column_of(one): one for job in jobs for one in methods.chosen(job.config).diagnostics(job.config).compared}
-    metrics = main_metrics(values, shown)
+    metrics = main_metrics(values, {column: one for job in jobs for column, one in offered(job).items()})
     report = render(name, jobs, values, metrics, baseline)
     directory.mkdir(parents=True, exist_ok=True)
     replace_text(directory / "sweep.csv", values.to_csv(index=False))
@@ -43,30 +41,32 @@ def gather(jobs: Iterable[Job]) -> pd.DataFrame:
     rows = []
     for job in jobs:
         if job.finished:
-            last = last_held_out(
-                job.workdir / METRICS_FILE, methods.chosen(job.config).diagnostics(job.config).compared
-            )
-            values = read_results(job.results)["scores"] | last
+            values = read_results(job.results)["scores"] | last_held_out(job)
             rows += [(job.variant, job.seed, metric, value) for metric, value in values.items()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def last_held_out(path: Path, diagnostics: Iterable[Diagnostic]) -> dict[str, float]:
-    """Returns a run's last held-out numbers by column_of, of several layers the worst; {} where it has none."""
-    looks = held_out(read_metrics(path)) if path.is_file() else []
+def offered(job: Job) -> dict[str, Diagnostic]:
+    """Returns the held-out numbers that a job's method offers, by their names in tables.
+
+    The worst of several layers is called such as "lowest positive_cosines".
+    """
     found = {}
-    for one in diagnostics:
-        keys = one.keys(looks[-1:])
-        if keys:
-            found[column_of(one)] = one.worst([looks[-1][key] for key in keys])
+    for one in methods.chosen(job.config).diagnostics(job.config).compared:
+        worst = f"{'lowest' if one.higher_is_better else 'highest'} {one.name.rpartition('/')[2]}"
+        found[worst if "*" in one.name else one.name] = one
     return found
 
 
-def column_of(diagnostic: Diagnostic) -> str:
-    """Returns its name in tables: "lowest positive_cosines" for the worst of several layers."""
-    if "*" not in diagnostic.name:
-        return diagnostic.name
-    return f"{'lowest' if diagnostic.higher_is_better else 'highest'} {diagnostic.name.rpartition('/')[2]}"
+def last_held_out(job: Job) -> dict[str, float]:
+    """Returns a job's last held-out numbers as `offered` names them; {} where it has none."""
+    path = job.workdir / METRICS_FILE
+    looks = held_out(read_metrics(path)) if path.is_file() else []
+    found = {}
+    for column, one in offered(job).items():
+        if keys := one.keys(looks[-1:]):
+            found[column] = one.worst([looks[-1][key] for key in keys])
+    return found
 
 
 def main_metrics(values: pd.DataFrame, shown: dict[str, Diagnostic]) -> dict[str, int]:
@@ -85,24 +85,17 @@ def compared_with(values: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
 
     They depend on the seed alone, so the first variant's are taken.
     """
-    rows = []
-    for seed, of_seed in values.groupby("seed", sort=False):
-        scores = of_seed.drop_duplicates("metric").set_index("metric")["value"].to_dict()
-        for metric in metrics:
-            found = {CHANCE: chance(scores, metric)}
-            found |= {title: scores.get(f"{prefix}/{metric}") for prefix, title in BASELINES.items()}
-            rows += [(title, seed, metric, value) for title, value in found.items() if value is not None]
-    return pd.DataFrame(rows, columns=COLUMNS).sort_values("variant", kind="stable", key=_order)
-
-
-def _order(titles: pd.Series) -> pd.Series:
-    return titles.map([CHANCE, *BASELINES.values()].index)
+    of_seed = values.drop_duplicates(["seed", "metric"]).groupby("seed", sort=False)
+    scores = {seed: found.set_index("metric")["value"].to_dict() for seed, found in of_seed}
+    rows = [(CHANCE, seed, metric, chance(found, metric)) for seed, found in scores.items() for metric in metrics]
+    for prefix, title in BASELINES.items():
+        rows += [(title, seed, x, found.get(f"{prefix}/{x}")) for seed, found in scores.items() for x in metrics]
+    return pd.DataFrame([row for row in rows if row[-1] is not None], columns=COLUMNS)
 
 
 def render(name: str, jobs: Sequence[Job], values: pd.DataFrame, metrics: dict[str, int], baseline: str | None) -> str:
     """Returns the report: variants with results by metric, gains over the baseline, and the jobs without results."""
     missing = [job for job in jobs if not job.finished]
-    begun = [x for x in dict.fromkeys(job.variant for job in jobs) if (values["variant"] == x).any()]
     plain = [metric for metric, factor in metrics.items() if factor == 1]
     about = "Mean ± standard deviation over seeds (number of seeds), in percent"
     about += f"; {' and '.join(plain)} as they are." if plain else "."
@@ -126,7 +119,7 @@ def render(name: str, jobs: Sequence[Job], values: pd.DataFrame, metrics: dict[s
                 gain(by_seed(values, variant, metric), by_seed(values, baseline, metric), factor) or ABSENT
                 for metric, factor in metrics.items()
             ]
-            for variant in begun
+            for variant in values["variant"].unique()
             if variant != baseline
         }
         parts.append(_markdown(metrics, cells))

@@ -1,7 +1,6 @@
 """Candidates: the captions of an image that training samples from, made from the texts that come with the image.
 
-A caption is one candidate. A description, such as the long answer of a captioning model, is split into sentences, each
-of which is one candidate.
+A caption is one candidate; so is each sentence of a description, such as the long answer of a captioning model.
 
 The splitter is our own, because candidates are part of an experiment and must not change with a library's version:
 pysbd and syntok have not been maintained since 2021 and 2022, and sentencex (1.0.32, maintained) panics on a line
@@ -18,8 +17,7 @@ from typing import NamedTuple
 _STOP = re.compile(r"(?:(?<![.!?…])[.!?…]++[\"'”’»)\]]*+(?=\s)|[。！？｡．।॥؟۔]+[\"'”’»)\]」』】]*)\s*")
 _WORD_BEFORE = re.compile(r"[\w.'’]*$")
 _WORD_AFTER = re.compile(r"[\"'“‘«(\[]*([^\W\d_]+)(?![\w.])")
-# A stop inside these does not end a sentence: 'He says "Stop. Now." and leaves.' Bounded, so that an unpaired quote
-# does no harm.
+# A stop inside these ends no sentence: 'He says "Stop. Now." and leaves.' Bounded, in case a quote is unpaired.
 _ENCLOSED = re.compile(r"(?<!\w)\"(?=\S)[^\"]{1,200}(?<=\S)\"|“[^”]{1,200}”|«[^»]{1,200}»|\([^()]{1,200}\)")
 _LIST_MARKER = re.compile(r"\A(?:[-*•‣◦–—]|\(?\d{1,3}[.)])(?:\s+|\Z)")
 _LONGEST_WORD = 20  # characters looked at before a stop, which bounds the time on text without spaces
@@ -34,8 +32,7 @@ ABBREVIATIONS = frozenset(
     # months
     "jan feb mar apr jun jul aug sep sept oct nov dec".split()
 )
-# Words that often begin a sentence and rarely a name. After an abbreviation only these start one: "the U.S. Army",
-# "the U.S. He".
+# Words that often begin a sentence, rarely a name. After an abbreviation only these do: "the U.S. Army", "the U.S. He".
 STARTERS = frozenset(
     """
     a above across after all also although an and another around as at atop because before behind below beneath

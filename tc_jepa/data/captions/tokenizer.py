@@ -26,18 +26,14 @@ class CaptionReader(Protocol):
     blank: Caption
 
     def encode(self, captions: Sequence[Caption]) -> tuple[np.ndarray, np.ndarray]:
-        """Words, [len(captions), S] or [len(captions), S, E], and bool [len(captions), S]: not padding.
-
-        The row of a blank caption is all padding.
-        """
+        """Words [captions, S] or [captions, S, E], and bool [captions, S]: not padding. A blank one is all padding."""
 
 
 class CaptionTokenizer:
     """Turns captions into rows of S = `words` token ids, and back. Pickles.
 
     `model` is a SentencePiece model, as bytes or as the path of its file. `words` includes the final eos. Raises
-    UserError if the file is missing or not such a model, if its pad, eos and unk ids are not T5's, or if `words` leaves
-    no room for a token besides eos.
+    UserError if the file is missing or not such a model with T5's pad, eos and unk ids, or if `words` is below 2.
     """
 
     blank = ""
@@ -45,9 +41,7 @@ class CaptionTokenizer:
     def __init__(self, model: bytes | str | os.PathLike, words: int):
         if words < 2:
             raise UserError(f"captions.words={words} leaves no room for a token besides eos; give at least 2")
-        given = isinstance(model, bytes)
-        self.words = words
-        self._pieces = _load("given as bytes" if given else os.fspath(model), model if given else _read(model))
+        self.words, self._pieces = words, _load(model)
 
     @property
     def model(self) -> bytes:
@@ -61,8 +55,7 @@ class CaptionTokenizer:
     def encode(self, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Ids, int32 [len(captions), S], and bool of the same shape: not padding.
 
-        Each caption ends with eos, even if it was cut; the rest of its row is PAD. The row of a blank caption is all
-        padding.
+        Each caption ends with eos, even if it was cut; the rest of its row is PAD. A blank caption is all padding.
         """
         ids = np.full((len(captions), self.words), PAD, np.int32)
         lengths = np.zeros((len(captions), 1), np.int32)
@@ -100,8 +93,7 @@ def caption_arrays(
     """The fields of a Batch for one image, with C = `count` captions of S words, sampled from the candidates.
 
     caption_words as the reader returns them, [C, S] or [C, S, E]; word_valid bool [C, S]; caption_valid bool [C]. If
-    the image has fewer captions, the last rows are 0 and not valid. It may have none. Without a reader C = S = 0, and
-    nothing is drawn from `rng`.
+    the image has fewer captions, the last rows are 0 and not valid. Without a reader C = S = 0, and nothing is drawn.
     """
     if reader is None:
         empty = np.zeros((0, 0), np.int32)
@@ -111,17 +103,12 @@ def caption_arrays(
     return {"caption_words": words, "word_valid": valid, "caption_valid": np.arange(count) < len(sampled)}
 
 
-def _read(path: str | os.PathLike) -> bytes:
+def _load(model: bytes | str | os.PathLike) -> sentencepiece.SentencePieceProcessor:
+    name, pieces = "given as bytes" if isinstance(model, bytes) else model, sentencepiece.SentencePieceProcessor()
     try:
-        return Path(path).read_bytes()
+        pieces.LoadFromSerializedProto(model if isinstance(model, bytes) else Path(model).read_bytes())
     except OSError as error:
-        raise UserError(f"vocabulary {path} cannot be read ({error.strerror}): give a SentencePiece model") from error
-
-
-def _load(name: str, proto: bytes) -> sentencepiece.SentencePieceProcessor:
-    pieces = sentencepiece.SentencePieceProcessor()
-    try:
-        pieces.LoadFromSerializedProto(proto)
+        raise UserError(f"vocabulary {name} cannot be read ({error.strerror}): give a SentencePiece model") from error
     except RuntimeError as error:
         raise UserError(f"vocabulary {name} is not a SentencePiece model: give a file written by spm_train") from error
     found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())

@@ -16,8 +16,7 @@ from tc_jepa.masking import MaskSampler
 class CropAndCaptions(grain.transforms.RandomMap):
     """An example -> the image and caption fields of a JepaBatch row. Draws in a fixed order: crop, flip, captions.
 
-    `captions` of the example's first `candidates` captions are sampled (0: of all), and read by `reader`. Without a
-    reader the row has no captions, C = S = 0, and the crop is the same.
+    `captions` of the first `candidates` (0: of all) are sampled and read by `reader`; None: C = S = 0, the same crop.
     """
 
     crop: Crop
@@ -45,15 +44,11 @@ class AddMasks(grain.transforms.MapWithIndex):
 
 @dataclasses.dataclass(frozen=True)
 class JepaInputs:
-    """A pipeline.Inputs whose rows are those of a JepaBatch.
-
-    `shuffle_captions` is a control: each image gets the captions of its neighbour in the process's part of the batch,
-    which say nothing about it.
-    """
+    """A pipeline.Inputs whose rows are those of a JepaBatch."""
 
     crop: CropAndCaptions
     masks: MaskSampler
-    shuffle_captions: bool = False
+    shuffle_captions: bool = False  # a control: images get their neighbours' captions, in the process's part of a batch
 
     def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
         return examples.random_map(self.crop, seed=seeds[0]).map_with_index(AddMasks(self.masks, seeds[1]))

@@ -64,15 +64,12 @@ class BadImage(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """What all shards of a dataset share. Pickles. `read` reads the items of a shard in order.
-
-    `words` is S, to count the candidates that are longer.
-    """
+    """What all shards of a dataset share. Pickles. `read` reads the items of a shard in order."""
 
     read: Callable[[Any], Iterator[Record | BadImage]]
     features: tfds.features.FeaturesDict
     vocabulary: bytes | None = None
-    words: int | None = None
+    words: int | None = None  # S, to count the candidates that are longer
     skip_bad: bool = False
     unit: str = "images"  # of the sizes of records
 
@@ -115,8 +112,7 @@ def spans(count: int) -> list[range]:
     """The images in each shard of a split with `count` images.
 
     Shards are small, so that a kill loses little, but not too many: a reader keeps the file of each open, and a process
-    may often open only 1,024. Their size is a power of two times SHARD_IMAGES, so that one image more or less does not
-    move the bounds of every shard.
+    may often open only 1,024. Their size is SHARD_IMAGES times a power of two: one image more rarely moves all bounds.
     """
     size = SHARD_IMAGES
     while count > size * MOST_SHARDS:
@@ -132,12 +128,13 @@ def read_vocabulary(path: str | None) -> bytes | None:
     return Path(path).read_bytes()
 
 
-def write(output: Path, spec: DatasetSpec, shards: Sequence[Shard], settings: dict[str, Any], workers: int) -> Summary:
+def write(output: str, spec: DatasetSpec, shards: Sequence[Shard], settings: dict[str, Any], workers: int) -> Summary:
     """Writes `shards` to the new folder `output`. The result does not depend on `workers`; 0 uses this process only.
 
     `settings` identify the command, in JSON's types. Raises UserError for an existing output, for unfinished work of
     another command or in use by one, and for bad images, after saying how many shards are finished.
     """
+    output = Path(output)
     refuse_existing(output)
     vocabulary = None if spec.vocabulary is None else hashlib.blake2b(spec.vocabulary, digest_size=8).hexdigest()
     settings = {"format": FORMAT} | settings | {"vocabulary": vocabulary, "words": spec.words}
@@ -171,10 +168,7 @@ def write(output: Path, spec: DatasetSpec, shards: Sequence[Shard], settings: di
 
 
 def _write_shard(spec: DatasetSpec, partial: Path, shard: Shard, advance: Callable[[int], None]) -> FinishedShard:
-    """Writes a shard into the PartialFolder at `partial`. Raises UserError for a bad image.
-
-    Calls `advance` with the size of each item that was read.
-    """
+    """Writes a shard into the PartialFolder `partial`; `advance` gets each item's size. UserError for a bad image."""
     path = partial / DATA / _file_name(shard)
     serializer = tfds.core.example_serializer.ExampleSerializer(spec.features.get_serialized_info())
     tokenizer = None if spec.vocabulary is None else CaptionTokenizer(spec.vocabulary, words=2)

@@ -13,12 +13,10 @@ from typing import Any, NamedTuple
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.prepare import dataset, pictures, texts
 from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
-from tc_jepa.data.prepare.masks import MaskValues, read_mask_values
-from tc_jepa.data.prepare.pictures import DIGEST_BYTES, MaskPair
+from tc_jepa.data.prepare.pictures import DIGEST_BYTES, MaskPair, MaskValues, read_mask_values
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import LabelSet, SPLITS, TRAIN
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import refuse_existing
 
 KINDS = {"label": "single", "labels": "multi"}  # task, which is a key of a line -> kind
 
@@ -64,14 +62,6 @@ class SplitLines:
             yield Shard(split, index, digest, len(numbers), (numbers, offsets))
 
 
-class Listing(NamedTuple):
-    """What all lines of a captions.jsonl have in common."""
-
-    splits: dict[str, SplitLines]
-    classes: dict[str, list[str]]  # of "label" and "labels"
-    annotations: set[str]  # keys that every line has, of "label", "labels" and "mask"
-
-
 def prepare_folder(
     images: str,
     captions: str,
@@ -101,22 +91,21 @@ def prepare_folder(
         raise UserError(f"--images={folder} is not a folder; give the one that the files in {listing} are relative to")
     if not listing.is_file():
         raise UserError(f"--captions={listing} is not a file; give one with a JSON object per line")
-    refuse_existing(Path(output))
     model, root = dataset.read_vocabulary(vocabulary), folder.resolve()
     values = None if classes is None else read_mask_values(classes, first_class, ignore_index)
-    found = _survey(listing, root)
-    if values is not None and "mask" not in found.annotations:
+    splits, labels, annotations = _survey(listing, root)
+    if values is not None and "mask" not in annotations:
         raise UserError(f'--classes names classes of masks, but {listing} has no "mask"; leave it out, or add masks')
-    form = found.classes if values is None else found.classes | {"mask": dataclasses.asdict(values)}
-    shards = [shard for split, lines in found.splits.items() for shard in lines.shards(split, form)]
-    tasks = {t: LabelSet(kind, tuple(found.classes[t])) for t, kind in KINDS.items() if t in found.annotations}
+    form = labels if values is None else labels | {"mask": dataclasses.asdict(values)}
+    shards = [shard for split, lines in splits.items() for shard in lines.shards(split, form)]
+    tasks = {task: LabelSet(kind, tuple(labels[task])) for task, kind in KINDS.items() if task in annotations}
     names = () if values is None else values.classes
-    features = dataset.features(tasks, mask=names if "mask" in found.annotations else None)
+    features = dataset.features(tasks, mask=names if "mask" in annotations else None)
     spec = dataset.DatasetSpec(functools.partial(_read, listing, root, values), features, model, words, skip_bad)
     settings = {"source": "folder", "images": str(root), "captions": str(listing.resolve())}
     if classes is not None:
         settings |= {"classes": str(Path(classes).resolve()), "first_class": first_class, "ignore_index": ignore_index}
-    return dataset.write(Path(output), spec, shards, settings, workers)
+    return dataset.write(output, spec, shards, settings, workers)
 
 
 def _read(
@@ -185,8 +174,8 @@ def _path_inside(root: Path, value: Any, key: str, where: str) -> Path:
     return path
 
 
-def _survey(listing: Path, root: Path) -> Listing:
-    """Reads and checks all lines. Raises UserError."""
+def _survey(listing: Path, root: Path) -> tuple[dict[str, SplitLines], dict[str, list[str]], set[str]]:
+    """The checked lines by split, the classes of "label" and "labels", and which of these and "mask" every line has."""
     splits, first = {}, None
     numbers: dict[str, int] = {}  # by image, its line
     found: dict[str, dict[str, ClassLines]] = {task: {} for task in KINDS}  # by task and split
@@ -216,14 +205,13 @@ def _survey(listing: Path, root: Path) -> Listing:
     if "labels" in first.annotations and not classes["labels"]:
         raise UserError(f'{listing}: "labels" is empty on every line; leave out the key, or add labels')
     pictures.check_mask_sizes(pairs)
-    return Listing(splits, classes, first.annotations)
+    return splits, classes, first.annotations
 
 
 def _check_in_train(task: str, found: Mapping[str, ClassLines]) -> None:
     """Reports a class of another split that train does not have: UserError for "label", a line on stderr for "labels".
 
-    A single label that cannot be learned is a mistake in the listing. Among many labels some are rare, and all images
-    of one may fall into a small split by chance.
+    The former is a mistake in the listing. Of a rare one among many labels a small split may get all images by chance.
     """
     for split, names in found.items():
         alone = [name for name in names if name not in found.get(TRAIN, names)]  # without train, nothing is learned

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 import functools
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -14,7 +13,6 @@ from tc_jepa.data.prepare import dataset
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Source, TEST, TRAIN, VALIDATION
-from tc_jepa.storage.files import refuse_existing
 
 
 def prepare_scenes(
@@ -31,7 +29,6 @@ def prepare_scenes(
     The vocabulary stored with them is the scenes' own unless another is given. `words` and `workers` are as in
     prepare_folder. Raises UserError for a count or size below 1, an invalid vocabulary and an existing output.
     """
-    refuse_existing(Path(output))
     counts = {TRAIN: count, VALIDATION: max(1, count // 10), TEST: max(1, count // 10)}
     sources = {split: SceneSource(seed, split, number, size) for split, number in counts.items()}
     model = dataset.read_vocabulary(vocabulary or scenes_vocabulary_path())
@@ -43,7 +40,7 @@ def prepare_scenes(
         for index, span in enumerate(dataset.spans(number))
     ]
     settings = {"source": "scenes", "count": count, "seed": seed, "size": size}
-    return dataset.write(Path(output), spec, shards, settings, workers)
+    return dataset.write(output, spec, shards, settings, workers)
 
 
 def _read(sources: Mapping[str, Source], items: tuple[str, range]) -> Iterator[dataset.Record]:

@@ -21,6 +21,7 @@ class SourceKind(NamedTuple):
     layout: str  # for --help
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    module: str | None = None  # of this package; None: the one with the source's name
 
 
 SOURCES = {
@@ -51,6 +52,7 @@ SOURCES = {
         "test (or training, validation and testing), and all have the same classes. There are no captions.",
         ("images",),
         ("skip_bad",),
+        "trees",
     ),
     "segmentation": SourceKind(
         "images and masks in two folders",
@@ -60,6 +62,7 @@ SOURCES = {
         "--ignore_index=0. There are no captions.",
         ("images", "masks", "classes"),
         ("first_class", "ignore_index", "skip_bad"),
+        "trees",
     ),
     "scenes": SourceKind(
         "drawn scenes of coloured shapes",
@@ -73,7 +76,8 @@ SOURCES = {
 
 def prepare_function(name: str) -> Callable[..., object]:
     """The function of a key of SOURCES. It takes the flags' values as keyword arguments and returns a Summary."""
-    return getattr(importlib.import_module(f"tc_jepa.data.prepare.{name}"), f"prepare_{name}")
+    module = importlib.import_module(f"tc_jepa.data.prepare.{SOURCES[name].module or name}")
+    return getattr(module, f"prepare_{name}")
 
 
 def describe_sources() -> str:

@@ -21,7 +21,6 @@ from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import refuse_existing
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 IMAGE_LIMIT = 1 << 28  # bytes
@@ -58,7 +57,6 @@ def prepare_tars(
     Raises UserError, which names the tar and member; even with `skip_bad` for members that are links or devices or
     whose names leave the folder. Interrupted work can be resumed. A shard contains one or several whole tars.
     """
-    refuse_existing(Path(output))
     model = dataset.read_vocabulary(vocabulary)
     paths = _find(input)
     reader = TarReader(tuple(caption_fields), tuple(description_fields))
@@ -68,12 +66,12 @@ def prepare_tars(
     shards = [shard for split, members in paths.items() for shard in _shards(split, members)]
     fields = {"caption_fields": list(caption_fields), "description_fields": list(description_fields)}
     settings = {"source": "tars", "input": list(input), **fields}
-    return dataset.write(Path(output), spec, shards, settings, workers)
+    return dataset.write(output, spec, shards, settings, workers)
 
 
 def _find(inputs: Sequence[str]) -> dict[str, list[Path]]:
     """The sorted tars that the patterns of each split match, without duplicates, in the order of the splits."""
-    found: dict[str, set[str]] = {split: set() for split in SPLITS}
+    found: dict[str, str] = {}  # by path, its split
     for given in inputs:
         split, colon, pattern = given.partition(":")
         if not colon or split not in SPLITS:
@@ -81,14 +79,13 @@ def _find(inputs: Sequence[str]) -> dict[str, list[Path]]:
         matched = glob.glob(pattern, recursive=True)
         if not matched:
             raise UserError(f"--input={given} matches no file; give a pattern such as 'DIR/*.tar' in quotes")
-        found[split].update(matched)
-    for one, other in itertools.combinations(SPLITS, 2):
-        for path in sorted(found[one] & found[other]):
-            raise UserError(f"--input: {path} is given for both {one} and {other}; a tar belongs to one split")
-    for path in itertools.chain.from_iterable(found.values()):
-        if not Path(path).is_file():
-            raise UserError(f"--input: {path} is not a file; give a pattern that matches only tars")
-    return {split: [Path(path) for path in sorted(paths)] for split, paths in found.items() if paths}
+        for path in matched:
+            if (other := found.setdefault(path, split)) != split:
+                raise UserError(f"--input: {path} is given for both {other} and {split}; a tar belongs to one split")
+            if not Path(path).is_file():
+                raise UserError(f"--input: {path} is not a file; give a pattern that matches only tars")
+    paths = {split: [Path(path) for path in sorted(found) if found[path] == split] for split in SPLITS}
+    return {split: members for split, members in paths.items() if members}
 
 
 def _shards(split: str, paths: list[Path]) -> Iterator[Shard]:

@@ -1,7 +1,4 @@
-"""Labels for images that have only captions: the most frequent content words of the captions.
-
-They make a classification task of data that nobody labelled. An image has a word if one of its captions has it.
-"""
+"""Labels for images that have only captions: the most frequent content words. An image has those of its captions."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

@@ -20,27 +20,22 @@ Item, Result = TypeVar("Item"), TypeVar("Result")
 def run(
     function: Callable[[Item, Advance], Result], items: Sequence[Item], workers: int, advance: Advance
 ) -> Iterator[tuple[Item, Result]]:
-    """Yields (item, function(item, advance)) as they finish. With `workers` 0, or a single item, in this process.
+    """Yields (item, function(item, advance)) (all pickle) as they finish; in this process with `workers` 0 or one item.
 
-    The first error is raised unchanged. It stops the other processes at their next call of `advance`, and so does
-    closing the iterator. Function, items and results must pickle.
+    The first error is raised unchanged; it, or closing the iterator, stops the others at their next call of `advance`.
     """
     workers = min(workers, len(items))
     if workers < 2:
         for item in items:
             yield item, function(item, advance)
-    else:
-        yield from _run_in_workers(function, items, workers, advance)
-
-
-def _run_in_workers(function, items, workers, advance):
+        return
     # Not fork: TFDS and OpenCV have started threads.
     context = multiprocessing.get_context("spawn")
     count, stop = context.Value("q", 0), context.Event()
-    executor = futures.ProcessPoolExecutor(workers, context, _start_worker, (function, count, stop))
+    executor = futures.ProcessPoolExecutor(workers, context, _start_worker, (count, stop))
     shown = 0
     try:
-        waiting = {executor.submit(_work, item): item for item in items}
+        waiting = {executor.submit(function, item, _advance): item for item in items}
         while waiting:
             ready, _ = futures.wait(waiting, POLL, futures.FIRST_COMPLETED)
             shown, before = count.value, shown
@@ -56,32 +51,23 @@ def _run_in_workers(function, items, workers, advance):
 
 # In a worker
 
-
-class _Stopped(Exception):
-    """The main process has stopped the work."""
+_count = _stop = None  # shared with the main process
 
 
-_call: Callable = None
-
-
-def _start_worker(function, total, stop) -> None:
+def _start_worker(count, stop) -> None:
     """Ignores interrupts, which the main process handles. Ends this process when the main process ends."""
+    global _count, _stop
+    _count, _stop = count, stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
-    def advance(count: int) -> None:
-        if stop.is_set():
-            raise _Stopped
-        with total.get_lock():
-            total.value += count
 
-    global _call
-    _call = lambda item: function(item, advance)  # noqa: E731
-
-
-def _work(item):
-    return _call(item)
+def _advance(size: int) -> None:
+    if _stop.is_set():
+        raise futures.CancelledError
+    with _count.get_lock():
+        _count.value += size
 
 
 def _end_with_parent() -> None:

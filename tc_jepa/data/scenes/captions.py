@@ -99,10 +99,7 @@ def _relation_sentences(scene: Scene, rng: random.Random) -> list[str]:
 
 
 def relations(a: SceneObject, b: SceneObject, covered: bool) -> list[tuple[str, SceneObject, SceneObject]]:
-    """The relations that clearly hold between two objects, as (key of RELATION_TEMPLATES, its {a}, its {b}).
-
-    `covered`: b hides a part of a.
-    """
+    """The relations that clearly hold: (key of RELATION_TEMPLATES, its {a}, its {b}). `covered`: b hides part of a."""
     held = []
     right, down = b.x - a.x, b.y - a.y
     if abs(right) >= CLEARLY_APART and abs(right) > abs(down):

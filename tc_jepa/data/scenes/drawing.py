@@ -1,4 +1,4 @@
-"""Drawing a scene: pictures, masks and boxes at any size, all from the same geometry."""
+"""Drawing a scene: pictures and masks at any size, both from the same geometry."""
 
 from collections.abc import Iterable
 import math
@@ -6,9 +6,9 @@ import math
 import cv2
 import numpy as np
 
-from tc_jepa.data.scenes.outlines import REACH, UNIT_OUTLINES
 from tc_jepa.data.scenes.scene import Background, COLOURS, Scene, SceneObject, SHAPES
 
+REACH = 1.2  # of its radius: the largest distance of an object's outline from its centre, at any rotation
 DARK_BAND, DARK_EDGE = 0.45, 0.6  # of the object's own colour
 STRIPE_PERIOD = 0.075  # of the image: at 64 pixels the bands are 2.4 pixels wide, and a small object has room for five
 SHIFT = 6  # fractional bits of the coordinates passed to OpenCV
@@ -40,12 +40,6 @@ def _paint(scene: Scene, size: int, values: Iterable[int]) -> np.ndarray:
     for item, value in zip(scene.objects, values):
         cv2.fillPoly(mask, contours(item, size), value, shift=SHIFT)
     return mask
-
-
-def boxes(scene: Scene, size: int) -> np.ndarray:
-    """float32 [objects, 4]: left, top, right, bottom in pixels, back to front, hidden parts included."""
-    outlines = [_outline(item, size)[0] for item in scene.objects]
-    return np.array([[*outer.min(axis=0), *outer.max(axis=0)] for outer in outlines], np.float32)
 
 
 def _pattern(background: Background, size: int) -> np.ndarray:
@@ -97,14 +91,62 @@ def _draw_bands(image: np.ndarray, item: SceneObject) -> None:
 
 
 def contours(item: SceneObject, size: int, left: int = 0, top: int = 0) -> list[np.ndarray]:
-    """The outline in OpenCV's form: int32 [points, 2] in 1/2**SHIFT pixels, from the middle of pixel (left, top)."""
-    return [np.rint(points).astype(np.int32) for points in _outline(item, size, left + 0.5, top + 0.5, 1 << SHIFT)]
-
-
-def _outline(item: SceneObject, size: int, left: float = 0, top: float = 0, unit: int = 1) -> list[np.ndarray]:
-    """Closed contours, float64 [points, 2], in 1/unit pixels from (left, top); the second, if any, is a hole."""
+    """Outlines for OpenCV, any hole too: int32 [points, 2], 1/2**SHIFT pixels from the middle of pixel (left, top)."""
+    unit = 1 << SHIFT
     scale = unit * size * item.radius
     cosine, sine = scale * math.cos(item.angle), scale * math.sin(item.angle)
-    centre = (unit * (item.x * size - left), unit * (item.y * size - top))
+    centre = (unit * (item.x * size - (left + 0.5)), unit * (item.y * size - (top + 0.5)))
     affine = np.array([(cosine, sine), (-sine, cosine), centre])
-    return [points @ affine for points in UNIT_OUTLINES[item.shape]]
+    return [np.rint(points @ affine).astype(np.int32) for points in UNIT_OUTLINES[item.shape]]
+
+
+# The outlines of the shapes, centred at (0, 0) and of about the same apparent size
+
+
+def _arc(radius: float, start: float, stop: float, points: int, x: float = 0) -> np.ndarray:
+    """Points around (x, 0), from angle `start` up to `stop` in degrees, `stop` excluded."""
+    angles = np.radians(np.linspace(start, stop, points, endpoint=False))
+    return np.stack([x + radius * np.cos(angles), radius * np.sin(angles)], axis=1)
+
+
+def _star() -> np.ndarray:
+    points = _arc(1.18, -90, 270, 10)
+    points[1::2] *= 0.45
+    return points
+
+
+def _heart() -> np.ndarray:
+    t = np.linspace(0, 2 * math.pi, 40, endpoint=False)
+    y = 13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)
+    return np.stack([16 * np.sin(t) ** 3, -y - 2.5], axis=1) / 15
+
+
+def _cross(arm: float, half: float) -> np.ndarray:
+    quarter = np.array([[half, -arm], [half, -half], [arm, -half]])
+    turn = np.array([[0, 1], [-1, 0]])
+    return np.concatenate([quarter @ np.linalg.matrix_power(turn, times) for times in range(4)])
+
+
+def _crescent() -> np.ndarray:
+    tip, bite = 51, 82  # degrees at which the two circles meet, as seen from the centre of each
+    inner = 1.15 * math.sin(math.radians(tip)) / math.sin(math.radians(bite))
+    centre = 1.15 * math.cos(math.radians(tip)) - inner * math.cos(math.radians(bite))
+    points = np.concatenate([_arc(1.15, tip, 360 - tip, 32), _arc(inner, 360 - bite, bite, 24, centre)])
+    return points + (0.2, 0)
+
+
+_OUTLINES = {
+    "circle": [_arc(1.0, 0, 360, 40)],
+    "square": [_arc(1.2, 45, 405, 4)],
+    "triangle": [np.array([[0, -1.15], [1.0, 0.65], [-1.0, 0.65]])],
+    "star": [_star()],
+    "cross": [_cross(1.1, 0.38)],
+    "heart": [_heart()],
+    "ring": [_arc(1.1, 0, 360, 40), _arc(0.55, 0, 360, 24)],
+    "crescent": [_crescent()],
+}
+# Homogeneous coordinates, [points, 3], so that rotation, scaling and translation are one matrix product.
+UNIT_OUTLINES = {
+    name: [np.pad(points, ((0, 0), (0, 1)), constant_values=1) for points in contours]
+    for name, contours in _OUTLINES.items()
+}

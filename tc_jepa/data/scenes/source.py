@@ -1,7 +1,7 @@
 """Captioned scenes, drawn on the fly: coloured shapes on a textured background.
 
 A scene is a pure function of (seed, split, index). Its geometry is stored in fractions of the image, so that a scene is
-the same at every image size; pictures, labels, masks, boxes and captions are all computed from that geometry.
+the same at every image size; pictures, labels, masks and captions are all computed from that geometry.
 """
 
 import colorsys
@@ -9,16 +9,16 @@ import dataclasses
 import math
 import operator
 import random
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 
+from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 from tc_jepa.data.scenes import captions as scene_captions
-from tc_jepa.data.scenes.drawing import boxes, contours, draw, draw_instances, draw_mask, SHIFT
-from tc_jepa.data.scenes.outlines import REACH
+from tc_jepa.data.scenes.drawing import contours, draw, draw_instances, draw_mask, REACH, SHIFT
 from tc_jepa.data.scenes.scene import Background, BACKGROUNDS, COLOURS, LEVELS, Scene, SceneObject, SHAPES, TEXTURES
-from tc_jepa.data.sources import Example, LabelSet, Phrase, SPLITS
+from tc_jepa.data.sources import Example, LabelSet, Phrase, SCENES, SPLITS, TEST, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
 
 PAIRS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
@@ -38,6 +38,7 @@ HSV = {  # hue in degrees, saturation, value; with the jitter in _random_object,
 CLEARLY_COVERED = 0.1  # of an object's area, hidden by one other object: enough for "in front of" to be visible
 PLACEMENT_TRIES = 20  # positions tried for an object before it is left out
 LAYOUT_SIZE = 64  # pixels at which visibility is computed, whatever the image size
+HELD_OUT_SCENES = 10_000  # each of validation and test; only those that are read are drawn
 
 
 def random_scene(rng: random.Random, level: str) -> Scene:
@@ -139,16 +140,36 @@ class SceneSource:
         """bool [size, size]: where any object is visible."""
         return draw_instances(self.scene(index), self.size) > 0
 
-    def boxes(self, index: int) -> np.ndarray:
-        """float32 [objects, 4]: left, top, right, bottom in pixels, back to front, hidden parts included."""
-        return boxes(self.scene(index), self.size)
-
     def _rng(self, index: int, purpose: str) -> random.Random:
         # Python's generator: a scene takes some hundred single draws, each several times slower with NumPy's.
         # The string is hashed (SHA-512), so no two splits, indices or purposes share a stream.
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         return random.Random(f"{self.seed} {self.split} {operator.index(index)} {purpose}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesDataset:
+    """Captioned scenes as a sources.Dataset. Nothing is stored: each scene is drawn when it is read."""
+
+    size: int = 64  # side of the images in pixels
+    train_scenes: int = 1_000_000
+    seed: int = 0  # selects the scenes
+    level: str = "standard"  # one of LEVELS
+    name: ClassVar[str] = SCENES
+
+    def splits(self) -> dict[str, int]:
+        return {TRAIN: self.train_scenes, VALIDATION: HELD_OUT_SCENES, TEST: HELD_OUT_SCENES}
+
+    def open(self, split: str) -> SceneSource:
+        """Raises UserError for an unknown split or level, and for a size or number of scenes below 1."""
+        return SceneSource(self.seed, split, self.splits().get(split, 1), self.size, self.level)
+
+    def vocabulary_path(self) -> str:
+        return scenes_vocabulary_path()
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": SCENES} | dataclasses.asdict(self)
 
 
 def _random_object(rng: random.Random) -> SceneObject:

@@ -30,17 +30,13 @@ STORED_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}  # as s
 
 @dataclasses.dataclass(frozen=True)
 class WordVectorInfo:
-    """The encoder that made the vectors, and their form. `weights` and `vocabulary` are sha256, or None if not given.
-
-    `words` is S, to which captions were cut before they were encoded: another S gives other vectors, not only fewer.
-    `width` is E, the number of channels.
-    """
+    """The encoder that made the vectors, and their form. `weights` and `vocabulary` are sha256, None if not given."""
 
     encoder: str
     weights: str | None
     vocabulary: str | None
-    words: int
-    width: int
+    words: int  # S, to which captions were cut before they were encoded: another S gives other vectors, not only fewer
+    width: int  # E, channels
     dtype: str
 
 

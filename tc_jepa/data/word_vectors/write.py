@@ -43,8 +43,7 @@ def write_word_vectors(
 
     The same call continues an interrupted one shard by shard (storage/partial.py), and does nothing if `output` is
     finished and has the same `info`. Returns the number of images of each split. Raises UserError if `output` is
-    something else, if unfinished work has other settings, if `data` is not a prepared folder, and if `encode` returns
-    what cannot be stored.
+    something else, unfinished work has other settings, `data` is not prepared, or `encode`'s answer cannot be stored.
     """
     if info.dtype not in DTYPES or min(info.words, info.width) < 1:
         raise UserError(f"{info} is not valid: words and width are at least 1, dtype is one of {', '.join(DTYPES)}")

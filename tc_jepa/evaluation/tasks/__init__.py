@@ -13,7 +13,7 @@ from absl import logging
 from tc_jepa.errors import UserError
 
 if TYPE_CHECKING:
-    from tc_jepa.evaluation.task import Score, Task
+    from tc_jepa.evaluation.task import Task
 
 TASKS = {  # name and module -> description; tables of results come in this order
     "linear": "the VISSL recipe of I-JEPA (arXiv 2301.08243, App. A.2), the best of 24 linear heads trained by LARS",
@@ -35,7 +35,7 @@ def check(names: Sequence[str]) -> None:
 
 
 def possible(names: Sequence[str], lacking: Mapping[str, str], *, required: bool) -> list[str]:
-    """The tasks of `names` that need nothing in `lacking`, which maps needs (task.NEEDS) to why they are not met.
+    """The tasks of `names` that need nothing in `lacking`, which maps needs (LABELS, ...) to why they are not met.
 
     The others are logged; where they are `required`, the first raises UserError. So does an unknown name.
     """
@@ -57,19 +57,3 @@ def load(name: str) -> "Task":
 def load_all() -> list["Task"]:
     """The records of all tasks, in the order of the table."""
     return [load(name) for name in TASKS]
-
-
-def all_scores() -> dict[str, "Score"]:
-    """Every family of scores by name: "knn" and "knn_10" of the task knn."""
-    return {score.name: score for task in load_all() for score in task.scores}
-
-
-def markdown_table() -> str:
-    """The tasks as a Markdown table, for the documentation: name, description, needs."""
-    from tc_jepa.evaluation.task import NEEDS
-
-    rows = [
-        f"| `{task.name}` | {TASKS[task.name]} | {'; '.join(NEEDS[need] for need in task.needs) or 'images'} |"
-        for task in load_all()
-    ]
-    return "\n".join(["| task | what it is | needs |", "|---|---|---|", *rows])

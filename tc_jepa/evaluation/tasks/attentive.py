@@ -8,8 +8,7 @@ clipping of gradients. On 2,000 scenes of the hard level (nano encoder, 36 patch
 its accuracy is 78.0 % for `background` (linear_fast 57.6 %) and 43.4 % for `count` (linear_fast 42.3 %).
 """
 
-from collections.abc import Mapping, Sequence
-import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 import functools
 import itertools
 from typing import NamedTuple
@@ -18,15 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tc_jepa.evaluation import heads
 from tc_jepa.evaluation.encoder import full_precision
 from tc_jepa.evaluation.examples import validation_examples
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.heads import Fitted
 from tc_jepa.evaluation.scores import Kind, Truth
-from tc_jepa.evaluation.task import LABELS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks.linear import batches
 from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
@@ -69,7 +66,7 @@ SETTINGS = tuple(Setting(*setting) for setting in itertools.product(RATES, WEIGH
 
 def class_scores(
     train_features: np.ndarray, train_truth: Mapping[str, Truth], test_features: np.ndarray
-) -> dict[str, Fitted[Setting]]:
+) -> dict[str, Fitted]:
     """For every label set, logits of the probe that heads.fit_best chooses.
 
     Features are float32 [N, P, D], of P patches. Raises UserError where there are too few examples.
@@ -77,12 +74,9 @@ def class_scores(
     held_out = validation_examples("attentive", len(train_features))
 
     def fit_bank(settings: Sequence[Setting], rows: np.ndarray | slice, truth: Truth):
-        return functools.partial(predicted, fit(settings, train_features[rows], truth))
+        return fit(settings, train_features[rows], truth)
 
-    return {
-        name: heads.fit_best(SETTINGS, truth, held_out, fit_bank, train_features[held_out], test_features)
-        for name, truth in train_truth.items()
-    }
+    return heads.fit_best(SETTINGS, train_truth, held_out, fit_bank, train_features[held_out], test_features)
 
 
 class AttentiveProbe(nn.Module):
@@ -128,39 +122,32 @@ def probe_of(width: int, classes: int) -> AttentiveProbe:
     return AttentiveProbe(classes, heads)
 
 
-@dataclasses.dataclass(frozen=True)
-class AttentiveHead:
-    """The probe with its loss, trained by AdamW."""
-
-    module: AttentiveProbe
-    kind: Kind
-
-    def loss(self, params: Params, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
-        features_BxPxD, classes_BxC = batch
-        logits_BxC = self.module.apply({"params": params}, features_BxPxD)
-        return heads.LOSSES[self.kind](logits_BxC, classes_BxC.astype(jnp.float32)).mean()
-
-    def optimizer(self, rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
-        return heads.adamw(rate, weight_decay)
+def loss(params: Params, batch: tuple[jax.Array, jax.Array], module: AttentiveProbe, kind: Kind) -> jax.Array:
+    """Of a probe, over a batch of features [B, P, D] with their classes [B, C]."""
+    features_BxPxD, classes_BxC = batch
+    logits_BxC = module.apply({"params": params}, features_BxPxD)
+    return heads.LOSSES[kind](logits_BxC, classes_BxC.astype(jnp.float32)).mean()
 
 
-class FittedProbes(NamedTuple):
-    """Probes of one architecture, with a leading axis in the parameters."""
+def fit(settings: Sequence[Setting], features: np.ndarray, truth: Truth) -> Callable[[np.ndarray], np.ndarray]:
+    """One probe for each setting, trained on all examples, float32 [N, P, D].
 
-    module: AttentiveProbe
-    params: Params
-
-
-def fit(settings: Sequence[Setting], features: np.ndarray, truth: Truth) -> FittedProbes:
-    """One probe for each setting, trained on all examples: float32 [N, P, D]."""
+    Returns a function from features to logits, float32 [settings, N, C].
+    """
     N, C = truth.classes.shape
     module = probe_of(features.shape[-1], C)
     size = min(BATCH, N)
     epochs = max(EPOCHS, -(-FEWEST_STEPS // (N // size)))
     examples = ((features[rows], truth.classes[rows]) for _, rows in batches(N, size, epochs))
-    bank = heads.Bank(AttentiveHead(module, truth.kind), _initial(features[:1], module), settings)
+    initial = jax.jit(module.init)(jax.random.key(SEED), features[:1])["params"]
+    bank = heads.Bank(heads.Head(loss, (module, truth.kind)), initial, settings)
     (params,) = heads.train([bank], examples, rate_fractions(epochs * (N // size)))
-    return FittedProbes(module, params)
+
+    def predict(features: np.ndarray) -> np.ndarray:
+        chunks = range(0, len(features), CHUNK)
+        return np.concatenate([_logits(params, features[i : i + CHUNK], module) for i in chunks], axis=1)
+
+    return predict
 
 
 def rate_fractions(steps: int) -> np.ndarray:
@@ -169,18 +156,7 @@ def rate_fractions(steps: int) -> np.ndarray:
     return np.where(done < WARMUP, done / WARMUP, 0.5 + 0.5 * np.cos(np.pi * (done - WARMUP) / (1 - WARMUP)))
 
 
-def predicted(bank: FittedProbes, features: np.ndarray) -> np.ndarray:
-    """Logits float32 [settings, N, C]."""
-    chunks = range(0, len(features), CHUNK)
-    return np.concatenate([_logits(bank.params, features[i : i + CHUNK], bank.module) for i in chunks], axis=1)
-
-
 @functools.partial(jax.jit, static_argnames="module")
 @full_precision
 def _logits(params: Params, features_BxPxD: jax.Array, module: AttentiveProbe) -> jax.Array:
     return jax.vmap(lambda one: module.apply({"params": one}, features_BxPxD))(params)
-
-
-@functools.partial(jax.jit, static_argnames="module")
-def _initial(features_1xPxD: jax.Array, module: AttentiveProbe) -> Params:
-    return module.init(jax.random.key(SEED), features_1xPxD)["params"]

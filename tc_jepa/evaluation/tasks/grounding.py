@@ -21,10 +21,9 @@ from tc_jepa.data.sources import Grounded, Phrase
 from tc_jepa.data.transforms import resize_and_centre_crop, resize_and_centre_crop_mask
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.examples import VALIDATION_STRIDE
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.scores import mean_of_images
-from tc_jepa.evaluation.task import Score, Task, TaskInputs, WORDS
+from tc_jepa.evaluation.task import Outcome, Score, Task, TaskInputs, WORDS
 
 BATCH = 128  # phrases
 NO_MASK = np.zeros((0, 0), bool)
@@ -76,33 +75,26 @@ def point(
     reader: FrozenReader, tokenizer: CaptionTokenizer, source: Grounded, indices: Sequence[int], image_size: int
 ) -> Pointed:
     """Scores every phrase whose object the crop shows and whose word the captions keep. Raises UserError for none."""
-    rows, found = [], []
+    rows = []
     for position, index in enumerate(indices):
         image = resize_and_centre_crop(source[int(index)].image, image_size)
-        phrases = [p for p in source.phrases(int(index)) if is_read(tokenizer, p)]
-        covered = [coverage(resize_and_centre_crop_mask(p.mask, image_size), reader.grid) for p in phrases]
         everything = coverage(resize_and_centre_crop_mask(source.objects_mask(int(index)), image_size), reader.grid)
-        for phrase, own in zip(phrases, covered):
-            if not own.any():  # the crop cuts the object off
-                continue
-            # Without its mask: those of all phrases would fill the memory.
-            rows.append((image, phrase._replace(mask=NO_MASK), own, everything))
-            found.append((position, phrase.kind, own.mean(), own.mean() / max(everything.mean(), 1e-9)))
+        for phrase in source.phrases(int(index)):
+            own = coverage(resize_and_centre_crop_mask(phrase.mask, image_size), reader.grid)
+            if own.any() and is_read(tokenizer, phrase):  # the crop may cut the object off
+                # Without its mask: those of all phrases would fill the memory.
+                rows.append((position, image, phrase._replace(mask=NO_MASK), own, everything))
     if not rows:
         raise UserError("no image has a phrase that names one of its objects alone; give --data=scenes")
-    scores, on_objects, cosines = [], [], []
-    for start in range(0, len(rows), BATCH):
-        part = rows[start : start + BATCH]
-        maps = word_maps(reader, tokenizer, np.stack([row[0] for row in part]), [row[1] for row in part])
-        highest = maps.argmax(axis=1)
-        cosines.append(maps)
-        scores += [own[patch] for (_, _, own, _), patch in zip(part, highest)]
-        on_objects += [everything[patch] for (*_, everything), patch in zip(part, highest)]
-    position, kind, chance, any_object = (np.array(column) for column in zip(*found))
-    covered = np.stack([own for _, _, own, _ in rows])
-    return Pointed(
-        position, kind, np.array(scores), np.array(on_objects), chance, any_object, np.concatenate(cosines), covered
-    )
+    positions, images, phrases, covered, objects = zip(*rows)
+    covered, objects = np.stack(covered), np.stack(objects)
+    parts = [slice(start, start + BATCH) for start in range(0, len(rows), BATCH)]
+    cosines = np.concatenate([word_maps(reader, tokenizer, np.stack(images[part]), phrases[part]) for part in parts])
+    highest, chance = cosines.argmax(axis=1)[:, None], covered.mean(axis=1)
+    score, on_objects = (np.take_along_axis(shares, highest, axis=1)[:, 0] for shares in (covered, objects))
+    any_object = chance / np.maximum(objects.mean(axis=1), 1e-9)
+    kinds = np.array([phrase.kind for phrase in phrases])
+    return Pointed(np.array(positions), kinds, score, on_objects, chance, any_object, cosines, covered)
 
 
 class Overlap(NamedTuple):

@@ -1,6 +1,5 @@
 """knn: nearest neighbours by cosine similarity, with votes weighted by temperature."""
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -10,8 +9,7 @@ import numpy as np
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import labels
-from tc_jepa.evaluation.findings import Outcome
-from tc_jepa.evaluation.task import LABELS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 
 NEIGHBOURS = 20
 FEWER = 10
@@ -55,38 +53,32 @@ class Neighbours(NamedTuple):
         return Neighbours(self.indices[:, :k], weights / weights.sum(axis=1, keepdims=True))
 
 
-def neighbours(
-    train_features: np.ndarray, test_features: np.ndarray, k: int = NEIGHBOURS, temperature: float = TEMPERATURE
-) -> Neighbours:
+def neighbours(train_features: np.ndarray, test_features: np.ndarray) -> Neighbours:
     """The neighbours of the test examples, from features float32 [N, D]; spread over this process's devices.
 
-    Raises UserError where there are fewer than k train examples.
+    Raises UserError where there are fewer train examples than NEIGHBOURS.
     """
-    if len(train_features) < k:
-        raise UserError(f"kNN with k={k} has only {len(train_features)} train examples; give it at least {k}")
+    if len(train_features) < NEIGHBOURS:
+        fix = f"give it at least {NEIGHBOURS}"
+        raise UserError(f"kNN with k={NEIGHBOURS} has only {len(train_features)} train examples; {fix}")
     mesh = sharding.local_mesh()
     over_devices = sharding.batch_sharding(mesh)
     train = jax.device_put(np.asarray(_unit(train_features)), sharding.replicated(mesh))
-    search = _compiled(over_devices, k)
     chunk = CHUNK * mesh.size
     parts = []
     for start in range(0, len(test_features), chunk):
         part = test_features[start : start + chunk]
         padded = np.pad(part, ((0, chunk - len(part)), (0, 0)))
-        found = search(train, jax.device_put(padded, over_devices), temperature)
+        found = _search(train, jax.device_put(padded, over_devices))
         parts.append([np.asarray(x)[: len(part)] for x in found])
     return Neighbours(*(np.concatenate(x) for x in zip(*parts)))
 
 
-@functools.lru_cache
-def _compiled(over_devices: jax.sharding.NamedSharding, k: int):
-    return jax.jit(functools.partial(_search, k=k), out_shardings=over_devices)
-
-
-def _search(train_NxD: jax.Array, test_BxD: jax.Array, temperature: float, *, k: int) -> tuple[jax.Array, jax.Array]:
+@jax.jit
+def _search(train_NxD: jax.Array, test_BxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     similarity_BxN = jnp.matmul(_unit(test_BxD), train_NxD.T, precision="highest")
-    similarity_BxK, indices_BxK = jax.lax.top_k(similarity_BxN, k)
-    return indices_BxK, jax.nn.softmax(similarity_BxK / temperature)
+    similarity_BxK, indices_BxK = jax.lax.top_k(similarity_BxN, NEIGHBOURS)
+    return indices_BxK, jax.nn.softmax(similarity_BxK / TEMPERATURE)
 
 
 def _unit(x: jax.Array) -> jax.Array:

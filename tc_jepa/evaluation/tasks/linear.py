@@ -9,27 +9,10 @@ its own, because a linear layer comes next.
 
 ImageNet-1k has 78 batches of 16384 an epoch, 3,900 in all. A train set that cannot fill 78 gets smaller batches at the
 same rates, because the length of a LARS step relative to the weights is the rate, whatever the batch. Below
-SMALLEST_BATCH it gets more epochs instead, until there are FEWEST_STEPS. Measured on scenes of the hard level (nano
-encoder at the end of a run with words, 128 channels, 2,000 test images; accuracy of `background` and `count`, mAP of
-`shape`; linear_fast on the last layer, then on the last four):
-
-                                            background    count         shape
-    2,000 train images, linear_fast         57.6, 56.1    42.3, 42.5    60.7, 61.1
-      all in a batch, 1,200 steps           56.6          43.4          60.9         (as it is here)
-      all in a batch, 50 steps              22.9          40.8          60.1
-      batches of 256, 3,900 steps           52.1          42.6          61.1
-      batches of 256, 1,200 steps           42.6          41.6          60.5
-      the same, rates scaled to 256         16.6          38.2          59.8
-    4,000 train images, linear_fast         60.7, 64.8    41.6, 43.3
-      batches of 2048, 1,200 steps          58.9          42.1                       (as it is here)
-      batches of 2048, 600 steps            57.2          42.6
-
-So the best head comes close to linear_fast, except for classes that lie in directions of little variance
-(`background`). LARS needs many steps for those, and larger batches have less noise; linear_fast reaches the optimum.
+SMALLEST_BATCH it gets more epochs instead, until there are FEWEST_STEPS; ../README.md has measurements.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-import dataclasses
 import itertools
 from typing import NamedTuple
 
@@ -40,10 +23,9 @@ import optax
 
 from tc_jepa.evaluation import heads
 from tc_jepa.evaluation.examples import validation_examples
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.heads import Fitted
 from tc_jepa.evaluation.scores import Kind, Truth
-from tc_jepa.evaluation.task import FeatureRequest, LABELS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import FeatureRequest, LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks.linear_fast import LinearClassifier
 from tc_jepa.models.layers import Params
 
@@ -107,7 +89,7 @@ def class_scores(
     train_features: Mapping[str, np.ndarray],
     train_truth: Mapping[str, Truth],
     test_features: Mapping[str, np.ndarray],
-) -> dict[str, Fitted[HeadSetting]]:
+) -> dict[str, Fitted]:
     """For every label set, logits of the head that heads.fit_best chooses, which trains one head again, not the bank.
 
     All features are float32, of INPUTS or of the first of them alone, which halves the bank. `train_views` [V, N, D]
@@ -123,31 +105,22 @@ def class_scores(
         fitted = fit(bank, {name: views[:, rows] for name, views in train_views.items()}, truth)
         return lambda features: [fitted[head].logits(features[head.features]) for head in bank]
 
-    return {
-        name: heads.fit_best(settings, truth, held_out, fit_bank, validation, test_features)
-        for name, truth in train_truth.items()
-    }
+    return heads.fit_best(settings, train_truth, held_out, fit_bank, validation, test_features)
 
 
-@dataclasses.dataclass(frozen=True)
-class LinearHead:
-    """A linear layer on one input, with or without BatchNorm before it, trained by LARS."""
+def loss(params: Params, batch: Mapping[str, jax.Array], features: str, batch_norm: bool, kind: Kind) -> jax.Array:
+    """Of a linear layer on one input, with or without BatchNorm before it."""
+    x_BxD = batch[features]
+    if batch_norm:
+        x_BxD = (x_BxD - x_BxD.mean(axis=0)) * jax.lax.rsqrt(x_BxD.var(axis=0) + NORM_EPSILON)
+    logits_BxC = x_BxD @ params["weights"] + params["bias"]
+    return heads.LOSSES[kind](logits_BxC, batch["classes"].astype(jnp.float32)).mean()
 
-    features: str
-    batch_norm: bool
-    kind: Kind
 
-    def loss(self, params: Params, batch: Mapping[str, jax.Array]) -> jax.Array:
-        x_BxD = batch[self.features]
-        if self.batch_norm:
-            x_BxD = (x_BxD - x_BxD.mean(axis=0)) * jax.lax.rsqrt(x_BxD.var(axis=0) + NORM_EPSILON)
-        logits_BxC = x_BxD @ params["weights"] + params["bias"]
-        return heads.LOSSES[self.kind](logits_BxC, batch["classes"].astype(jnp.float32)).mean()
-
-    def optimizer(self, rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
-        """LARS on the weights; the bias takes plain steps with momentum."""
-        adapted = {"weights": True, "bias": False}
-        return optax.lars(rate, weight_decay, adapted, TRUST_COEFFICIENT, trust_ratio_mask=adapted, momentum=MOMENTUM)
+def lars(rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
+    """LARS on the weights; the bias takes plain steps with momentum."""
+    adapted = {"weights": True, "bias": False}
+    return optax.lars(rate, weight_decay, adapted, TRUST_COEFFICIENT, trust_ratio_mask=adapted, momentum=MOMENTUM)
 
 
 def fit(
@@ -177,7 +150,7 @@ def fit(
 
     banks = [
         heads.Bank(
-            LinearHead(name, batch_norm, truth.kind),
+            heads.Head(loss, (name, batch_norm, truth.kind), lars),
             _initial(views[name].shape[-1], C),
             [(head.rate, head.weight_decay) for head in group],
         )
@@ -185,11 +158,15 @@ def fit(
     ]
     falls = [0.1 ** (epoch * EPOCHS // (epochs * EPOCHS_A_RATE)) for epoch in range(epochs) for _ in range(N // size)]
     trained = heads.train(banks, examples(), falls)
-    return {
-        head: _classifier(weights, bias, moments[name] if batch_norm else None)
-        for ((name, batch_norm), group), params in zip(groups.items(), trained)
-        for head, weights, bias in zip(group, np.asarray(params["weights"]), np.asarray(params["bias"]), strict=True)
-    }
+    found = {}
+    for ((name, batch_norm), group), params in zip(groups.items(), trained):
+        mean_D, scale_D = np.zeros(views[name].shape[-1], np.float32), np.ones(views[name].shape[-1], np.float32)
+        if batch_norm:  # its running mean and variance become a part of the classifier
+            mean_D, variance_D = map(np.asarray, moments[name])
+            scale_D = np.sqrt(variance_D + NORM_EPSILON)
+        for head, weights_DxC, bias_C in zip(group, *map(np.asarray, (params["weights"], params["bias"])), strict=True):
+            found[head] = LinearClassifier(mean_D, weights_DxC / scale_D[:, None], bias_C)
+    return found
 
 
 def batch_and_epochs(examples: int) -> tuple[int, int]:
@@ -220,13 +197,3 @@ def _initial(D: int, C: int) -> Params:
 def _running_moments(moments: tuple[jax.Array, jax.Array], x_BxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """BatchNorm's running mean and variance after one more batch."""
     return optax.incremental_update((x_BxD.mean(axis=0), x_BxD.var(axis=0)), moments, NORM_MOMENTUM)
-
-
-def _classifier(
-    weights_DxC: np.ndarray, bias_C: np.ndarray, moments: tuple[jax.Array, jax.Array] | None
-) -> LinearClassifier:
-    """A trained head as a linear classifier of the features. `moments`: BatchNorm's running mean and variance."""
-    if moments is None:
-        return LinearClassifier(np.zeros(len(weights_DxC), np.float32), weights_DxC, bias_C)
-    mean_D, variance_D = map(np.asarray, moments)
-    return LinearClassifier(mean_D, weights_DxC / np.sqrt(variance_D + NORM_EPSILON)[:, None], bias_C)

@@ -16,9 +16,8 @@ import numpy as np
 
 from tc_jepa.evaluation import labels
 from tc_jepa.evaluation.examples import validation_examples
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.scores import Kind, Truth, value_of
-from tc_jepa.evaluation.task import LABELS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 
 # The L2 strength on standardised features: mean loss + strength / 2 * |weights|^2; the bias is free.
 STRENGTHS = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)

@@ -4,12 +4,12 @@ import itertools
 
 from absl import logging
 import numpy as np
+import pandas as pd
 
 from tc_jepa.evaluation import labels
 from tc_jepa.evaluation.examples import validation_examples, VALIDATION_STRIDE
-from tc_jepa.evaluation.findings import Outcome
 from tc_jepa.evaluation.scores import Truth
-from tc_jepa.evaluation.task import LABELS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks import linear_fast
 
 FRACTIONS = (0.01, 0.1)  # of the labels
@@ -82,15 +82,6 @@ def draw(truth: Truth, fraction: float, rng: np.random.Generator) -> np.ndarray:
     of_class = truth.classes[order].argmax(axis=1)
     counts = np.bincount(of_class, minlength=truth.classes.shape[1])
     wanted = np.maximum(np.rint(fraction * counts), 1)
-    first = _ranks(of_class) < wanted[of_class]
+    first = pd.Series(of_class).groupby(of_class).cumcount().to_numpy() < wanted[of_class]
     rows = np.concatenate([order[first], order[~first]])
     return rng.permutation(rows[: max(int(first.sum()), FEWEST)])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """For each value, how many equal values come before it."""
-    order = np.argsort(values, kind="stable")
-    starts = np.searchsorted(values[order], values[order])
-    ranks = np.empty(len(values), int)
-    ranks[order] = np.arange(len(values)) - starts
-    return ranks

@@ -4,8 +4,7 @@ import numpy as np
 import scipy.linalg
 
 from tc_jepa.errors import UserError
-from tc_jepa.evaluation.findings import Outcome
-from tc_jepa.evaluation.task import FeatureRequest, Task, TaskInputs
+from tc_jepa.evaluation.task import FeatureRequest, Outcome, Task, TaskInputs
 
 EPSILON = 1e-7  # as in the RankMe paper, equation 1
 RIDGE = 1e-4  # on the scatter within images, times its mean variance, so that the scale of features has no effect

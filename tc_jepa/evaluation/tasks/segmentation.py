@@ -9,7 +9,6 @@ reads all.
 """
 
 from collections.abc import Iterator, Sequence
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -23,9 +22,8 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import heads
 from tc_jepa.evaluation.encoder import full_precision
 from tc_jepa.evaluation.examples import Examples, validation_examples
-from tc_jepa.evaluation.findings import Confusion, LabelMaps, Outcome, SHOWN
 from tc_jepa.evaluation.scores import Measured, Sweep
-from tc_jepa.evaluation.task import MASKS, Score, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import Confusion, LabelMaps, MASKS, Outcome, Score, SHOWN, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks import knn
 
 # Of AdamW: (learning rate, which falls to 0 on a cosine; weight decay, not of the bias).
@@ -33,7 +31,8 @@ SETTINGS = tuple((rate, decay) for rate in (1e-3, 3e-3, 1e-2, 3e-2) for decay in
 STEPS, BATCH = 400, 32  # images
 SIDE = 30  # pixels a side of the grid, about
 SEED = 0
-TEST_CHUNK, MOST_LOGITS = 64, 2**26  # images at once, and logits of them
+TEST_CHUNK = 64  # images whose patches search for neighbours at once
+MOST_LOGITS = 2**26  # at once; a larger label map is made in strips
 ROUNDED_TO = 64  # pixels, to which sides of label maps are padded, so that not every size is compiled for
 NEAREST_OF = 10_000  # train patches among which the nearest are searched, at most
 
@@ -53,11 +52,12 @@ def run(inputs: TaskInputs) -> Outcome:
         by_neighbours = nearest(train, test_features, C, shapes)
         for score, predicted in (("segmentation", fitted.predicted), ("segmentation_knn", by_neighbours)):
             key, counted = f"{score}/{name}", confusions(predicted, truth, C)
+            total = counted.sum(axis=0)
             found.scores[key] = measure(counted, counts)
-            ious = zip(classes, class_ious(counted))
+            ious = zip(classes, class_ious(total))
             found.numbers |= {f"{key}/{label}": float(iou) for label, iou in ious if np.isfinite(iou)}
-            found.constants[f"chance/{key}"] = miou(commonest(counted, train.labels))
-            found.confusions[key] = Confusion(score, classes, counted.sum(axis=0))
+            found.constants[f"chance/{key}"] = chance(total.sum(axis=1), train.labels)
+            found.confusions[key] = Confusion(score, classes, total)
         found.sweeps[f"segmentation/{name}"], found.chosen[f"segmentation/{name}"] = fitted.sweep, fitted.chosen
         shown = inputs.test.rows[:SHOWN], fitted.predicted[:SHOWN], truth[:SHOWN]
         found.label_maps[name] = LabelMaps(*shown, classes)
@@ -120,7 +120,8 @@ def segment(train: Labelled, test_features: np.ndarray, classes: int, shapes: Sh
     bank = _fit(Labelled(*(x[~held_out] for x in train)), classes)
     chosen = Labelled(*(x[held_out] for x in train))
     own = [labels.shape for labels in chosen.labels]
-    values = [miou(confusions(_label(head, chosen.features, own), chosen.labels, classes)) for head in bank]
+    labelled = (_label(head, chosen.features, own) for head in bank)
+    values = [float(miou(confusions(x, chosen.labels, classes).sum(axis=0))) for x in labelled]
     best = int(np.argmax(values))
     predicted = _label(bank[best], (test_features - mean) / scale, shapes)
     sweep = {(f"decay {decay:g}", rate): value for (rate, decay), value in zip(SETTINGS, values)}
@@ -179,44 +180,33 @@ def confusions(predicted: Sequence[np.ndarray], labels: Sequence[np.ndarray], cl
     return counts
 
 
-def miou(confusion: np.ndarray) -> float:
-    """Mean IoU over the classes that occur in the truth, from confusions [..., true, predicted], summed over images."""
-    return float(_mious(confusion.reshape(-1, *confusion.shape[-2:]).sum(axis=0)[None])[0])
-
-
 def class_ious(confusion: np.ndarray) -> np.ndarray:
-    """IoU of each class, float [classes], NaN for a class without a true pixel."""
-    return _ious(confusion.reshape(-1, *confusion.shape[-2:]).sum(axis=0)[None])[0]
+    """IoU of each class, [..., classes], from confusions [..., true, predicted]; NaN for one without a true pixel."""
+    hit = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    true, predicted = confusion.sum(axis=-1), confusion.sum(axis=-2)
+    return np.divide(hit, true + predicted - hit, out=np.full_like(hit, np.nan), where=true > 0)
 
 
-def commonest(confusion: np.ndarray, train_labels: np.ndarray) -> np.ndarray:
-    """Chance: the confusion [true, predicted] of giving every pixel the most frequent class of the train masks.
+def miou(confusion: np.ndarray) -> np.ndarray:
+    """Mean IoU over the classes that occur in the truth, float [...], from confusions [..., true, predicted]."""
+    return np.nanmean(class_ious(confusion), axis=-1)
 
-    `confusion` is [test images, true, predicted], `train_labels` [n, H, W] of the same classes.
+
+def chance(true: np.ndarray, train_labels: np.ndarray) -> float:
+    """The mIoU of giving every pixel the most frequent class of the train masks, uint8 [n, H, W].
+
+    `true` is the number of test pixels of each class.
     """
-    true = confusion.sum(axis=(0, 2))
     # Image by image, because all pixels as int64 fill the memory; IGNORED lies behind the classes.
     frequencies = sum(np.bincount(labels.ravel(), minlength=IGNORED + 1) for labels in train_labels)[: len(true)]
-    guess = np.zeros((len(true), len(true)), np.int64)
-    guess[:, frequencies.argmax()] = true
-    return guess
+    return float(true[frequencies.argmax()] / true.sum() / np.count_nonzero(true))
 
 
 def measure(confusion: np.ndarray, counts_NxR: np.ndarray) -> Measured:
     """The mIoU of confusions [test images, true, predicted], and its values on resamples of the images."""
     flat = confusion.reshape(len(confusion), -1).astype(np.float64)
     resampled = (counts_NxR.T @ flat).reshape(-1, *confusion.shape[1:])
-    return Measured(miou(confusion), _mious(resampled))
-
-
-def _ious(confusion_RxCxC: np.ndarray) -> np.ndarray:
-    hit = np.diagonal(confusion_RxCxC, axis1=1, axis2=2).astype(np.float64)
-    true, predicted = confusion_RxCxC.sum(axis=2), confusion_RxCxC.sum(axis=1)
-    return np.divide(hit, true + predicted - hit, out=np.full_like(hit, np.nan), where=true > 0)
-
-
-def _mious(confusion_RxCxC: np.ndarray) -> np.ndarray:
-    return np.nanmean(_ious(confusion_RxCxC), axis=1)
+    return Measured(float(miou(confusion.sum(axis=0))), miou(resampled))
 
 
 def _logits(head: PatchClassifier, features_NxD: jax.Array, rows_HxI: jax.Array, columns_WxI: jax.Array) -> jax.Array:
@@ -233,19 +223,13 @@ def weights(size: int, side: int) -> np.ndarray:
     return np.maximum(1 - np.abs(places[:, None] - np.arange(side)), 0).astype(np.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class PatchHead:
-    """A linear layer on patches, trained by AdamW on the pixels of a grid."""
-
-    def loss(self, params: PatchClassifier, batch: tuple[jax.Array, ...]) -> jax.Array:
-        features_BxNxD, labels_BxHxW, rows, columns = batch
-        counted = labels_BxHxW != IGNORED
-        logits = jax.vmap(_logits, (None, 0, None, None))(params, features_BxNxD, rows, columns)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels_BxHxW, 0))
-        return jnp.where(counted, losses, 0.0).sum() / jnp.maximum(counted.sum(), 1)
-
-    def optimizer(self, rate: jax.Array | float, weight_decay: jax.Array | float) -> optax.GradientTransformation:
-        return heads.adamw(rate, weight_decay)
+def loss(params: PatchClassifier, batch: tuple[jax.Array, ...]) -> jax.Array:
+    """Of a linear layer on patches, over the pixels of a grid."""
+    features_BxNxD, labels_BxHxW, rows, columns = batch
+    counted = labels_BxHxW != IGNORED
+    logits = jax.vmap(_logits, (None, 0, None, None))(params, features_BxNxD, rows, columns)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels_BxHxW, 0))
+    return jnp.where(counted, losses, 0.0).sum() / jnp.maximum(counted.sum(), 1)
 
 
 def _fit(train: Labelled, classes: int) -> list[PatchClassifier]:
@@ -265,7 +249,7 @@ def _fit(train: Labelled, classes: int) -> list[PatchClassifier]:
     D = train.features.shape[-1]
     zeros = PatchClassifier(np.zeros((D, classes), np.float32), np.zeros(classes, np.float32))
     fractions = 0.5 * (1 + np.cos(np.pi * np.arange(len(order)) / len(order)))
-    (bank,) = heads.train([heads.Bank(PatchHead(), zeros, SETTINGS)], examples(), fractions)
+    (bank,) = heads.train([heads.Bank(heads.Head(loss), zeros, SETTINGS)], examples(), fractions)
     return [PatchClassifier(*(x[i] for x in bank)) for i in range(len(SETTINGS))]
 
 
@@ -279,36 +263,16 @@ def _batches(rng: np.random.Generator, count: int) -> Sequence[np.ndarray]:
 
 @jax.jit
 @full_precision
-def _labels(
-    head: PatchClassifier, features_BxNxD: jax.Array, rows_BxHxI: jax.Array, columns_BxWxI: jax.Array
-) -> jax.Array:
-    logits = jax.vmap(_logits, (None, 0, 0, 0))(head, features_BxNxD, rows_BxHxI, columns_BxWxI)
-    return logits.argmax(axis=-1).astype(jnp.uint8)
+def _labels(head: PatchClassifier, features_NxD: jax.Array, rows_HxI: jax.Array, columns_WxI: jax.Array) -> jax.Array:
+    return _logits(head, features_NxD, rows_HxI, columns_WxI).argmax(axis=-1).astype(jnp.uint8)
 
 
 def _label(head: PatchClassifier, features_nxNxD: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
     """The labels of each image, uint8 [H, W] of `shapes`."""
-    images_of: dict[tuple[int, int], list[int]] = {}
-    for image, shape in enumerate(shapes):
-        padded = tuple(-(-size // ROUNDED_TO) * ROUNDED_TO for size in shape)
-        images_of.setdefault(padded, []).append(image)
-    maps: dict[int, np.ndarray] = {}
-    for (H, W), images in images_of.items():
-        at_once = max(1, min(TEST_CHUNK, MOST_LOGITS // (H * W * head.bias.shape[-1])))
-        for start in range(0, len(images), at_once):
-            part = images[start : start + at_once]
-            for image, labels in zip(part, _padded(head, features_nxNxD[part], [shapes[i] for i in part], H, W)):
-                height, width = shapes[image]
-                maps[image] = labels[:height, :width].copy()  # without the padding
-    return [maps[image] for image in range(len(shapes))]
-
-
-def _padded(head: PatchClassifier, features_BxNxD: np.ndarray, shapes: Shapes, H: int, W: int) -> np.ndarray:
-    """uint8 [B, H, W] with each map in the upper left corner; in strips where one image has too many logits."""
-    side = round(features_BxNxD.shape[1] ** 0.5)
-    rows, columns = (np.zeros((len(shapes), size, side), np.float32) for size in (H, W))
-    for image, (height, width) in enumerate(shapes):
-        rows[image, :height], columns[image, :width] = weights(height, side), weights(width, side)
-    strip = min(H, max(1, MOST_LOGITS // (W * head.bias.shape[-1])))
-    strips = [_labels(head, features_BxNxD, rows[:, top : top + strip], columns) for top in range(0, H, strip)]
-    return np.concatenate(strips, axis=1)
+    side, maps = round(features_nxNxD.shape[1] ** 0.5), []
+    for features_NxD, (height, width) in zip(features_nxNxD, shapes):
+        rows, columns = (np.pad(weights(n, side), ((0, -n % ROUNDED_TO), (0, 0))) for n in (height, width))
+        strip = max(1, MOST_LOGITS // (len(columns) * head.bias.shape[-1]))
+        strips = [_labels(head, features_NxD, rows[i : i + strip], columns) for i in range(0, len(rows), strip)]
+        maps.append(np.concatenate(strips)[:height, :width])
+    return maps
