@@ -180,8 +180,10 @@ def test_a_warm_run_resumes_without_its_origin(run, tmp_path, capsys):
     config = tiny_config(**still, **{"train.init_from": str(origin), "train.steps": 2, "train.checkpoint_every": 1})
     tiny.train(config, workdir)
     assert "encoder: taken" in capsys.readouterr().out
+    given = pretrained.open_encoder(run).params
     for step in (1, 2):
-        assert same(pretrained.open_encoder(workdir, step).params, pretrained.open_encoder(run).params)
+        kept = pretrained.open_encoder(workdir, step).params
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), kept, given)
 
     shutil.rmtree(workdir / "checkpoints" / "2")
     shutil.rmtree(origin)
