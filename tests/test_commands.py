@@ -33,7 +33,17 @@ PATH_KEYS = (
 # Flags that take any text and are no paths. A new flag is one of these or common.define_path's.
 TEXTS = {
     *("caption", "word", "split", "splits", "tasks", "features", "image_feature", "label_features", "caption_features"),
-    *("description_features", "caption_fields", "description_fields", "from", "to", "network", "set", "distributed"),
+    *(
+        "description_features",
+        "caption_fields",
+        "description_fields",
+        "from",
+        "to",
+        "network",
+        "set",
+        "distributed",
+        "topology",
+    ),
 }
 
 
