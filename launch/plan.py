@@ -34,6 +34,16 @@ COST = flags.DEFINE_boolean("cost", True, "Also ask for seconds and bytes, which
 PRICE = flags.DEFINE_boolean("price", True, "Also compile the step without captions, where there are any.")
 SEARCH = flags.DEFINE_boolean("search", True, "Try keys that save memory where the step does not fit.")
 
+# Else libtpu asks what machine it is on, complains that it is none of its own, and serves one process at a time.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "none",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 # What is tried where a step does not fit, each with those before it, cheapest first.
 SAVINGS = (
     {"model.remat": "conditioner"},
@@ -48,8 +58,7 @@ SAVINGS = (
 def main(argv: Sequence[str]) -> None:
     del argv
     common.require("config", "topology")
-    # Without these, libtpu asks for the machine it is on, and one process at a time may use it.
-    os.environ |= {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    os.environ |= ENVIRONMENT
     logging.set_verbosity(logging.ERROR)
     from tc_jepa.config.validate import validate
 
@@ -128,23 +137,30 @@ def lines(result: Mapping[str, Any]) -> Iterator[str]:
     spare = 100 * (1 - memory["total"] / limit)
     yield f"{result['topology']}, {result['devices']} devices; for one device:"
     for name, value in memory.items():
-        yield f"  {name + ' memory' if name == 'total' else name:14}{value / 1e9:8.2f} GB"
-    yield f"  fits{_named(result['settings'])}: {spare:.0f} % of {limit / 1e9:.1f} GB to spare"
-    yield f"  {result['flops'] / 1e12:.2f} T operations of matrix products a step"
+        yield f"  {name:12} {scaled(value)}B"
+    yield f"  fits{_named(result['settings'])}: {spare:.0f} % of {scaled(limit)}B to spare"
+    yield f"  {scaled(result['flops'])}FLOP a step in matrix products"
     if result["seconds"] is None:
-        yield "  this compiler gives no estimate of seconds"
+        yield "  no estimate of seconds: not asked for, or this compiler makes none"
     else:
-        yield f"  {result['bytes_moved'] / 1e9:.0f} GB moved to and from memory"
+        yield f"  {scaled(result['bytes_moved'])}B moved to and from memory"
         length = f"{result['seconds']:.4f} s a step, {result['days']:.1f} days for the run"
         yield f"  the compiler's estimate: {length}, {100 * result['peak_share']:.0f} % of the chip's peak"
     if result["price_of_text"]:
-        yield "  text costs {seconds:.2f} times the seconds and {flops:.2f} times the operations".format(
-            **result["price_of_text"]
-        )
+        price = result["price_of_text"]
+        yield f"  text costs {price['seconds']:.2f} times the seconds and {price['flops']:.2f} times the FLOP"
     for one in result["collectives"]:
         place = " in each iteration of a loop" if one["in_loop"] else ""
-        yield f"  {one['count']} x {one['kind']} over {one['axes']}: {one['bytes'] / 1e6:.1f} MB{place}"
+        yield f"  {one['count']} x {one['kind']} over {one['axes']}: {scaled(one['bytes'])}B{place}"
     yield f"  compiled in {result['compile_seconds']:.0f} s"
+
+
+def scaled(value: float) -> str:
+    """Three or four digits of a number, with a space and a decimal prefix: 1234567 -> "1.23 M"."""
+    prefixes = ["", "k", "M", "G", "T"]
+    while value >= 1000 and len(prefixes) > 1:
+        value, prefixes = value / 1000, prefixes[1:]
+    return f"{value:.4g} {prefixes[0]}" if value >= 100 else f"{value:.3g} {prefixes[0]}"
 
 
 if __name__ == "__main__":

@@ -137,7 +137,8 @@ def test_few_labels_are_drawn_from_every_class():
     assert len(lowshot.draw(Truth("single", classes[:8]), 0.01, np.random.default_rng(0))) == lowshot.FEWEST
 
 
-def test_few_labels_have_a_spread_and_written_ones_are_found():
+def test_few_labels_have_a_spread_and_written_ones_are_found(monkeypatch):
+    monkeypatch.setattr(lowshot, "DRAWS", 2)
     sizes = SIZES | {"train_examples": 800, "test_examples": 200}
     found = evaluate(pixels(), {"again": pixels()}, Written(800, 0), Written(200, 1), ["lowshot"], **sizes).scores
     assert found["lowshot_10/row"] > 0.95
@@ -161,8 +162,8 @@ def coarse(blocks: bool) -> FrozenEncoder:
 
 
 def test_trained_heads_tell_what_they_chose_among(monkeypatch):
-    monkeypatch.setattr(linear, "FEWEST_STEPS", 150)
-    monkeypatch.setattr(attentive, "FEWEST_STEPS", 150)
+    monkeypatch.setattr(linear, "FEWEST_STEPS", 100)
+    monkeypatch.setattr(attentive, "FEWEST_STEPS", 100)
     sizes = {"train_examples": 200, "test_examples": 100, "dense_examples": 200}
     train, test = Written(200, 0), Written(100, 1)
     found = evaluate(coarse(True), {"flat": coarse(False)}, train, test, ["linear", "attentive"], **sizes)

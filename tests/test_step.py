@@ -22,7 +22,7 @@ from tests import tiny
 
 def test_step_moves_the_target_by_its_momentum_and_only_so():
     method = tiny.jepa()
-    state, batch = tiny.state(method), tiny.batch(4)
+    state, batch = tiny.state(method), tiny.batch(8)
     state = state.replace(step=jnp.array(10), extra=tiny.lively(state.extra))
     after, metrics = tiny.step_function(method)(state, batch)
     momentum = 0.9 + 10 / 100 * 0.1
@@ -160,7 +160,7 @@ def run_on(data: int, fsdp: int, steps: int = 10):
     return np.array(losses), gradient, len(sharded)
 
 
-@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (1, 8), (2, 4)])
+@pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (2, 4)])
 def test_eight_devices_compute_what_one_does(data, fsdp):
     losses, gradient, sharded = run_on(data, fsdp)
     expected_losses, expected_gradient, _ = run_on(1, 1)

@@ -55,7 +55,7 @@ SMALL_RUN = {  # keys of a configuration with which a run is of seconds
 def jepa(reader: conditioner.Conditioner | None = None, dtype=jnp.float32, constrain=lambda x: x, **changes) -> Jepa:
     """`reader` None: words at every layer. `changes` are fields of the Predictor."""
     linear = layers.Linear(dtype)
-    size = vit.Size(width=32, depth=2, heads=4, hidden=64)
+    size = vit.Size(width=32, depth=1, heads=4, hidden=64)
     encoder = vit.VisionTransformer(size, PATCH, linear, constrain=constrain)
     reader = WordCrossAttention(linear) if reader is None else reader
     predictor = {"grid": GRID, "width": 16, "depth": DEPTH, "heads": 4, "output_width": 32, "conditioner": reader}
