@@ -1,13 +1,23 @@
 """Plans: loops are counted as often as they run, and collectives are read from a program's text."""
 
+import importlib.util
+import json
+import os
+from pathlib import Path
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tc_jepa.distributed import sharding
-from tc_jepa.planning import loops
+from tc_jepa.errors import UserError
+from tc_jepa.planning import chips, loops
 from tc_jepa.planning.step import Collective, collectives
+
+ROOT = Path(__file__).parent.parent
 
 
 def looped(w, x):
@@ -59,3 +69,37 @@ def test_collectives_in_a_loop_are_told_apart():
 
     text = jax.jit(total, in_shardings=layout).lower(np.ones((3, 8), np.float32)).compile().as_text()
     assert [(one.kind, one.axes, one.in_loop) for one in collectives(text, mesh)] == [("all-reduce", "fsdp", True)]
+
+
+def plan(folder, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "launch.plan", "--config=configs/quickstart.py", f"--output={folder}", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "h100:"])
+def test_an_unknown_topology_is_refused(topology):
+    with pytest.raises(UserError) as refused:
+        chips.make_slice(topology, -1, 1)
+    assert refused.value.about == "topology"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("topology", "package"), [("v5e:2x2", "libtpu"), ("h100:4", "jax_cuda13_plugin")])
+def test_a_step_is_planned_without_the_devices(tmp_path, topology, package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    done = plan(tmp_path, f"--topology={topology}", "--noprice", "--config.model.remat=all")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "plan.json").read_text())
+    memory = found["memory"]
+    assert found["devices"] == 4 and not found["tried"] and memory["total"] < 2**30
+    # AdamW keeps two moments. Every device has all parameters, and a quarter of the batch.
+    assert memory["optimizer"] == pytest.approx(2 * memory["params"], rel=1e-3)
+    assert memory["batch"] > 32 / 4 * 60 * 60 * 3
+    # Gradients are exchanged, a number for each parameter, and nothing else but the means that are logged.
+    assert {one["kind"] for one in found["collectives"]} == {"all-reduce"}
+    assert {one["axes"] for one in found["collectives"]} == {"data"}
+    assert not any(one["in_loop"] for one in found["collectives"])
+    exchanged = sum(one["bytes"] for one in found["collectives"])
+    assert memory["params"] <= exchanged < memory["params"] + 2**16
+    assert (found["seconds"] is not None) == (package == "libtpu")
