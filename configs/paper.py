@@ -23,8 +23,9 @@ IMAGENET_22K = 14_197_122
 YFCC15M, CC27M = 15_000_000, 27_000_000  # nominal; the paper gives no counts
 
 # K by the side of the patch grid: over 300 groups of 128 (grid 28: of 16) images the released masks left at most 66, 96
-# and 392 context tokens. A longer context would be cut, and counted as context_dropped.
-CONTEXT_TOKENS = {14: 80, 16: 112, 28: 400}
+# and 392 context tokens. These are the next multiples of 8 above that. A longer context would be cut, and
+# counted as context_dropped.
+CONTEXT_TOKENS = {14: 72, 16: 104, 28: 400}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """On which slices the recipes are planned, and with which settings: the rows of launch.plan_recipes.
 
-Every recipe has a global batch of 2,048. "stored": word vectors that launch.encode_captions has written; a T5 in the step
-costs more. `remat` is model.remat.
+Every recipe has a global batch of 2,048. With text=stored, launch.encode_captions has written the word vectors before;
+a T5 that runs in the step costs more.
 """
 
 from collections.abc import Mapping

@@ -23,7 +23,7 @@ from tc_jepa.storage.files import replace_text
 OUTPUT = common.define_path("output", None, "Folder for the plans and the table; made if missing.")
 ONLY = flags.DEFINE_string("only", "", "Plan only rows whose recipe or topology contains this text.")
 
-# The column that shows them -> the settings that only say where the words come from.
+# Settings that only say where words come from, which the table does not show.
 UNSHOWN = ("data.path", "captions.vectors")
 
 

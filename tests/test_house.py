@@ -23,7 +23,7 @@ CONFIGS = sorted(
     [
         (stem, "")
         for stem in sorted(
-            {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "base", "keys", "paper"}
+            {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "base", "keys", "paper", "plans"}
         )
     ]
     + [("paper", name) for name in (*paper.IJEPA, *paper.TC_JEPA)]
