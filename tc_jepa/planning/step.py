@@ -149,8 +149,8 @@ COLLECTIVE = re.compile(
     r"= (?P<result>.*?) (?P<kind>all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
 ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
-# Groups of devices, or pairs of sender and receiver, are written {{0,1},{2,3}}, or [2,2]<=[2,2]T(1,0), which are rows of
-# reordered numbers, or as axes of a mesh: mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}.
+# Groups of devices, or pairs of sender and receiver, are written {{0,1},{2,3}}, or [2,2]<=[2,2]T(1,0), which are rows
+# of reordered numbers, or as axes of a mesh: mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}.
 IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
 LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{([\d,]+)\}")
 ROWS = re.compile(rf"replica_groups=\[([\d,]+)\]<={IOTA}")
