@@ -176,6 +176,7 @@ KEYS = Keys(
         choices=REMATS,
         before="none",
     ),
+    runtime("model.scan_blocks", False, "loop over the encoder's blocks: one is compiled instead of all", before=False),
     key("model.init_std", 0.02, "deviation of initial kernels; the official 0.02 suits widths near 1,000", above=0),
     key(
         "model.init",

@@ -13,7 +13,7 @@ import pytest
 from configs import base
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
-from tc_jepa.models import layers
+from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners.base import Conditioner
 from tc_jepa.models.conditioners.word_cross_attention import WordCrossAttention
 from tc_jepa.train import check_batch
@@ -74,6 +74,13 @@ def remembering_less(blocks: bool, conditioner: bool):
     return dataclasses.replace(method, encoder=method.encoder.clone(remat=blocks))
 
 
+def deeper(**changes):
+    """A method whose encoder has two blocks; `changes` are fields of it."""
+    method = tiny.jepa()
+    encoder = method.encoder.clone(size=vit.Size(width=32, depth=2, heads=4, hidden=64), **changes)
+    return dataclasses.replace(method, encoder=encoder, target=dataclasses.replace(method.target, encoder=encoder))
+
+
 @functools.cache
 def first_gradient(method, accumulate: int):
     """The gradient of one step, and its metrics, at parameters of ordinary size."""
@@ -84,16 +91,17 @@ def first_gradient(method, accumulate: int):
 
 
 @pytest.mark.parametrize(
-    ("method", "accumulate"),
+    ("method", "accumulate", "plain"),
     [
-        (tiny.jepa(), 4),
-        (remembering_less(blocks=True, conditioner=True), 1),
+        (tiny.jepa(), 4, tiny.jepa()),
+        (remembering_less(blocks=True, conditioner=True), 1, tiny.jepa()),
+        (deeper(scan=True, remat=True), 1, deeper()),
     ],
-    ids=["parts", "remat"],
+    ids=["parts", "remat", "scan"],
 )
-def test_what_saves_memory_changes_no_gradient(method, accumulate):
+def test_what_saves_memory_or_compilation_changes_no_gradient(method, accumulate, plain):
     gradient, metrics = first_gradient(method, accumulate)
-    expected, expected_metrics = first_gradient(tiny.jepa(), 1)
+    expected, expected_metrics = first_gradient(plain, 1)
     norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(expected)))
     difference = jax.tree.map(np.subtract, gradient, expected)
     assert np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(difference))) <= 1e-5 * norm

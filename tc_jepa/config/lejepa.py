@@ -33,7 +33,7 @@ def build(
         output_width=chosen.projector.output,
         linear=models.linear(config),
     )
-    encoder = models.encoder(config, constrain, models.remat(config)[0])
+    encoder = models.trained_encoder(config, constrain)
     method = LeJepa(encoder, projector, weight=chosen.weight, slices=chosen.slices)
     views = inputs(config)
     return MethodParts(method, views, views)

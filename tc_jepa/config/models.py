@@ -46,10 +46,15 @@ def remat(config: Config) -> tuple[bool, bool]:
     return REMATS[config.model.remat]
 
 
-def encoder(config: Config, constrain: Constrain = unconstrained, remat: bool = False) -> vit.VisionTransformer:
-    """The encoder. Only one that is trained needs `remat`."""
-    size = vit.SIZES[config.model.encoder]
-    return vit.VisionTransformer(size, config.model.patch_size, linear(config), remat=remat, constrain=constrain)
+def encoder(config: Config, constrain: Constrain = unconstrained) -> vit.VisionTransformer:
+    """The encoder as it is evaluated: without what saves memory and compilation in training."""
+    return vit.VisionTransformer(
+        vit.SIZES[config.model.encoder], config.model.patch_size, linear(config), constrain=constrain
+    )
+
+
+def trained_encoder(config: Config, constrain: Constrain = unconstrained) -> vit.VisionTransformer:
+    return encoder(config, constrain).clone(remat=remat(config)[0], scan=config.model.scan_blocks)
 
 
 def predictor(config: Config, output_width: int, constrain: Constrain = unconstrained) -> Predictor:

@@ -1,6 +1,6 @@
 """The vision encoder: a ViT without a class token that can read a part of the patches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 
 import flax.linen as nn
@@ -44,6 +44,7 @@ class VisionTransformer(nn.Module):
     other projects, never trained here.
     `constrain` is applied to the residual stream before and after every block, to lay activations over devices.
     `remat`: keep the input of each block only for the backward pass, and compute the block again there.
+    `scan`: loop over the blocks, so that one block is compiled. Parameters keep their names.
     Raises ValueError for images that are not divisible into patches.
     """
 
@@ -53,6 +54,7 @@ class VisionTransformer(nn.Module):
     trained_grid: tuple[int, int] | None = None
     stored_positions: bool = False
     remat: bool = False
+    scan: bool = False
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
@@ -71,10 +73,24 @@ class VisionTransformer(nn.Module):
             positions = positions[indices_BxK]
         x = self.linear(self.size.width, "patch_embed")(patches) + positions
         block_of = layers.rematerialised(layers.Block, self.remat)
-        for i in range(self.size.depth):
-            block = block_of(i, self.size.heads, self.size.hidden, self.linear, name=f"blocks_{i}")
-            x = self.constrain(block(self.constrain(x), valid_BxK))
+        sizes = self.size.heads, self.size.hidden, self.linear
+        blocks = [block_of(i, *sizes, name=f"blocks_{i}") for i in range(self.size.depth)]
+        if self.scan and not self.is_initializing():
+            x = self._scanned(blocks, x, valid_BxK)
+        else:
+            for block in blocks:
+                x = self.constrain(block(self.constrain(x), valid_BxK))
         return layers.layer_norm("norm")(x)
+
+    def _scanned(self, blocks: Sequence[layers.Block], x_BxLxD: jax.Array, valid_BxL: jax.Array | None) -> jax.Array:
+        """The blocks as a loop over their stacked parameters."""
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(block.variables["params"] for block in blocks))
+        block = blocks[0].clone(parent=None)
+
+        def step(x, params):
+            return self.constrain(block.apply({"params": params}, self.constrain(x), valid_BxL)), None
+
+        return jax.lax.scan(step, x_BxLxD, stacked)[0]
 
     def _positions(self, grid: tuple[int, int]) -> jax.Array | np.ndarray:
         """[rows * columns, D]"""
