@@ -132,11 +132,12 @@ def _compile(lowered, chip: Chip):
 
 def _cost(traced, compiled, chip: Chip) -> Mapping[str, float]:
     """The compiler's cost analysis of the step with every iteration of its loops; {} where it makes none."""
+    if chip.platform == "cuda":  # its analysis knows neither seconds nor bytes
+        return {}
     if loops.has_loops(traced.jaxpr.jaxpr):
         flat = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for x in jax.tree.leaves(compiled.in_avals)]
         compiled = _compile(jax.jit(loops.unrolled(traced.jaxpr)).lower(*flat), chip)
-    analysis = compiled.cost_analysis()
-    return analysis if isinstance(analysis, Mapping) else {}
+    return compiled.cost_analysis()
 
 
 def _bytes(tree: Any, layout: Any) -> int:
