@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +22,14 @@ from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.transforms import Crop
 from tc_jepa.distributed import sharding
 from tc_jepa.evaluation.tasks.rank import participation_ratio
+from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.methods import lejepa
 from tc_jepa.methods.lejepa import LeJepa
 from tc_jepa.methods.sigreg import epps_pulley, sigreg
 from tc_jepa.models import layers, vit
 from tc_jepa.models.projector import Projector
 from tc_jepa.optimizer import match_rules, weight_decay_rules
+from tc_jepa.report import looks_lejepa
 from tests import tiny
 
 NO_COLOURS = Photometric(0.0, 0.4, 0.4, 0.2, 0.1, 0.0, 0.0, (0.1, 2.0), 0.0)
@@ -328,3 +331,15 @@ def test_the_configuration_reaches_method_and_inputs():
     assert inputs.crop == Crop(32, (0.1, 0.9), (3 / 4, 4 / 3), True)
     assert inputs.photometric == dataclasses.replace(COLOURS, hue=0.3)
     assert inputs.example(SOURCE[0]).views.shape == (5, 32, 32, 3)
+
+
+def test_the_report_shows_the_views_of_the_first_batch():
+    config = base.get_config()
+    config.update_from_flattened_dict(
+        tiny.SMALL_RUN | {"method.name": "lejepa", "lejepa.views": 3, "model.encoder": "nano", "data.train_scenes": 20}
+    )
+    experiment = build_experiment(config)
+    (gallery,) = looks_lejepa.galleries(types.SimpleNamespace(experiment=experiment), None)
+    shown = np.array([[view for _, view in figure.pictures] for figure in gallery.figures])
+    np.testing.assert_array_equal(shown, experiment.first_batch(looks_lejepa.INPUTS).views)
+    assert shown.shape == (6, 3, 32, 32, 3)

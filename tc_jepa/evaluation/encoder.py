@@ -106,7 +106,7 @@ def frozen_vit(
     DINO's get_intermediate_layers. I-JEPA's App. A.2 says that the last four layers are concatenated, but not how.
     """
     return FrozenEncoder(
-        functools.partial(_vit_features, encoder),
+        functools.partial(_vit_features, encoder.clone(scan=False)),  # in a loop its blocks' outputs are out of reach
         params,
         width=encoder.size.width,
         image_size=image_size,

@@ -14,7 +14,7 @@ from tc_jepa.evaluation import results
 from tc_jepa.experiment.run import open_run
 from tc_jepa.methods import reporting
 from tc_jepa.methods.reporting import Diagnostic, FEATURES, Section, TRAINING
-from tc_jepa.report import looks, looks_jepa
+from tc_jepa.report import looks, looks_jepa, looks_lejepa
 from tc_jepa.report.charts import Line, line_chart
 from tc_jepa.report.looks import Gallery
 from tc_jepa.report.pictures import data_uri
@@ -24,7 +24,7 @@ from tc_jepa.storage.files import replace_text
 
 REPORT = Path("report", "index.html")  # in a workdir
 # Galleries that only runs of one method have, by the method's name: (run, held-out images) -> galleries.
-METHOD_GALLERIES = {"jepa": looks_jepa.galleries}
+METHOD_GALLERIES = {"jepa": looks_jepa.galleries, "lejepa": looks_lejepa.galleries}
 EVALUATED = "eval/"  # prefix in metrics.jsonl of the scores of train.eval_tasks
 TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("tc_jepa.report", "."),
