@@ -18,7 +18,7 @@ from launch import common
 from launch import distributed as processes
 from tc_jepa.errors import UserError
 
-ENCODER = common.define_path("encoder", None, "A workdir, a converted folder, or a Hugging Face I-JEPA folder.")
+ENCODER = common.define_workdir("encoder", "A workdir, a converted folder, or a Hugging Face I-JEPA folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of a workdir's checkpoint; default: the newest.")
 DATA = common.define_path("data", None, "The prepared folder.")
 OUTPUT = common.define_path("output", None, "The folder to write. It must not exist yet.")
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa.evaluation.encoder import frozen_vit
     from tc_jepa.pretrained import encoder as pretrained
     from tc_jepa.storage.checkpoint import chosen_step, fingerprints
-    from tc_jepa.storage.files import refuse_existing
+    from tc_jepa.storage.files import as_path, refuse_existing
 
     logging.set_verbosity(logging.WARNING)
     refuse_existing(Path(OUTPUT.value))
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> None:
     sources = {split: PreparedSource(DATA.value, split, names) for split in SPLITS.value or held}
 
     processes.start(stops_together=False)
-    path = Path(ENCODER.value)
+    path = as_path(ENCODER.value)
     step = chosen_step(path, STEP.value) if pretrained.is_run(path) else STEP.value
     weights = pretrained.open_encoder(path, step)
     image_size, patch_size = IMAGE_SIZE.value or weights.image_size, weights.encoder.patch_size

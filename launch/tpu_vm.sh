@@ -46,7 +46,8 @@ setup() {
   on_all_workers "set -e; tar -xzf $FOLDER.tar.gz; cd $FOLDER
     [ -x $UV ] || curl -LsSf https://astral.sh/uv/install.sh | sh
     $UV venv --allow-existing --python=3.12 .venv
-    $UV pip install --python=.venv/bin/python --requirement=requirements.txt 'jax[tpu]>=0.10.2'"
+    $UV pip install --python=.venv/bin/python --requirement=requirements.txt 'jax[tpu]>=0.10.2' \
+      gcsfs google-cloud-storage"
   run rm "$archive"
 }
 

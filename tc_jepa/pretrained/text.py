@@ -25,6 +25,7 @@ from tc_jepa.models.text.embedding import EmbeddingText
 from tc_jepa.models.text.t5 import T5Config, T5Encoder
 from tc_jepa.storage import hashing
 from tc_jepa.storage.checkpoint import chosen_step, CONFIG_FILE, read_config, restore_trained
+from tc_jepa.storage.files import as_path
 
 T5_WORDS = 32  # length to which strings are padded or cut for a T5 without a run
 DTYPES = (jnp.float32, jnp.bfloat16)  # T5 overflows in float16
@@ -44,7 +45,7 @@ def load_text_encoder(
     dtype = jnp.dtype(dtype)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype.name} is not supported; give float32 or bfloat16", about="dtype")
-    path = Path(path)
+    path = as_path(path)
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} holds no {CONFIG_FILE}; give the folder of a T5, or the workdir of a run")
     if "model_type" in read_json(path / CONFIG_FILE):
