@@ -184,13 +184,13 @@ class T5Captions:
             "weights": hashing.parameters_sha256(config, params),
             "vocabulary": hashing.file_sha256(t5.vocabulary(folder)),
         }
-        whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        whole, self._rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         self._params = jax.device_put(params, whole)
         encoder = T5Encoder(config)
         self._apply = jax.jit(
             lambda params, ids, valid: encoder.apply({"params": params}, ids[:, None], valid[:, None])[:, 0],
-            in_shardings=(whole, rows, rows),
-            out_shardings=rows,
+            in_shardings=(whole, self._rows, self._rows),
+            out_shardings=self._rows,
         )
 
     def info(self, name: str, dtype: str) -> WordVectorInfo:
@@ -206,7 +206,8 @@ class T5Captions:
         for rows in batches:
             longest = min(-(-lengths[rows[-1]] // LENGTH_STEP) * LENGTH_STEP, self.tokenizer.words)
             padded = np.resize(rows, size)
-            computed.append(self._apply(self._params, ids[padded, :longest], valid[padded, :longest]))
+            tokens = jax.device_put((ids[padded, :longest], valid[padded, :longest]), self._rows)
+            computed.append(self._apply(self._params, *tokens))
         vectors = {}
         for rows, array in zip(batches, computed):
             vectors |= {row: one[: lengths[row]] for row, one in zip(rows.tolist(), np.asarray(array))}
