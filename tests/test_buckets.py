@@ -6,6 +6,7 @@ from pathlib import Path
 import signal
 import subprocess
 import sys
+import time
 
 from absl import logging
 import numpy as np
@@ -21,6 +22,7 @@ from tc_jepa.storage import files  # noqa: E402
 from tc_jepa.storage.checkpoint import saved_steps  # noqa: E402
 from tc_jepa.storage.files import as_path, GrowingFile  # noqa: E402
 from tests import object_store, tiny  # noqa: E402
+from tests.test_processes import start, statuses  # noqa: E402
 from tests.test_train import interrupt_after, lines, mite, tiny_config  # noqa: E402, F401 - mite is a fixture
 
 pytestmark = pytest.mark.slow  # the packages are not among those of the fast suite
@@ -132,3 +134,20 @@ def test_the_commands_read_and_write_a_run_in_a_bucket(store, tmp_path):
     assert (tmp_path / "published" / "config.json").exists()
     image = next((ROOT / "tests/fixtures/photos/images").glob("*.jpg"))
     command("show", "--what=pca", f"--encoder={run}", f"--image={image}", f"--output={tmp_path / 'pca.png'}")
+
+
+def test_two_processes_train_in_a_bucket_and_stop_together_when_all_get_sigterm(store):
+    """As Slurm and Kubernetes stop a job: every process gets the signal."""
+    run, log = f"gs://{object_store.BUCKET}/runs/two", "runs/two/metrics.jsonl"
+    rare = {f"train.{name}": 10_000 for name in ("steps", "checkpoint_every", "eval_every")}
+    sizes = tiny.SMALL_RUN | rare | {"data.train_scenes": 40, "mesh.fsdp": 2}
+    keys = [f"--config.{name}={value}" for name, value in sizes.items()]
+    started = start(2, 2, "launch.train", "--config=configs/quickstart.py", f"--workdir={run}", *keys)
+    while log not in store.objects:  # for a minute
+        assert [process.poll() for process in started] == [None, None]
+        time.sleep(0.5)
+    for process in started:
+        process.send_signal(signal.SIGTERM)
+    assert statuses(started) == [128 + signal.SIGTERM] * 2
+    (saved,) = saved_steps(as_path(run))
+    assert json.loads(store.objects[log].content.splitlines()[-1])["step"] == saved
