@@ -10,7 +10,7 @@ import ml_collections
 
 from configs.keys import empty, flatten, given, Key, Keys, unless, when
 from tc_jepa.evaluation.tasks import TASKS
-from tc_jepa.storage.files import local_path
+from tc_jepa.storage.files import local_path, workdir_path
 
 METHODS = ("jepa", "lejepa")
 LEVELS = ("standard", "hard")
@@ -253,14 +253,18 @@ KEYS = Keys(
 )
 
 
+WORKDIR_KEYS = ("train.init_from", "target_encoder.teacher")  # paths that may also be in a bucket
+
+
 def get_config() -> ml_collections.ConfigDict:
     """All defaults. Locked: setting an undeclared key raises."""
     return KEYS.defaults()
 
 
 def expand_paths(config: ml_collections.ConfigDict) -> None:
-    """Expands ~ in all keys that are paths. UserError, naming the key, for what `local_path` refuses."""
+    """Expands ~ in all keys that are paths. UserError, naming the key, for what cannot be used."""
     values = flatten(config)
     for name in (declared.name for declared in KEYS if declared.path):
-        paths = [local_path(part, name) for part in values[name].split(",")]
+        expand = workdir_path if name in WORKDIR_KEYS else local_path
+        paths = [expand(part, name) for part in values[name].split(",")]
         config.update_from_flattened_dict({name: ",".join(paths)})

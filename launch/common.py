@@ -11,7 +11,7 @@ from ml_collections import config_flags
 from configs import base
 from configs.keys import flatten
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import local_path
+from tc_jepa.storage.files import local_path, workdir_path
 
 flags.disclaim_key_flags()  # flags that define_path defines are those of its caller, for --help
 CONFIG_FLAG = "config"
@@ -43,6 +43,13 @@ class PathParser(flags.ArgumentParser):
         return local_path(argument, self.name)
 
 
+class WorkdirParser(PathParser):
+    """Parses the value of the flag `name` as a path that may also be in a bucket; see `workdir_path`."""
+
+    def parse(self, argument: str) -> str:
+        return workdir_path(argument, self.name)
+
+
 class PathListParser(flags.ListParser):
     """Parses the value of the flag `name` as local paths separated by commas."""
 
@@ -55,8 +62,13 @@ class PathListParser(flags.ListParser):
 
 
 def define_path(name: str, default: str | None, description: str) -> flags.FlagHolder[str]:
-    """Defines a flag that is a path."""
+    """Defines a flag that is a local path."""
     return flags.DEFINE(PathParser(name), name, default, description)
+
+
+def define_workdir(name: str, description: str) -> flags.FlagHolder[str]:
+    """Defines a flag that is a path of a workdir, which may be in a bucket."""
+    return flags.DEFINE(WorkdirParser(name), name, None, description)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

@@ -21,7 +21,7 @@ from absl import flags, logging
 
 from launch import common
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import new_folder, refuse_existing
+from tc_jepa.storage.files import as_path, new_folder, refuse_existing
 
 IJEPA, HF_IJEPA, T5, TC_JEPA = "ijepa", "hf_ijepa", "t5", "tc_jepa"
 PAIRS = (
@@ -43,7 +43,7 @@ FROM = flags.DEFINE_string(
 TO = flags.DEFINE_string(
     "to", None, "Format of the output. tc_jepa (default): a converted folder; hf_ijepa: a Hugging Face folder."
 )
-INPUT = common.define_path("input", None, "The file or folder to read.")
+INPUT = common.define_workdir("input", "The file or folder to read.")
 OUTPUT = common.define_path("output", None, "The folder to write. It must not exist yet.")
 NETWORK = flags.DEFINE_string(
     "network",
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     with new_folder(output) as unfinished:
         if target == TC_JEPA:
             network = f", network {NETWORK.value}" if source == IJEPA else ""
-            folder.save(weights, unfinished, origin=f"{source} {Path(INPUT.value).name}{network}")
+            folder.save(weights, unfinished, origin=f"{source} {as_path(INPUT.value).name}{network}")
         else:
             hf_ijepa.save(weights, unfinished)
     size = weights.encoder.size
@@ -104,7 +104,7 @@ def check_flags() -> tuple[str, str]:
             raise UserError(f"--{name} has no effect with --from={source}; leave it out", about=name)
     if NETWORK.value not in NETWORKS:
         raise UserError(f"--network={NETWORK.value} is unknown; give one of {', '.join(NETWORKS)}", about="network")
-    path = Path(INPUT.value)
+    path = as_path(INPUT.value)
     if not (path.is_file() if source == IJEPA else path.is_dir()):
         wanted = "file such as IN1K-vit.h.14-300e.pth.tar" if source == IJEPA else "folder"
         raise UserError(f"--input={path} is not a {wanted}, which --from={source} reads", about="input")
@@ -117,7 +117,7 @@ def read(source: str, *, predictor: bool):
     from tc_jepa.convert.tensors import CONFIG, read_json
     from tc_jepa.pretrained import encoder as pretrained
 
-    path = Path(INPUT.value)
+    path = as_path(INPUT.value)
     if source == IJEPA:
         return ijepa.load(path, NETWORK.value, HEADS.value)
     if source == HF_IJEPA:

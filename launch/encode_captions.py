@@ -3,8 +3,9 @@
   python -m launch.encode_captions --data=DATA --text=T5 [--words=32] [--dtype=bfloat16] [--output=DATA/words/NAME]
   python -m launch.train --config.data.path=DATA --config.model.text=stored --config.captions.vectors=DATA/words/NAME
 
---words must equal the run's captions.words, and the feature flags its data.*_features. After an interruption the same
-command continues after the last finished shard. To store the vectors of another text encoder, call
+--words must equal the run's captions.words, and the feature flags its data.*_features. All devices are used, and with
+--distributed those of several hosts, which share the shards. After an interruption the same command continues after the
+last finished shard. To store the vectors of another text encoder, call
 tc_jepa.write_word_vectors (tc_jepa/data/README.md, "Word vectors computed once").
 """
 
@@ -16,6 +17,7 @@ from absl import flags, logging
 
 from configs import base
 from launch import common
+from launch import distributed as processes
 from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
 
@@ -31,7 +33,8 @@ IMAGE_FEATURE = flags.DEFINE_string("image_feature", "image", "The run's data.im
 CAPTION_FEATURES = flags.DEFINE_list("caption_features", [], "The run's data.caption_features.")
 DESCRIPTION_FEATURES = flags.DEFINE_list("description_features", [], "The run's data.description_features.")
 DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float16"], "Dtype of the stored vectors.")
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Captions that the T5 encodes at a time, over all devices.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Captions that the T5 encodes at a time, over a host's devices.")
+flags.adopt_module_key_flags(processes)  # --distributed
 
 SAMPLED_IMAGES = 1000  # for the estimate of the size
 
@@ -47,10 +50,12 @@ def main(argv: Sequence[str]) -> None:
     # Imported here to keep --help and flag errors fast.
     from tc_jepa.data.prepared import FeatureNames, splits
     from tc_jepa.data.word_vectors.write import write_word_vectors
+    from tc_jepa.distributed.processes import all_processes
     from tc_jepa.pretrained.text import T5Captions
 
     logging.set_verbosity(logging.WARNING)
     counts = splits(DATA.value)
+    processes.start(stops_together=False)
     encoder = T5Captions(TEXT.value, WORDS.value, BATCH_SIZE.value)
     name = Path(TEXT.value).resolve().name
     info = encoder.info(name, DTYPE.value)
@@ -59,7 +64,7 @@ def main(argv: Sequence[str]) -> None:
     if not output.exists():
         print_estimate(counts, encoder, info, features)
     try:
-        write_word_vectors(DATA.value, str(output), encoder, info, features=features)
+        write_word_vectors(DATA.value, str(output), encoder, info, features=features, processes=all_processes())
     except KeyboardInterrupt:
         print("interrupted; the same command continues after the last finished shard", file=sys.stderr)
         sys.exit(130)
@@ -90,4 +95,4 @@ def print_estimate(counts: dict[str, int], encoder, info, features) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main)
+    common.run(main, processes.leave)

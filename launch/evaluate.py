@@ -10,15 +10,17 @@ the one of --compare, which is evaluated on the same examples, with a paired boo
 
 Writes results.md (which is also printed), results.json, pictures, and confusions as CSV to --output, and replaces the
 files that an earlier results.json there lists. Features are kept in OUTPUT/features.partial meanwhile; the same command
-resumes from them after a kill. The keys `evaluation.*` of the run's configuration say how many examples are read and
-how many at once; for a folder they have the defaults of configs/base.py. --set changes them, the split to test on
-(evaluation.test_split), and the names of features of data that is not the run's own: data.image_feature,
+resumes from them after a kill. For results in a bucket, which are those of a workdir there without --output, they are
+kept in a temporary folder of this machine. The keys `evaluation.*` of the run's configuration say how many examples are
+read and how many at once; for a folder they have the defaults of configs/base.py. --set changes them, the split to test
+on (evaluation.test_split), and the names of features of data that is not the run's own: data.image_feature,
 data.label_features, data.mask_feature.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 import shlex
+import tempfile
 from typing import Any, NamedTuple
 
 from absl import flags, logging
@@ -29,11 +31,12 @@ from launch import distributed as processes
 from tc_jepa.data.sources import SCENES, TRAIN
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks as table
+from tc_jepa.storage.files import as_path, in_bucket
 
 DATA_KEYS = ("data.image_feature", "data.label_features", "data.mask_feature")
 SIZES = ("train_examples", "test_examples", "dense_examples", "views")  # of the group evaluation
 
-ENCODER = common.define_path("encoder", None, "Workdir of a training run, or a folder with an encoder.")
+ENCODER = common.define_workdir("encoder", "Workdir of a training run, or a folder with an encoder.")
 DATA = common.define_path(
     "data", None, f"{SCENES!r}, or a prepared folder; default: a run's evaluation.data, or its own data."
 )
@@ -43,7 +46,7 @@ TASKS = flags.DEFINE_list(
     "Tasks, separated by commas; default: a run's evaluation.tasks. "
     + "; ".join(f"{name} = {about}" for name, about in table.TASKS.items()),
 )
-COMPARE = common.define_path("compare", None, "Another encoder to evaluate beside it: a workdir or a folder.")
+COMPARE = common.define_workdir("compare", "Another encoder to evaluate beside it: a workdir or a folder.")
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
 OUTPUT = common.define_path("output", None, "Directory of the results; default: ENCODER/eval/STEP, or ENCODER/eval.")
 flags.adopt_module_key_flags(setting)  # --set
@@ -89,7 +92,7 @@ def main(argv: Sequence[str]) -> None:
     compared = None if COMPARE.value is None else open_encoder(COMPARE.value, None)
     encoders, context = frozen_encoders(config, opened, compared)
 
-    output = Path(OUTPUT.value or opened.path / "eval" / ("" if opened.step is None else str(opened.step)))
+    output = as_path(OUTPUT.value or opened.path / "eval" / ("" if opened.step is None else str(opened.step)))
     sizes = {name: config.evaluation[name] for name in SIZES}
     about = about_results(config, opened, compared) | {
         "tested_on": test_split,
@@ -97,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
         **sizes,
     }
     contents = digest(data.dataset(config).identity())
-    store = FeatureStore(output / "features.partial", about | {"contents": contents})
+    store = FeatureStore(folder_of_features(output), about | {"contents": contents})
     found = evaluate(
         encoders.pop(""),
         encoders,
@@ -118,13 +121,28 @@ def main(argv: Sequence[str]) -> None:
         print(f"python -m launch.report --workdir={opened.path} puts these scores into the run's page")
 
 
+def folder_of_features(output: Path) -> Path:
+    """Where features are kept: beside the results, or for results in a bucket in a new folder on this machine."""
+    import jax
+
+    if not in_bucket(output):
+        return output / "features.partial"
+    if jax.process_count() > 1:
+        raise UserError(
+            f"several processes cannot share features in {output}; give --output=DIR, a local or mounted folder that "
+            "all of them see",
+            about="output",
+        )
+    return Path(tempfile.mkdtemp(prefix="features."))
+
+
 def open_encoder(path: str, step: int | None) -> Opened:
     """The encoder of a workdir, at a step or the newest, or of a folder."""
     from tc_jepa.pretrained import encoder as pretrained
     from tc_jepa.storage.checkpoint import chosen_step
 
-    chosen = chosen_step(Path(path), step) if pretrained.is_run(path) else None
-    return Opened(Path(path), chosen, pretrained.open_encoder(path, step if chosen is None else chosen))
+    chosen = chosen_step(as_path(path), step) if pretrained.is_run(path) else None
+    return Opened(as_path(path), chosen, pretrained.open_encoder(path, step if chosen is None else chosen))
 
 
 def about_results(config, opened: Opened, compared: Opened | None) -> dict[str, object]:

@@ -9,15 +9,14 @@ command adds the scores. The runs of --compare are drawn in the charts and in th
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags, logging
 
 from launch import common
 
-WORKDIR = common.define_path("workdir", None, "Workdir of the run to report on.")
+WORKDIR = common.define_workdir("workdir", "Workdir of the run to report on.")
 COMPARED = "Workdir of another run to draw beside it. May be repeated."
-COMPARE = flags.DEFINE_multi(common.PathParser("compare"), None, "compare", [], COMPARED)
+COMPARE = flags.DEFINE_multi(common.WorkdirParser("compare"), None, "compare", [], COMPARED)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -26,8 +25,9 @@ def main(argv: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     # Imported late, so that --help and a mistyped flag are answered at once.
     from launch.reporting import write_report
+    from tc_jepa.storage.files import as_path
 
-    path, verdict = write_report(Path(WORKDIR.value), [Path(other) for other in COMPARE.value])
+    path, verdict = write_report(as_path(WORKDIR.value), [as_path(other) for other in COMPARE.value])
     for question, answer in verdict.answers.items():
         print(f"{question} {answer.text}")
     for warning in verdict.warnings:

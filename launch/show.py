@@ -29,7 +29,7 @@ from tc_jepa.errors import UserError
 NEEDED = {"masks": (), "pca": ("encoder",), "words": ("encoder", "caption", "word"), "errors": ("encoder", "caption")}
 WHAT = flags.DEFINE_enum("what", None, list(NEEDED), "What to show.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "masks: a configuration file, instead of --encoder.")
-ENCODER = common.define_path("encoder", None, "Workdir of a run; for pca also a folder with an encoder.")
+ENCODER = common.define_workdir("encoder", "Workdir of a run; for pca also a folder with an encoder.")
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
 IMAGE = flags.DEFINE(common.PathListParser("image"), "image", [], "Image files, separated by commas.")
 CAPTION = flags.DEFINE_string("caption", None, "words, errors: a caption of the images.")
@@ -61,14 +61,15 @@ def rows_of_pictures():
     from tc_jepa import load_encoder
     from tc_jepa.pretrained.encoder import is_run
     from tc_jepa.report import looks, looks_jepa
+    from tc_jepa.storage.files import as_path
 
     if WHAT.value == "pca":
         encoder = load_encoder(ENCODER.value, STEP.value)
         return looks.pca_rows(encoder, looks.read_images(IMAGE.value, encoder.image_size))
     if WHAT.value == "masks":
-        config = CONFIG.value or common.run_config(Path(ENCODER.value))
+        config = CONFIG.value or common.run_config(as_path(ENCODER.value))
         return looks_jepa.mask_rows(config, looks.read_images(IMAGE.value, config.image.size))
-    path = Path(ENCODER.value)
+    path = as_path(ENCODER.value)
     if not is_run(path):
         raise UserError(f"--encoder={path} has no predictor that reads words; give the workdir of a run")
     run = looks_jepa.open_reading_run(path, common.run_config(path), STEP.value)

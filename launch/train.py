@@ -17,21 +17,23 @@ from configs import base
 from launch import common
 from launch import distributed as processes
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import refuse_held, TRAINING_LOCK
+from tc_jepa.storage.files import as_path, refuse_held, TRAINING_LOCK
 
 __doc__ += base.KEYS.describe()
 
 CONFIG = config_flags.DEFINE_config_file(
     common.CONFIG_FLAG, help_string="Configuration file; --config.KEY=VALUE overrides one of its keys."
 )
-WORKDIR = common.define_path("workdir", None, "Directory of the run: made if missing, resumed if there.")
+WORKDIR = common.define_workdir(
+    "workdir", "Directory of the run, local or gs://BUCKET/PATH: made if missing, resumed if there."
+)
 flags.adopt_module_key_flags(processes)  # --distributed
 
 
 def main(argv: Sequence[str]) -> None:
     del argv
     common.require("config", "workdir")
-    workdir = Path(WORKDIR.value)
+    workdir = as_path(WORKDIR.value)
     if processes.DISTRIBUTED.value is None:  # of several processes the first alone holds the lock
         refuse_held(workdir / TRAINING_LOCK)  # before JAX is loaded, which takes seconds
     # Imported here: data workers import this module again, and need none of it.

@@ -63,7 +63,6 @@ def train(experiment: Experiment, workdir: Path) -> None:
     with contextlib.ExitStack() as stack:
         if is_first():  # which alone of several processes holds the lock
             workdir.mkdir(parents=True, exist_ok=True)
-            (workdir / TRAINING_LOCK).touch()
             stack.enter_context(held(workdir / TRAINING_LOCK))
             replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
             record_data(workdir, experiment.run_data, resumed=resumed)
@@ -130,6 +129,7 @@ def _train_steps(
                 progress.flush(functools.partial(measure, state))
             if step % every.checkpoint_every == 0 or step == steps or stopping:
                 progress.flush()  # raises before a state whose loss is not finite could be saved
+                progress.sync()
                 checkpoints.save(state, config.to_dict())
             if stopping:
                 break

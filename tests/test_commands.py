@@ -14,6 +14,7 @@ from launch.common import check_workdir
 from tc_jepa.config import data as config_data
 from tc_jepa.config.validate import validate
 from tc_jepa.errors import UserError
+from tc_jepa.storage import files
 from tc_jepa.storage.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
@@ -200,12 +201,12 @@ from tc_jepa.errors import UserError
 
 for flag in flags.FLAGS.get_key_flags_for_module({command}):
     try:
-        flag.parser.parse("gs://bucket/x")
+        flag.parser.parse("s3://bucket/x")
         print(flag.name)
     except ValueError:  # a number or one of several names
         pass
     except UserError as error:
-        assert f"--{{flag.name}}=gs:" in str(error)
+        assert f"--{{flag.name}}=s3:" in str(error)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) <= TEXTS | {"config"}  # it is opened later
@@ -214,7 +215,7 @@ for flag in flags.FLAGS.get_key_flags_for_module({command}):
 @pytest.mark.parametrize(
     ("command", "arguments", "named"),
     [
-        ("train", ["--config=mine.py", "--workdir=gs://bucket/run"], "--workdir"),
+        ("train", ["--config=mine.py", "--workdir=s3://bucket/run"], "--workdir"),
         ("train", ["--config=gs://bucket/mine.py", "--workdir=run"], "--config"),
         ("train", ["--config=mine.py", "--workdir=run", "--config.data.path=/a,s3://bucket/b"], "data.path"),
         ("train", ["--config=mine.py", "--workdir=~nobody-of-this-name/run"], "--workdir"),
@@ -266,9 +267,31 @@ def test_paths_of_a_configuration_are_expanded(name, monkeypatch):
     config.update_from_flattened_dict({name: "~/a,/b,~/c"})
     base.expand_paths(config)
     assert base.flatten(config)[name] == "/home/me/a,/b,/home/me/c"
-    config.update_from_flattened_dict({name: "gs://bucket/a"})
-    with pytest.raises(UserError, match=f"^{name}=gs://bucket/a "):
+    config.update_from_flattened_dict({name: "s3://bucket/a"})
+    with pytest.raises(UserError, match=f"^{name}=s3://bucket/a "):
         base.expand_paths(config)
+
+
+@pytest.mark.parametrize("name", PATH_KEYS)
+def test_only_workdirs_of_a_configuration_may_be_in_a_bucket(name, monkeypatch):
+    monkeypatch.setattr(files, "BUCKET_PACKAGES", ())
+    config = base.get_config()
+    config.update_from_flattened_dict({name: "gs://bucket/a"})
+    if name in base.WORKDIR_KEYS:
+        base.expand_paths(config)
+        assert base.flatten(config)[name] == "gs://bucket/a"
+    else:
+        with pytest.raises(UserError, match=f"^{name}=gs://bucket/a "):
+            base.expand_paths(config)
+
+
+def test_a_bucket_needs_packages_and_another_store_is_refused(monkeypatch):
+    for packages, given in ((("nothing.of_this_name",), "gs://bucket/a"), ((), "s3://bucket/a")):
+        monkeypatch.setattr(files, "BUCKET_PACKAGES", packages)
+        with pytest.raises(UserError) as refused:
+            files.workdir_path(given, "--workdir")
+        assert refused.value.about == "workdir"
+    assert files.workdir_path("gs://bucket/a/", "--workdir") == "gs://bucket/a"
 
 
 def test_only_paths_of_a_configuration_are_expanded():

@@ -29,6 +29,7 @@ PROJECT, *ROOMS = READMES = [
 ]
 PHOTOS = ROOT / "tests" / "fixtures" / "photos"
 COMMANDS = sorted(path.stem for path in (ROOT / "launch").glob("*.py") if "common.run(" in path.read_text())
+SCRIPT_FLAGS = {flag for path in (ROOT / "launch").glob("*.sh") for flag in re.findall(r"--(\w+)", path.read_text())}
 KEYS = {key.name for key in base.KEYS}
 GROUPS = {name.rpartition(".")[0] for name in KEYS}
 FILES = {"csv", "json", "jsonl", "lock", "md", "npz", "png", "py"}  # "captions.json" is not a key
@@ -155,7 +156,7 @@ def test_flags(readme, known_flags):
         if group == "config" and key:
             assert key in KEYS or is_placeholder(key), f"{name}={value}"
         else:
-            flags = known_flags[command] if command else set().union(*known_flags.values())
+            flags = known_flags[command] if command else set().union(SCRIPT_FLAGS, *known_flags.values())
             assert name in flags, f"{command} --{name}"
 
 

@@ -1,8 +1,10 @@
 """Features on disk: what a folder holds, that a killed command goes on, and that other work is never mixed in."""
 
+from concurrent.futures import ThreadPoolExecutor
 import json
 import subprocess
 import sys
+import threading
 
 import jax
 import numpy as np
@@ -17,6 +19,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, extract
 from tc_jepa.methods.method import init_encoder
 from tc_jepa.models.vit import Size
+from tc_jepa.storage.partial import partial_path, Processes
 from tests.test_house import ROOT
 
 SIZE, PATCH = 16, 4
@@ -100,6 +103,26 @@ def test_a_killed_extraction_goes_on_and_equals_one_that_was_not(data, pixels, t
     assert not halves.with_name("halves.partial").exists()
     with pytest.raises(UserError, match="--output=.*halves"):
         extract.extract(pixels, sources(data), halves, **SETTINGS)
+
+
+def test_processes_share_the_shards_of_one_folder(data, pixels, tmp_path, monkeypatch):
+    alone, shared, saved, save = tmp_path / "alone", tmp_path / "shared", [], extract.save
+    extract.extract(pixels, sources(data), alone, **SETTINGS)
+    monkeypatch.setattr(extract, "save", lambda path, arrays: (saved.append(threading.get_ident()), save(path, arrays)))
+    together = threading.Barrier(2, timeout=60)
+
+    def process(index: int) -> None:
+        both = Processes(index, 2, lambda name: together.wait())
+        extract.extract(pixels, sources(data), shared, **SETTINGS, processes=both)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(process, (0, 1)))
+    assert sorted(saved.count(one) for one in set(saved)) == [2, 2]
+    assert {path.name for path in shared.iterdir()} == {path.name for path in alone.iterdir()}
+    for path in alone.glob("*.npz"):
+        ours, theirs = read(path), read(shared / path.name)
+        assert ours.keys() == theirs.keys() and all(np.array_equal(ours[name], theirs[name]) for name in ours)
+    assert not partial_path(shared).exists()
 
 
 def test_features_that_are_not_finite_are_refused(data, tmp_path):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tc_jepa.errors import UserError
-from tc_jepa.storage.partial import partial_path, PartialFolder, write_record
+from tc_jepa.storage.partial import partial_path, PartialFolder, Processes, write_record
 from tests.preparing import contents
 from tests.test_house import ROOT
 
@@ -90,3 +90,25 @@ def test_a_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="file/out.partial"):
         PartialFolder(tmp_path / "file" / "out.partial", SETTINGS)
+
+
+def test_the_first_of_several_processes_makes_and_removes_the_folder(tmp_path):
+    path = tmp_path / "out.partial"
+    with pytest.raises(UserError) as refused:
+        PartialFolder(path, SETTINGS, Processes(1, 2))  # they do not see the same files
+    assert refused.value.about == "output" and not path.exists()
+    first, second = (PartialFolder(path, SETTINGS, Processes(index, 2)) for index in (0, 1))
+    with pytest.raises(KeyboardInterrupt), second:
+        raise KeyboardInterrupt
+    assert path.exists()
+    with pytest.raises(UserError):
+        first.check_complete(["one"])
+    (second.data / "one").touch()
+    first.check_complete(["one"])
+    first.discard()
+    assert not path.exists()
+
+
+def test_every_piece_belongs_to_one_process():
+    shares = [Processes(index, 3).share(range(7)) for index in range(3)]
+    assert sorted(piece for share in shares for piece in share) == list(range(7))

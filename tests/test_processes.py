@@ -19,9 +19,14 @@ import pytest
 
 from configs import base
 from launch import distributed
+from tc_jepa.convert import folder
+from tc_jepa.convert.weights import EncoderWeights, square_encoder
+from tc_jepa.data.prepare.scenes import prepare_scenes
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import features
 from tc_jepa.evaluation.features import FeatureStore, Part
+from tc_jepa.methods.method import init_encoder
+from tc_jepa.models.vit import Size
 from tc_jepa.storage.checkpoint import saved_steps
 from tc_jepa.storage.files import held, refuse_held
 from tests import tiny
@@ -186,6 +191,34 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path):
         )
     assert any(name.startswith("eval/knn/") for name in metrics[0][-1])
     assert scores[0] == scores[1]
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_features_and_word_vectors_of_one(tmp_path):
+    data, encoder = str(tmp_path / "data"), tmp_path / "encoder"
+    prepare_scenes(60, data, seed=0, size=32)
+    size = Size(width=32, depth=1, heads=4, hidden=64)
+    vit = square_encoder(size, 8, 32, stored_positions=False)
+    encoder.mkdir()
+    folder.save(EncoderWeights(vit, init_encoder(vit, (32, 32, 3), jax.random.key(0)), 32), encoder, origin="test")
+    tiny.t5_folder(tmp_path / "t5")
+    for count in (1, 2):
+        features, words = tmp_path / f"features{count}", tmp_path / f"words{count}"
+        shared = f"--data={data}", f"--output={features}", "--images_per_shard=16", "--batch_size=8"
+        assert statuses(start(count, 2, "launch.extract_features", f"--encoder={encoder}", *shared)) == [0] * count
+        assert len(list(features.glob("train-*.npz"))) == 4
+        encode = f"--data={data}", f"--text={tmp_path / 't5'}", f"--output={words}", "--batch_size=8"
+        assert statuses(start(count, 2, "launch.encode_captions", *encode)) == [0] * count
+    for name in ("features", "words"):
+        one, two = (tmp_path / f"{name}{count}" for count in (1, 2))
+        assert {path.name for path in one.iterdir()} == {path.name for path in two.iterdir()}
+        for path in one.iterdir():
+            if path.suffix == ".npz":
+                with np.load(path) as ours, np.load(two / path.name) as theirs:
+                    assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+            else:
+                assert path.read_bytes() == (two / path.name).read_bytes()
+    assert not list(tmp_path.glob("*.partial"))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Word vectors that were stored before training: the same run as with the text encoder in it, or a clear refusal."""
 
+from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import dataclasses
 import hashlib
@@ -10,6 +11,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 import jax
@@ -36,7 +38,7 @@ from tc_jepa.models.text.embedding import StoredWords
 from tc_jepa.models.text.t5 import T5Encoder
 from tc_jepa.pretrained.text import T5Captions
 from tc_jepa.state import initial_state
-from tc_jepa.storage.partial import partial_path
+from tc_jepa.storage.partial import partial_path, Processes
 from tc_jepa.storage.run_data import check_data, DATA_FILE, recorded, VECTORS, WORDS_FILE
 from tests import tiny
 from tests.test_train import mite, tiny_config  # noqa: F401 - mite is a fixture
@@ -299,6 +301,26 @@ def test_a_killed_encoding_goes_on_where_it_stopped_and_ends_alike(data, tmp_pat
     (tmp_path / "mine").mkdir()
     with pytest.raises(UserError, match="mine exists already"):
         write_word_vectors(data, str(tmp_path / "mine"), random_projection, HASHED)
+
+
+def test_processes_share_the_shards_of_one_folder(data, tmp_path):
+    alone, shared, asked = tmp_path / "alone", tmp_path / "shared", []
+    write_word_vectors(data, str(alone), random_projection, HASHED, images_per_shard=2)
+    together = threading.Barrier(2, timeout=60)
+
+    def process(index: int) -> None:
+        def encode(captions):
+            asked.append(index)
+            return random_projection(captions)
+
+        both = Processes(index, 2, lambda name: together.wait())
+        write_word_vectors(data, str(shared), encode, HASHED, images_per_shard=2, processes=both)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(process, (0, 1)))
+    assert set(asked) == {0, 1}
+    ours, theirs = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (alone, shared))
+    assert ours == theirs and not partial_path(shared).exists()
 
 
 def test_two_encoders_do_not_write_one_folder(data, tmp_path):

@@ -8,6 +8,7 @@ from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
 from tc_jepa.errors import UserError
+from tc_jepa.storage.partial import Processes
 
 LONGEST_WAIT = 24 * 3600  # seconds; when one process dies, JAX ends the others much sooner
 
@@ -30,6 +31,11 @@ def wait_for_all(name: str) -> None:
         everyone = set(range(jax.process_count()))
         barrier = f"{name}, barrier {next(_barriers)}"  # JAX allows each name once
         ocp.multihost.sync_global_processes(barrier, timeout=LONGEST_WAIT, processes=everyone)
+
+
+def all_processes() -> Processes:
+    """Returns the processes of this command, to share work on files."""
+    return Processes(jax.process_index(), jax.process_count(), wait_for_all)
 
 
 def to_each(tree: Any) -> Any:

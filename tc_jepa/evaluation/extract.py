@@ -26,7 +26,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder
 from tc_jepa.evaluation.features import FeatureStore, Part, save
 from tc_jepa.storage.files import refuse_existing, replace_text
-from tc_jepa.storage.partial import partial_path, PartialFolder
+from tc_jepa.storage.partial import ALONE, partial_path, PartialFolder, Processes
 
 ABOUT = "features.json"
 KINDS = ("pooled", "patches")
@@ -42,8 +42,11 @@ def extract(
     dtype: str,
     images_per_shard: int,
     about: Mapping[str, Any],
+    processes: Processes = ALONE,
 ) -> None:
     """Writes the features of every split of `sources` to the new folder `output`.
+
+    Several `processes`, which all call it alike and see the same `output`, share the shards.
 
     The same call continues an interrupted one shard by shard (storage/partial.py). `kinds` are some of KINDS, `dtype`
     is float32 or float16. `about` describes the features; unfinished work with another description is refused. Raises
@@ -64,21 +67,28 @@ def extract(
         "splits": {split: len(source) for split, source in sources.items()},
         "classes": {name: list(task.classes) for name, task in next(iter(sources.values())).tasks.items()},
     }
-    total = sum(len(source) for source in sources.values())
-    with (
-        PartialFolder(partial_path(output), about) as partial,
-        tqdm.tqdm(total=total, desc="features", unit="image", disable=None) as bar,
-    ):
-        for split, source in sources.items():
-            for path, indices in shards(partial.data, split, len(source), images_per_shard).items():
+    with PartialFolder(partial_path(output), about, processes) as partial:
+        pieces = [
+            (source, path, indices)
+            for split, source in sources.items()
+            for path, indices in shards(partial.data, split, len(source), images_per_shard).items()
+        ]
+        ours = processes.share(pieces)
+        total, quiet = sum(len(indices) for _, _, indices in ours), None if processes.first else True
+        with tqdm.tqdm(total=total, desc="features", unit="image", disable=quiet) as bar:
+            for source, path, indices in ours:
                 if not path.exists():
                     arrays = _features(encoder, source, indices, kinds, dtype, path)
                     save(path, arrays | _names_and_labels(source, indices))
                 bar.update(len(indices))
-        for path in partial.data.glob("*.tmp"):  # left by a kill
-            path.unlink()
-        replace_text(partial.data / ABOUT, json.dumps(about, indent=2) + "\n")
-        partial.finish(output)
+        processes.wait("features: shards")
+        if processes.first:
+            partial.check_complete(path.name for _, path, _ in pieces)
+            for path in partial.data.glob("*.tmp"):  # left by a kill
+                path.unlink()
+            replace_text(partial.data / ABOUT, json.dumps(about, indent=2) + "\n")
+            partial.finish(output)
+        processes.wait("features: output")
 
 
 def check_kinds(names: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-from pathlib import Path
 
 import jax
 import ml_collections
@@ -10,6 +9,7 @@ import ml_collections
 from tc_jepa.experiment.experiment import build_experiment, Experiment
 from tc_jepa.models.layers import Params
 from tc_jepa.storage.checkpoint import chosen_step, restore_extra, restore_trained
+from tc_jepa.storage.files import as_path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ def open_run(workdir: str | os.PathLike, config: ml_collections.ConfigDict, step
 
     `config` is the complete configuration that it was trained with.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     step = chosen_step(workdir, step)
     experiment = build_experiment(config)
     abstract = jax.eval_shape(experiment.initial_state, experiment.frozen, None, experiment.given_extra)

@@ -21,6 +21,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 from tc_jepa.pretrained import encoder as pretrained
 from tc_jepa.storage.checkpoint import chosen_step, read_config, restore_trained, trained_networks
+from tc_jepa.storage.files import as_path
 
 ENCODER, PREDICTOR, CONDITIONER, TEXT = "encoder", "predictor", "conditioner", "text"
 LEARNED = "embedding"  # the value of model.text for word vectors that are trained
@@ -40,7 +41,7 @@ def warm_start(config: ml_collections.ConfigDict, trained: Params, reader: Capti
     `reader` is what the run reads captions with; None where it reads none. Raises UserError where the encoder does not
     fit.
     """
-    path = Path(config.train.init_from)
+    path = as_path(config.train.init_from)
     step = chosen_step(path, None) if pretrained.is_run(path) else None
     weights = pretrained.open_encoder(path, step, predictor=PREDICTOR in trained)
     _check_encoder(config, trained[ENCODER], weights)
@@ -125,7 +126,7 @@ def _why_unread(
         return "its predictor is not taken"
     if CONDITIONER not in theirs:
         return ABSENT
-    origin = read_config(Path(config.train.init_from))
+    origin = read_config(as_path(config.train.init_from))
     if (origin.model.text == LEARNED) != (config.model.text == LEARNED):
         return f"it read words of model.text={origin.model.text}"
     if config.model.text == LEARNED and data.tokenizer(origin).model != reader.model:

@@ -14,7 +14,7 @@ import tqdm
 
 from tc_jepa.distributed.processes import is_first
 from tc_jepa.errors import UserError
-from tc_jepa.storage.files import replace_text
+from tc_jepa.storage.files import GrowingFile, replace_text
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -32,7 +32,7 @@ class Progress:
         path = workdir / METRICS_FILE if writes else Path(os.devnull)
         if writes:
             cut_back(path, start)
-        self._file = path.open("a")
+        self._file = GrowingFile(path)
         board = str(workdir / "tensorboard")
         self._board = tensorboardX.SummaryWriter(board, purge_step=start + 1, write_to_disk=writes)
         # Without a terminal the bar goes to a log file, where each refresh is a line.
@@ -76,10 +76,13 @@ class Progress:
         if more is not None or step % self._log_every == 0 or step == self._steps:
             self.write(step, values | {"images_per_second": rate} | (more() if more else {}))
 
+    def sync(self) -> None:
+        """Makes what was written safe from a kill, before the checkpoint with which a resume starts."""
+        self._file.sync()
+
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs one line and restarts the clock of images_per_second."""
         self._file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
-        self._file.flush()
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         self._clock = step, time.perf_counter()

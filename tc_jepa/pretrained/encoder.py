@@ -27,13 +27,14 @@ from tc_jepa.storage.checkpoint import (
     saved_steps,
     trained_networks,
 )
+from tc_jepa.storage.files import as_path, in_bucket
 
 ROUNDING = 1e-3  # how far floating point images, which resizing may round, may lie outside 0-1
 
 
 def is_run(path: str | os.PathLike) -> bool:
     """Returns whether a path is a run's workdir and not a folder of weights. Raises UserError where it is neither."""
-    path = Path(path)
+    path = as_path(path)
     if path.is_file():
         raise UserError(f"{path} is a file; convert it to a folder first, with launch.convert")
     if not (path / CONFIG_FILE).is_file():
@@ -54,11 +55,13 @@ def open_encoder(path: str | os.PathLike, step: int | None = None, *, predictor:
     module computes in the run's dtype. Other encoders compute in float32. Positions on another grid than the trained
     one are interpolated. `predictor` includes the predictor, if any. Raises UserError for what is missing or unfit.
     """
-    path = Path(path)
+    path = as_path(path)
     if is_run(path):
         return _open_run(path, step, predictor)
     if step is not None:
         raise UserError(f"{path} is not a workdir and has no steps; leave step {step} out", about="step")
+    if in_bucket(path):
+        raise UserError(f"{path} holds no run; of what is in a bucket only workdirs can be read, so copy it from there")
     if "format" in read_json(path / CONFIG_FILE):
         return folder.load(path, predictor=predictor)
     return hf_ijepa.load(path)

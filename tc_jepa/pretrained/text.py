@@ -25,6 +25,7 @@ from tc_jepa.models.text.embedding import EmbeddingText
 from tc_jepa.models.text.t5 import T5Config, T5Encoder
 from tc_jepa.storage import hashing
 from tc_jepa.storage.checkpoint import chosen_step, CONFIG_FILE, read_config, restore_trained
+from tc_jepa.storage.files import as_path
 
 T5_WORDS = 32  # length to which strings are padded or cut for a T5 without a run
 DTYPES = (jnp.float32, jnp.bfloat16)  # T5 overflows in float16
@@ -44,7 +45,7 @@ def load_text_encoder(
     dtype = jnp.dtype(dtype)
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype.name} is not supported; give float32 or bfloat16", about="dtype")
-    path = Path(path)
+    path = as_path(path)
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} holds no {CONFIG_FILE}; give the folder of a T5, or the workdir of a run")
     if "model_type" in read_json(path / CONFIG_FILE):
@@ -183,13 +184,13 @@ class T5Captions:
             "weights": hashing.parameters_sha256(config, params),
             "vocabulary": hashing.file_sha256(t5.vocabulary(folder)),
         }
-        whole, rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+        whole, self._rows = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         self._params = jax.device_put(params, whole)
         encoder = T5Encoder(config)
         self._apply = jax.jit(
             lambda params, ids, valid: encoder.apply({"params": params}, ids[:, None], valid[:, None])[:, 0],
-            in_shardings=(whole, rows, rows),
-            out_shardings=rows,
+            in_shardings=(whole, self._rows, self._rows),
+            out_shardings=self._rows,
         )
 
     def info(self, name: str, dtype: str) -> WordVectorInfo:
@@ -205,7 +206,8 @@ class T5Captions:
         for rows in batches:
             longest = min(-(-lengths[rows[-1]] // LENGTH_STEP) * LENGTH_STEP, self.tokenizer.words)
             padded = np.resize(rows, size)
-            computed.append(self._apply(self._params, ids[padded, :longest], valid[padded, :longest]))
+            tokens = jax.device_put((ids[padded, :longest], valid[padded, :longest]), self._rows)
+            computed.append(self._apply(self._params, *tokens))
         vectors = {}
         for rows, array in zip(batches, computed):
             vectors |= {row: one[: lengths[row]] for row, one in zip(rows.tolist(), np.asarray(array))}

@@ -15,7 +15,7 @@ from tc_jepa.evaluation.task import Confusion, Findings, LabelMaps
 from tc_jepa.evaluation.tasks.segmentation import IGNORED
 from tc_jepa.report import pictures
 from tc_jepa.report.charts import line_chart
-from tc_jepa.storage.files import replacing
+from tc_jepa.storage.files import replace_bytes
 
 SIDE, MAP_HEIGHT = 128, 192  # pixels of a neighbour, and of a label map
 NAMED_CLASSES = 40  # of a confusion matrix; with more classes it has no names
@@ -44,8 +44,7 @@ def draw(findings: Findings, train: Captioned, test: Captioned, output: Path) ->
         chart = line_chart(title, lines, x_label="learning rate", marks=True, log_x=True)
         files[file_name(SWEEP, name)] = chart.encode()
     for name, content in files.items():
-        with replacing(output / name) as beside:
-            beside.write_bytes(content)
+        replace_bytes(output / name, content)
     return [output / name for name in files]
 
 

@@ -19,6 +19,7 @@ import orbax.checkpoint as ocp
 from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 from tc_jepa.state import TrainState
+from tc_jepa.storage.files import as_path, in_bucket
 
 CONFIG_FILE = "config.json"
 # Orbax globs the unescaped path for the files to merge into a checkpoint (merge_ocdbt_per_process_files): with [ it
@@ -58,7 +59,7 @@ class Checkpoints:
 
         Raises UserError where another set of networks was trained: earlier versions had a text encoder in every run.
         """
-        directory = Path(self._manager.directory)
+        directory = self._manager.directory
         held, trained = set(_stored_params(directory / str(step))), set(abstract_state.params)
         if held != trained:
             raise UserError(
@@ -170,7 +171,7 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
 
     Raises UserError where there is none, or where it cannot be read.
     """
-    path = Path(workdir) / CONFIG_FILE
+    path = as_path(workdir) / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{workdir} is not a workdir: it holds no {CONFIG_FILE}; give the --workdir of a training run")
     try:
@@ -247,4 +248,5 @@ def check_directory(workdir: Path) -> None:
 
 
 def _directory(workdir: Path) -> Path:
-    return Path(workdir).resolve() / "checkpoints"
+    path = as_path(workdir)
+    return (path if in_bucket(path) else path.resolve()) / "checkpoints"

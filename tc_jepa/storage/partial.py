@@ -7,21 +7,46 @@ While a command makes the folder OUTPUT, it works in OUTPUT.partial:
   data/         finished pieces under their final names; becomes OUTPUT when all are there
   progress/     a JSON file for each finished piece, for commands that need more than its name
 
-When a command fails, the folder stays if data/ holds a finished piece, and is removed otherwise.
+When a command fails, the folder stays if data/ holds a finished piece, and is removed otherwise. Several processes of
+one command can fill a folder that all of them see: each makes its share of the pieces.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 import json
 from pathlib import Path
 import secrets
 import shutil
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import held, refuse_existing, replace_text
 
 SETTINGS, LOCK, DATA, PROGRESS = "command.json", "lock", "data", "progress"
 SHOWN = 40  # characters of a setting in a message
+Piece = TypeVar("Piece")
+
+
+class Processes(NamedTuple):
+    """The processes of one command: the index of this one, and how many there are.
+
+    Each must call `wait` with the same names in the same order; it returns when all have. distributed.processes has
+    those of JAX, which this module does not import.
+    """
+
+    index: int = 0
+    count: int = 1
+    wait: Callable[[str], None] = lambda name: None
+
+    @property
+    def first(self) -> bool:
+        return self.index == 0
+
+    def share(self, pieces: Sequence[Piece]) -> Sequence[Piece]:
+        """Returns the pieces that this process makes."""
+        return pieces[self.index :: self.count]
+
+
+ALONE = Processes()
 
 
 class PartialFolder:
@@ -29,10 +54,20 @@ class PartialFolder:
 
     `settings` are what the result depends on, in JSON's types. Raises UserError, before anything is changed, for a
     folder that another command is using, that has finished pieces of other settings, or that this class did not create.
+
+    Of several processes, which open it together, the first one creates, locks, closes and removes it.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
+    def __init__(self, path: Path, settings: Mapping[str, Any], processes: Processes = ALONE):
         self.path, self.data = path, path / DATA
+        self._new_parents, self._lock, self._first = [], None, processes.first
+        if self._first:
+            self._open(settings)
+        processes.wait("folder of unfinished work")
+        self.check_complete([""])
+
+    def _open(self, settings: Mapping[str, Any]) -> None:
+        path = self.path
         self._new_parents = [parent for parent in path.absolute().parents if not parent.exists()]
         if path.is_dir() and not (path / SETTINGS).is_file() and _foreign(path):
             raise UserError(f"{path} exists but was not created by this command; move it, or give another output")
@@ -59,8 +94,15 @@ class PartialFolder:
         """What write_record has stored, by name."""
         return {path.stem: json.loads(path.read_text()) for path in sorted((self.path / PROGRESS).glob("*.json"))}
 
+    def check_complete(self, names: Iterable[str]) -> None:
+        """Raises UserError where data/ lacks one of these pieces, which other processes have made."""
+        absent = [name for name in names if not (self.data / name).exists()]
+        if absent:
+            fix = "give an output that all processes see"
+            raise UserError(f"{self.data / absent[0]}, which another process made, is not here; {fix}", about="output")
+
     def finish(self, output: Path) -> None:
-        """Moves data/ to `output` and removes the rest."""
+        """Moves data/ to `output` and removes the rest. Of several processes only the first may call it."""
         refuse_existing(output)
         output.parent.mkdir(parents=True, exist_ok=True)
         self.data.rename(output)
@@ -75,12 +117,15 @@ class PartialFolder:
 
     def close(self) -> None:
         """Unlocks the folder and leaves it for a later command."""
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> "PartialFolder":
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        if not self._first:
+            return
         if error is None or self.pieces():
             self.close()
             return

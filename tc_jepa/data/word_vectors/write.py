@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 from pathlib import Path
@@ -19,7 +20,7 @@ from tc_jepa.data.word_vectors import folder
 from tc_jepa.data.word_vectors.folder import DTYPES, INFO_FILE, VectorShard, WordVectorFolder, WordVectorInfo
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import replace_text, replacing
-from tc_jepa.storage.partial import describe_changes, partial_path, PartialFolder, write_record
+from tc_jepa.storage.partial import ALONE, describe_changes, partial_path, PartialFolder, Processes, write_record
 
 Encode = Callable[[list[str]], Sequence[np.ndarray]]
 
@@ -34,12 +35,15 @@ def write_word_vectors(
     info: WordVectorInfo,
     images_per_shard: int = IMAGES_PER_SHARD,
     features: FeatureNames = DEFAULT_FEATURES,
+    processes: Processes = ALONE,
 ) -> dict[str, int]:
     """Encodes all captions of all splits of the prepared folder `data` into the folder `output`.
 
     `encode` is called with up to a few thousand captions. For each it returns one vector per word: a floating array
     [words, E] with 1 <= words <= info.words and E = info.width, which must not depend on the other captions in the
     call. `features` names the caption features, as the run must too.
+
+    Several `processes`, which all call it alike and see the same `output`, share the shards.
 
     The same call continues an interrupted one shard by shard (storage/partial.py), and does nothing if `output` is
     finished and has the same `info`. Returns the number of images of each split. Raises UserError if `output` is
@@ -53,30 +57,46 @@ def write_word_vectors(
         _check_finished(Path(output), info, counts)
         return counts
     settings = dataclasses.asdict(info) | counts | {"images per shard": images_per_shard}
-    bar = tqdm(total=sum(counts.values()), unit=" images")
-    with PartialFolder(partial_path(Path(output)), settings) as partial, bar:
+    pieces = [piece for split, count in counts.items() for piece in _pieces(split, count, images_per_shard)]
+    ours = processes.share(pieces)
+    bar = tqdm(total=sum(len(images) for _, _, images in ours), unit=" images", disable=not processes.first)
+    with PartialFolder(partial_path(Path(output)), settings, processes) as partial, bar:
         finished = {name: VectorShard(*values) for name, values in partial.records().items()}
-        shards: dict[str, list] = {split: [] for split in sources}
-        for split, source in sources.items():
-            total = -(-len(source) // images_per_shard)
-            for number in range(total):
-                images = range(len(source))[number * images_per_shard : (number + 1) * images_per_shard]
-                path = partial.data / f"{split}-{number:05d}-of-{total:05d}.array_record"
-                shard = finished.get(path.stem)
-                if shard is None:
-                    records = _records(source, images, encode, info, f"{data}, split {split}")
-                    shard = _write_shard(path, records, len(images), bar)
-                    write_record(partial.path, path.stem, shard)
-                else:
-                    _check_shard(path, shard, source, images, info)
-                    bar.update(len(images))
-                shards[split].append(shard._asdict())
-        for path in partial.data.glob("*.tmp"):
-            path.unlink()
-        content = {"format": folder.FORMAT, "version": folder.VERSION} | dataclasses.asdict(info) | {"splits": shards}
-        replace_text(partial.data / INFO_FILE, json.dumps(content, indent=1) + "\n")
-        partial.finish(Path(output))
+        for split, name, images in ours:
+            path, source = partial.data / name, sources[split]
+            if path.stem in finished:
+                _check_shard(path, finished[path.stem], source, images, info)
+                bar.update(len(images))
+            else:
+                records = _records(source, images, encode, info, f"{data}, split {split}")
+                write_record(partial.path, path.stem, _write_shard(path, records, len(images), bar))
+        processes.wait("word vectors: shards")
+        if processes.first:
+            partial.check_complete(name for _, name, _ in pieces)
+            for path in partial.data.glob("*.tmp"):
+                path.unlink()
+            shards: dict[str, list] = {split: [] for split in sources}
+            written = {shard.file: shard for shard in itertools.starmap(VectorShard, partial.records().values())}
+            for split, name, _ in pieces:
+                shards[split].append(written[name]._asdict())
+            content = {"format": folder.FORMAT, "version": folder.VERSION} | dataclasses.asdict(info)
+            replace_text(partial.data / INFO_FILE, json.dumps(content | {"splits": shards}, indent=1) + "\n")
+            partial.finish(Path(output))
+        processes.wait("word vectors: output")
     return counts
+
+
+def _pieces(split: str, count: int, images_per_shard: int) -> list[tuple[str, str, range]]:
+    """The shards of a split: the split, the name of the file, and the images in it."""
+    total = -(-count // images_per_shard)
+    return [
+        (
+            split,
+            f"{split}-{number:05d}-of-{total:05d}.array_record",
+            range(count)[number * images_per_shard : (number + 1) * images_per_shard],
+        )
+        for number in range(total)
+    ]
 
 
 def _check_finished(output: Path, info: WordVectorInfo, counts: dict[str, int]) -> None:
