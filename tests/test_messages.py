@@ -24,8 +24,8 @@ MESSAGES = {
     "model.text=t5 needs model.text_weights, the folder of a Hugging Face T5": lambda: validated("model.text", "t5"),
     "train.step is not a key; did you mean train.steps?": lambda: base.KEYS.named("train.step"),
     "optimizer.beta1=2.0 must be at least 0 and below 1": lambda: base.KEYS.named("optimizer.beta1").check(2.0),
-    "--workdir=gs://b/x is a URL; only local and mounted file systems are supported, give a path there": lambda: (
-        local_path("gs://b/x", "--workdir")
+    "--output=gs://b/x is a URL, which cannot be used here; give a local path, or mount the bucket": lambda: local_path(
+        "gs://b/x", "--output"
     ),
     "nowhere holds no checkpoint; train there first, or give another workdir": lambda: chosen_step(
         Path("nowhere"), None
