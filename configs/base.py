@@ -21,6 +21,7 @@ MASKS = ("fixed", "official", "random")
 TARGETS = ("ema", "frozen", "pixels")
 INITS = ("official", "depth_rescaled")
 REMATS = ("none", "blocks", "conditioner", "all")
+SHRINKS = ("area", "fast")
 REGULARISERS = ("rectified_cosine", "entropy")
 CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
 FUSING = (*CROSS_ATTENTION, "adaln", "feature")  # the conditioners that fuse the results of several captions
@@ -39,7 +40,7 @@ USED = (
     ),
     (when("method.name", "lejepa"), "lejepa"),
     (given("train.eval_tasks"), "train.eval_examples"),
-    (given("data.path"), "data.weights data.image_feature data.label_features data.mask_feature"),
+    (given("data.path"), "image.shrink data.weights data.image_feature data.label_features data.mask_feature"),
     (given("data.path"), "data.caption_features data.description_features"),
     (empty("data.path"), "data.train_scenes data.scenes_seed data.scenes_level"),
     (unless("model.conditioner", "none"), "captions model.text data.caption_features data.description_features"),
@@ -117,6 +118,14 @@ KEYS = Keys(
     key("image.size", 224, "side of a crop in pixels", low=1),
     key("image.crop_scale", (0.3, 1.0), "area of a random crop, as a fraction of the image's", above=0, high=1),
     key("image.crop_aspect", (3 / 4, 4 / 3), "width / height of a random crop before resizing", above=0),
+    key(
+        "image.shrink",
+        "area",
+        "how crops shrink; area: means over areas; fast: JPEGs decoded at 1/2, 1/4 or 1/8 where that covers the crop, "
+        "then bilinear",
+        choices=SHRINKS,
+        before="area",
+    ),
     key("image.flip", False, "mirror half the images; makes 'left of' in captions false"),
     key("captions.per_image", 8, "captions sampled from an image's candidates, at most", low=1),
     key("captions.candidates", 0, "only the first so many of an image's captions are candidates; 0: all", low=0),
