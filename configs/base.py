@@ -40,6 +40,7 @@ USED = (
     ),
     (when("method.name", "lejepa"), "lejepa"),
     (given("train.eval_tasks"), "train.eval_examples"),
+    (unless("train.trace_start", 0), "train.trace_steps"),
     (given("data.path"), "image.shrink data.weights data.image_feature data.label_features data.mask_feature"),
     (given("data.path"), "data.caption_features data.description_features"),
     (empty("data.path"), "data.train_scenes data.scenes_seed data.scenes_level"),
@@ -88,6 +89,8 @@ KEYS = Keys(
     runtime("train.accumulate", 1, "parts of a batch that are computed in turn, to save memory", low=1, before=1),
     runtime("train.log_every", 50, "steps between two lines of metrics.jsonl", low=1),
     runtime("train.checkpoint_every", 1000, "steps between two checkpoints; the last step always has one", low=1),
+    runtime("train.trace_start", 0, "first step of a profile for xprof, which goes to WORKDIR/trace; 0: none", low=0),
+    runtime("train.trace_steps", 5, "steps of that profile", low=1),
     runtime("train.keep_checkpoints", 2, "number of checkpoints kept, the newest ones", low=1),
     runtime("train.eval_every", 1000, "steps between evaluations on held-out images: rank, text, regularisers", low=1),
     runtime(

@@ -96,12 +96,13 @@ def on_data(config: Config, data: str) -> Config:
 
 
 def crops_encoded(config: Config) -> bool:
+    """Whether a run decodes only what a crop needs of an image."""
     return config.image.shrink == "fast"
 
 
-def training_source(config: Config, words: Sequence[WordVectorFolder] = ()) -> Captioned:
-    """What a run is trained on. `words` are the word_folders."""
-    opened = datasets(config, crops_encoded(config))
+def training_source(config: Config, words: Sequence[WordVectorFolder] = (), encoded: bool | None = None) -> Captioned:
+    """What a run is trained on. `words` are the word_folders. `encoded`: as in `datasets`; None: as the run reads."""
+    opened = datasets(config, crops_encoded(config) if encoded is None else encoded)
     parts = [_open(dataset, TRAIN, words, number) for number, dataset in enumerate(opened)]
     if config.data.weights:
         return Mixture(parts, config.data.weights)

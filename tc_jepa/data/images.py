@@ -47,12 +47,12 @@ def decode_image(data: bytes, divisor: int = 1) -> np.ndarray:
 class EncodedImage:
     """An image file that is decoded when its pixels are asked for, a JPEG also at a reduced scale.
 
-    `divisors` are the scales that it has, as divisors of its sides. `where` begins the message of the UserError that
-    both methods raise for a file that is not a complete image.
+    `data` is the file, `divisors` are the scales that it has, as divisors of its sides. `where` begins the message of
+    the UserError that both methods raise for a file that is not a complete image.
     """
 
     def __init__(self, data: bytes, where: str):
-        self._data, self._where = data, where
+        self.data, self._where = data, where
         self.divisors = tuple(SCALES) if data.startswith(JPEG) else (1,)
         self._pixels: dict[int, np.ndarray] = {}  # so that several views of an image decode it once
 
@@ -69,7 +69,7 @@ class EncodedImage:
 
     def _read(self, reader: Callable, *arguments: int) -> Any:
         try:
-            return reader(self._data, *arguments)
+            return reader(self.data, *arguments)
         except ValueError as error:
             raise UserError(f"{self._where} does not decode: {error}; prepare it again") from error
 

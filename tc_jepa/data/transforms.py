@@ -70,11 +70,16 @@ def cut_encoded(image: EncodedImage, box: Box, size: int) -> np.ndarray:
     A JPEG is decoded at the smallest scale, 1 / n, at which the part is not smaller than the result. The part is then
     rounded to pixels of that scale, which moves its sides by n / 2 pixels at most. See shrink_fast for the rest.
     """
-    n = max(n for n in image.divisors if n == 1 or min(box.height, box.width) >= n * size)
+    n = divisor(image, box, size)
     pixels = image.pixels(n)
     sides = box.top, box.left, box.top + box.height, box.left + box.width
     top, left, bottom, right = ((side + n // 2) // n for side in sides)
     return shrink_fast(pixels[top:bottom, left:right], size)
+
+
+def divisor(image: EncodedImage, box: Box, size: int) -> int:
+    """The n of the smallest scale that the file has at which neither side of the part is smaller than `size`."""
+    return max(n for n in image.divisors if n == 1 or min(box.height, box.width) >= n * size)
 
 
 def shrink_fast(image: np.ndarray, size: int) -> np.ndarray:

@@ -14,16 +14,24 @@ from jax.extend import core
 
 def product_flops(jaxpr: core.Jaxpr) -> int:
     """Returns the operations of all matrix products of a computation, loops included: 2 for each multiplication."""
-    total = 0
+    return sum(count for _, count in products(jaxpr))
+
+
+def products(jaxpr: core.Jaxpr, path: str = "") -> Iterator[tuple[str, int]]:
+    """The matrix products of a computation: (path of scopes, operations), loops included.
+
+    A path has the names of jax.named_scope and of Flax's modules, from the outermost, with / between.
+    """
     for equation in jaxpr.eqns:
+        here = f"{path}/{equation.source_info.name_stack}"
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += times * sum(product_flops(inner) for inner in _inner(equation))
+        for inner in _inner(equation):
+            yield from ((below, times * count) for below, count in products(inner, here))
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             summed = math.prod(left[axis] for axis in contracted)
-            total += 2 * summed * math.prod(equation.outvars[0].aval.shape)
-    return total
+            yield here, 2 * summed * math.prod(equation.outvars[0].aval.shape)
 
 
 def has_loops(jaxpr: core.Jaxpr) -> bool:
