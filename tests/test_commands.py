@@ -17,10 +17,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.storage.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
-# Of the project's commands, benchmark alone has no path.
-COMMANDS = sorted(
-    p.stem for p in (ROOT / "launch").glob("*.py") if "common.run(" in p.read_text() and p.stem != "benchmark"
-)
+COMMANDS = sorted(p.stem for p in (ROOT / "launch").glob("*.py") if "common.run(" in p.read_text())
 PATH_KEYS = (
     "train.init_from",
     "data.path",
@@ -33,7 +30,17 @@ PATH_KEYS = (
 # Flags that take any text and are no paths. A new flag is one of these or common.define_path's.
 TEXTS = {
     *("caption", "word", "split", "splits", "tasks", "features", "image_feature", "label_features", "caption_features"),
-    *("description_features", "caption_fields", "description_fields", "from", "to", "network", "set", "distributed"),
+    *(
+        "description_features",
+        "caption_fields",
+        "description_fields",
+        "from",
+        "to",
+        "network",
+        "set",
+        "distributed",
+        "texts",
+    ),
 }
 
 

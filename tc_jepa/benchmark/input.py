@@ -4,7 +4,8 @@ Figures are images per second of processor time, over all threads of this proces
 keeps it busy. Each part is called in a loop on images that the parts before it have prepared.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import collections
+from collections.abc import Callable, Iterable, Sequence
 import contextlib
 import functools
 import itertools
@@ -20,7 +21,7 @@ from tc_jepa.config import data
 from tc_jepa.data import pipeline
 from tc_jepa.data.captions import tokenizer
 from tc_jepa.data.images import decode_image, EncodedImage
-from tc_jepa.data.inputs.jepa import JepaInputs
+from tc_jepa.data.inputs.jepa import AddMasks, JepaInputs
 from tc_jepa.data.inputs.views import Views
 from tc_jepa.data.sources import Example
 from tc_jepa.data.transforms import Crop, divisor
@@ -32,23 +33,58 @@ RATE = "images/s a core"
 def measure(config: ml_collections.ConfigDict, options: Options) -> Figures:
     """Returns images/s a core of the parts of `config`'s input pipeline, alone and together.
 
-    "input/share" is the rate of the pipeline over the rate that its bare parts have one after another. Pipelines run in
-    threads of this process, whatever data.workers is.
+    "input/bare" is the work of all parts for one image after another in a plain loop, "input/share" the pipeline's rate
+    over that. Pipelines run in threads of this process, whatever data.workers is.
     """
     experiment = build_experiment(config)
     size = min(config.train.batch_size, options.images)
     count = -(-options.images // size) * size
-    seconds = in_turn(parts(experiment, config, count, size), options.repeats, time.process_time)
+    alone = in_turn(parts(experiment, config, count, size), options.repeats, time.process_time)
+    batches, wall = experiment.batches(size), []
+    starts = itertools.count(0, count // size)
+
+    def pipelined() -> None:
+        begin, start = time.perf_counter(), next(starts)
+        with contextlib.closing(
+            pipeline.iterate(batches, start=start, stop=start + count // size, workers=0)
+        ) as iterator:
+            collections.deque(iterator, maxlen=0)
+        wall.append(time.perf_counter() - begin)
+
+    together = {"bare": functools.partial(bare, experiment, count, size), "pipeline": pipelined}
+    seconds = alone | in_turn(together, options.repeats, time.process_time)
     found = {f"input/{name}": per_second(one, count, RATE) for name, one in seconds.items()}
-    bare = sum(one.value for one in seconds.values())
-    found["input/parts"] = Figure(count / bare, RATE)
-    processor, wall = together(experiment, count // size, size, options.repeats)
-    found["input/pipeline"] = per_second(processor, count, RATE)
-    found["input/pipeline_wall"] = per_second(wall, count, "images/s, in all threads")
-    found["input/share"] = Figure(100 * bare / processor.value, "% of the bare parts")
+    found["input/pipeline_wall"] = per_second(of_repeats(wall[1:], "s"), count, "images/s, in all threads")
+    each_image = seconds["pipeline"].value / count
+    found["input/share"] = Figure(100 * seconds["bare"].value / count / each_image, "% of the bare parts")
     if options.rate:
-        found["input/cores"] = Figure(options.rate * processor.value / count, f"cores for {options.rate:g} images/s")
+        found["input/cores"] = Figure(options.rate * each_image, f"cores for {options.rate:g} images/s")
     return found
+
+
+def bare(experiment: Experiment, count: int, size: int) -> None:
+    """Makes batches of `count` images in a plain loop, by the work of the pipeline alone."""
+    source, inputs = experiment.source, experiment.inputs
+    order = np.random.default_rng(0).integers(len(source), size=count).tolist()
+    for start in range(0, count, size):
+        rows = [row_of(inputs, source[i], number) for number, i in enumerate(order[start : start + size], start)]
+        type(rows[0])(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+@functools.singledispatch
+def row_of(inputs: Any, example: Example, number: int) -> Any:
+    """Returns a row of a batch with random draws of its own, as the pipeline makes it."""
+    return inputs.example(example)
+
+
+@row_of.register
+def _(inputs: JepaInputs, example: Example, number: int) -> Any:
+    return AddMasks(inputs.masks, 0).map_with_index(number, inputs.crop.random_map(example, _generator(number)))
+
+
+@row_of.register
+def _(inputs: Views, example: Example, number: int) -> Any:
+    return inputs.random_map(example, _generator(number))
 
 
 def parts(
@@ -58,14 +94,14 @@ def parts(
     source = data.training_source(config, experiment.words, encoded=True)
     chosen = np.random.default_rng(0).integers(len(source), size=count).tolist()
     examples = [source[i] for i in chosen]
-    found: dict[str, Callable[[], Any]] = {"read": lambda: [source[i] for i in chosen]}
+    found = {"read": each(source.__getitem__, chosen)}
     inputs = experiment.inputs
     if isinstance(examples[0].image, EncodedImage):
         fast = data.crops_encoded(config)
         crop = crop_of(inputs) if fast else None
         scales = [_divisor(crop, example.image, i) for i, example in enumerate(examples)]
         files = [example.image.data for example in examples]
-        found["decode"] = lambda: [decode_image(file, n) for file, n in zip(files, scales)]
+        found["decode"] = each(decode_image, files, scales)
         for example, n in zip(examples, scales):
             example.image.pixels(n)
         if not fast:
@@ -73,8 +109,21 @@ def parts(
     found |= work_of(inputs, examples)
     rows = [inputs.example(example) for example in examples[:size]]
     stacked = grain.MapDataset.source(rows).batch(size)
-    found["batch"] = lambda: [stacked[i] for i in range(count // size)]
+    found["batch"] = each(stacked.__getitem__, range(count // size))
     return found
+
+
+def each(function: Callable, *columns: Iterable[Any]) -> Callable[[], None]:
+    """Returns a function that calls `function` on each row of the columns. Results are dropped, as the pipeline does.
+
+    Kept, every image would be written to memory that the process never had, which takes a third of decoding one.
+    """
+
+    def call() -> None:
+        for row in zip(*columns, strict=True):
+            function(*row)
+
+    return call
 
 
 def crop_of(inputs: Any) -> Crop:
@@ -96,7 +145,7 @@ def _generator(number: int) -> np.random.Generator:
 @functools.singledispatch
 def work_of(inputs: Any, examples: Sequence[Example]) -> dict[str, Callable[[], Any]]:
     """Returns the parts of what inputs do with decoded examples, by name."""
-    return {"row": lambda: [inputs.example(example) for example in examples]}
+    return {"row": each(inputs.example, examples)}
 
 
 @work_of.register
@@ -126,23 +175,4 @@ def _(inputs: JepaInputs, examples: Sequence[Example]) -> dict[str, Callable[[],
 
 @work_of.register
 def _(inputs: Views, examples: Sequence[Example]) -> dict[str, Callable[[], Any]]:
-    return {"views": lambda: [inputs.random_map(example, _generator(i)) for i, example in enumerate(examples)]}
-
-
-def together(experiment: Experiment, batches: int, size: int, repeats: int) -> tuple[Figure, Figure]:
-    """Returns the seconds that the pipeline takes for so many batches: of processor time, and of the clock."""
-    processor, wall = [], []
-    dataset = experiment.batches(size)
-    for repeat in range(repeats + 1):
-        start = time.process_time(), time.perf_counter()
-        for _ in _closed(pipeline.iterate(dataset, start=repeat * batches, stop=(repeat + 1) * batches, workers=0)):
-            pass
-        if repeat:
-            processor.append(time.process_time() - start[0])
-            wall.append(time.perf_counter() - start[1])
-    return of_repeats(processor, "s"), of_repeats(wall, "s")
-
-
-def _closed(iterator: Iterator[Any]) -> Iterator[Any]:
-    with contextlib.closing(iterator):
-        yield from iterator
+    return {"views": each(lambda i: inputs.random_map(examples[i], _generator(i)), range(len(examples)))}

@@ -34,6 +34,35 @@ def products(jaxpr: core.Jaxpr, path: str = "") -> Iterator[tuple[str, int]]:
             yield here, 2 * summed * math.prod(equation.outvars[0].aval.shape)
 
 
+# What XLA's cost analysis counts as no operation (data movement), or apart, as transcendental.
+UNCOUNTED = frozenset(
+    "broadcast_in_dim reshape squeeze transpose slice dynamic_slice dynamic_update_slice concatenate pad gather iota "
+    "copy split rev stop_gradient optimization_barrier sharding_constraint random_bits random_wrap random_unwrap "
+    "random_fold_in random_seed random_split exp exp2 expm1 log log1p tanh logistic erf erf_inv erfc rsqrt sqrt cbrt "
+    "sin cos tan pow".split()
+)
+
+
+def other_operations(jaxpr: core.Jaxpr) -> int:
+    """Returns the operations of a computation outside of matrix products, about as XLA counts them, loops included.
+
+    One for each element of a result, for a reduction one for each element that it reads. Transcendental functions and
+    what moves data count nothing.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        name, inner = equation.primitive.name, list(_inner(equation))
+        if name == "scan":
+            total += equation.params["length"] * sum(map(other_operations, inner))
+        elif name.startswith(("reduce_", "cumsum", "argm", "scatter")):
+            total += equation.invars[0].aval.size
+        elif inner:
+            total += sum(map(other_operations, inner))
+        elif name != "dot_general" and name not in UNCOUNTED:
+            total += equation.outvars[0].aval.size
+    return total
+
+
 def has_loops(jaxpr: core.Jaxpr) -> bool:
     """Returns whether there is a `scan` at any depth."""
     return any(
