@@ -1,6 +1,6 @@
 """Measures the speed of this machine's training, input or evaluation. Run nothing else meanwhile.
 
-  python -m launch.benchmark --what=step --config=configs/quickstart.py [--texts=1,2,4,8] [--config.KEY=VALUE ...]
+  python -m launch.benchmark --what=step --config=configs/quickstart.py [--texts=1 --texts=8] [--config.KEY=VALUE ...]
   python -m launch.benchmark --what=input --config=FILE --config.data.path=DATA [--rate=IMAGES_PER_SECOND]
   python -m launch.benchmark --what=encode --config=FILE --config.data.path=DATA --config.model.text=t5 ...
   python -m launch.benchmark --what=eval --config=FILE
@@ -10,9 +10,7 @@ them beside such a file of another machine, configuration or commit.
 """
 
 from collections.abc import Sequence
-import json
 from pathlib import Path
-from typing import Any
 
 from absl import flags, logging
 from ml_collections import config_flags
@@ -21,7 +19,6 @@ from configs import base
 from configs.keys import flatten
 from launch import common
 from tc_jepa.benchmark import load, MEASUREMENTS
-from tc_jepa.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file(
     common.CONFIG_FLAG, help_string="Configuration file; --config.KEY=VALUE overrides one of its keys."
@@ -37,7 +34,9 @@ CAPTIONS = flags.DEFINE_integer("captions", 1024, "encode: captions that a timin
 EXAMPLES = flags.DEFINE_integer("examples", 4000, "eval: examples that the heads are fitted on.", 6)
 CLASSES = flags.DEFINE_integer("classes", 100, "eval: classes of the heads.", 2)
 EPOCHS = flags.DEFINE_integer("epochs", 20, "eval: epochs of training the heads.", 1)
-TEXTS = flags.DEFINE_list("texts", [], "step: the price of text with so many captions each, such as 1,2,4,8.")
+TEXTS = flags.DEFINE_multi_integer(
+    "texts", [], "step: the price of text with so many captions an image; may be repeated.", 1
+)
 CONDITIONERS = flags.DEFINE_multi_enum(
     "conditioner",
     [],
@@ -51,12 +50,12 @@ def main(argv: Sequence[str]) -> None:
     del argv
     common.require("what", "config")
     logging.set_verbosity(logging.ERROR)
-    other = read(Path(COMPARE.value)) if COMPARE.value else None
     # Imported here to keep --help and flag errors fast.
     from tc_jepa.benchmark import figures
     from tc_jepa.config.validate import validate
 
     validate(CONFIG.value)
+    other = figures.read(Path(COMPARE.value)) if COMPARE.value else None
     options = figures.Options(
         repeats=REPEATS.value,
         images=IMAGES.value,
@@ -64,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         examples=EXAMPLES.value,
         classes=CLASSES.value,
         epochs=EPOCHS.value,
-        texts=numbers(TEXTS.value),
+        texts=tuple(TEXTS.value),
         conditioners=tuple(CONDITIONERS.value),
         rate=RATE.value,
     )
@@ -72,45 +71,11 @@ def main(argv: Sequence[str]) -> None:
     for line in figures.lines(found):
         print(line)
     if OUTPUT.value:
-        result = {
-            "what": WHAT.value,
-            "machine": figures.machine(),
-            "config": flatten(CONFIG.value),
-            "figures": {name: figure._asdict() for name, figure in found.items()},
-        }
-        path = Path(OUTPUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
+        figures.write(Path(OUTPUT.value), WHAT.value, flatten(CONFIG.value), found)
     if other is not None:
-        print(f"beside {COMPARE.value}, here / there; * where the quartiles do not overlap:")
-        for name, value in figures.machine().items():
-            if other["machine"].get(name) != value:
-                print(f"  {name} here {value}, there {other['machine'].get(name)}")
-        there = {name: figures.Figure(**figure) for name, figure in other["figures"].items()}
-        for line in figures.compared(found, there):
+        print(f"beside {COMPARE.value}, here and there, and here / there; * where the quartiles do not overlap:")
+        for line in figures.compared(found, other):
             print(f"  {line}")
-
-
-def numbers(texts: Sequence[str]) -> tuple[int, ...]:
-    """The numbers of captions. UserError for anything else."""
-    if not all(text.isdecimal() and int(text) for text in texts):
-        raise UserError(
-            f"--texts={','.join(texts)}: give numbers of captions from 1 on, such as 1,2,4,8", about="texts"
-        )
-    return tuple(map(int, texts))
-
-
-def read(path: Path) -> dict[str, Any]:
-    """What --output wrote. UserError for any other file."""
-    try:
-        result = json.loads(path.read_text())
-        if result.keys() >= {"what", "machine", "figures"}:
-            return result
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"--compare={path} cannot be read ({error}); give a file of --output", about="compare"
-        ) from error
-    raise UserError(f"--compare={path} is not a file that --output wrote; give one", about="compare")
 
 
 if __name__ == "__main__":

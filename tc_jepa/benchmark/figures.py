@@ -2,13 +2,18 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import json
 import os
+from pathlib import Path
 import platform
 import statistics
 import time
 from typing import Any, NamedTuple
 
 import jax
+
+from tc_jepa.errors import UserError
+from tc_jepa.storage.files import replace_text
 
 
 class Figure(NamedTuple):
@@ -91,15 +96,42 @@ def lines(figures: Figures) -> Iterator[str]:
         yield f"{name:{width}}  {short(value)} {unit}{spread}"
 
 
-def compared(figures: Figures, other: Figures) -> Iterator[str]:
-    """The figures that both have, one a line: here, there, and how many times the other's this one is.
+def write(path: Path, what: str, config: Mapping[str, Any], figures: Figures) -> None:
+    """Writes figures as JSON, with the name of the measurement, the keys of the configuration, and the machine."""
+    result = {
+        "what": what,
+        "machine": machine(),
+        "config": dict(config),
+        "figures": {name: figure._asdict() for name, figure in figures.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_text(path, json.dumps(result, indent=2) + "\n")
 
-    A ratio is marked with * where the quartiles of the two do not overlap.
+
+def read(path: Path) -> dict[str, Any]:
+    """Returns what `write` wrote, with its figures as Figures. UserError for any other file."""
+    try:
+        result = json.loads(path.read_text())
+        figures = {name: Figure(**figure) for name, figure in result["figures"].items()}
+        return {"what": result["what"], "machine": result["machine"], "config": result["config"], "figures": figures}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--compare={path} is not a file of figures ({error!r}); give one that --output wrote", about="compare"
+        ) from error
+
+
+def compared(figures: Figures, other: Mapping[str, Any]) -> Iterator[str]:
+    """What differs in the machine, then the figures that both have: here, there, and the ratio here / there.
+
+    `other` is what `read` returns. A ratio is marked with * where the quartiles of the two do not overlap.
     """
-    shared = [name for name in figures if name in other]
+    for name, value in machine().items():
+        if (there := other["machine"].get(name)) != value:
+            yield f"{name}: here {value}, there {there}"
+    shared = [name for name in figures if name in other["figures"]]
     width = max(map(len, shared), default=0)
     for name in shared:
-        here, there = figures[name], other[name]
+        here, there = figures[name], other["figures"][name]
         ratio = f"{here.value / there.value:.3f}{_apart(here, there)}" if there.value else "-"
         yield f"{name:{width}}  {short(here.value)} {here.unit}, there {short(there.value)}: {ratio}"
 

@@ -75,7 +75,7 @@ def extract(
         for split, source in sources.items():
             for path, indices in shards(partial.data, split, len(source), images_per_shard).items():
                 if not path.exists():
-                    _write(path, encoder, Part(source, indices, kinds, ""), dtype)
+                    write_shard(path, encoder, Part(source, indices, kinds, ""), dtype)
                 bar.update(len(indices))
         for path in partial.data.glob("*.tmp"):  # left by a kill
             path.unlink()
@@ -104,7 +104,7 @@ def shards(folder: Path, split: str, images: int, images_per_shard: int) -> dict
     }
 
 
-def _write(path: Path, encoder: FrozenEncoder, part: Part, dtype: str) -> None:
+def write_shard(path: Path, encoder: FrozenEncoder, part: Part, dtype: str) -> None:
     """Writes a shard. Patches go to the file batch by batch; what else there is of an image is small."""
     kept: dict[str, list[np.ndarray]] = {kind: [] for kind in part.kinds if kind != PATCHES}
 
