@@ -1,5 +1,6 @@
 """Rows on disk: what is read is what an array in memory would give, and only what is asked for is read."""
 
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -57,3 +58,13 @@ def test_patches_of_a_store_stay_on_disk(tmp_path):
     found = features._load(tmp_path / "shard.npz")
     assert isinstance(found["patches"], np.memmap) and not isinstance(found["pooled"], np.memmap)
     np.testing.assert_array_equal(found["patches"], ARRAY)
+
+
+def test_rows_that_are_read_in_turn_do_not_fill_the_memory(tmp_path):
+    many = Rows([np.broadcast_to(np.float32(1), (4000, 16, 64))]).map(lambda x: x + 1)  # 16 MB if it were read at once
+    tracemalloc.start()
+    mean, deviation = moments(many.select(slice(1, None)))
+    features.save(tmp_path / "shard.npz", {"patches": many})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (mean == 2).all() and (deviation == 0).all() and peak < 4e6
