@@ -22,6 +22,8 @@ from tc_jepa.storage.run_data import Found, Held, VECTORS
 
 Config = ml_collections.ConfigDict
 
+SHRINKS = ("area", "fast")
+
 
 def data_paths(config: Config) -> list[str]:
     return config.data.path.split(",") if config.data.path else []
