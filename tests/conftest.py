@@ -10,7 +10,13 @@ flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flags}"
 
 import jax  # noqa: E402
+import orbax.checkpoint as ocp  # noqa: E402
 import pytest  # noqa: E402
+
+# Orbax would have each of the eight devices save an eighth of every array, and compile a program for each such part.
+# The commands that tests start in processes of their own do so.
+whole = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+ocp.type_handlers.register_type_handler(jax.Array, whole, override=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

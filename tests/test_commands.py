@@ -39,7 +39,7 @@ TEXTS = {
         "network",
         "set",
         "distributed",
-        "texts",
+        "topology",
     ),
 }
 

@@ -77,6 +77,7 @@ def test_choices_are_those_of_the_code():
         "model.text_dtype": models.DTYPES,
         "model.dtype": models.DTYPES,
         "model.init": models.INITS,
+        "model.remat": models.REMATS,
         "conditioner.fusion": FUSIONS,
         "objective.prediction": losses.PREDICTION_FORMS,
         "objective.regulariser": losses.REGULARISER_FORMS,

@@ -33,7 +33,7 @@ def build(
     """Returns the method and its inputs. `teacher` is the encoder of a frozen target."""
     reader = caption_reader(config, words)
     text, frozen = models.text_encoder(config, reader)
-    encoder = models.encoder(config, constrain)
+    encoder = models.encoder(config, constrain, models.remat(config)[0])
     predicted = target(config, encoder, teacher)
     method = Jepa(
         encoder=encoder,

@@ -33,7 +33,8 @@ def build(
         output_width=chosen.projector.output,
         linear=models.linear(config),
     )
-    method = LeJepa(models.encoder(config, constrain), projector, weight=chosen.weight, slices=chosen.slices)
+    encoder = models.encoder(config, constrain, models.remat(config)[0])
+    method = LeJepa(encoder, projector, weight=chosen.weight, slices=chosen.slices)
     views = inputs(config)
     return MethodParts(method, views, views)
 

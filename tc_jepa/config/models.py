@@ -21,6 +21,7 @@ Config = ml_collections.ConfigDict
 Constrain = Callable[[jax.Array], jax.Array]
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+REMATS = {"none": (False, False), "blocks": (True, False), "conditioner": (False, True), "all": (True, True)}
 INITS = {"official": False, "depth_rescaled": True}  # of layers.Linear.depth_rescaled
 TEXT_ENCODERS = ("embedding", "t5", "stored")
 
@@ -40,9 +41,14 @@ def linear(config: Config) -> layers.Linear:
     return layers.Linear(DTYPES[config.model.dtype], config.model.init_std, INITS[config.model.init])
 
 
-def encoder(config: Config, constrain: Constrain = unconstrained) -> vit.VisionTransformer:
+def remat(config: Config) -> tuple[bool, bool]:
+    """Returns whether transformer blocks, and whether layers of a conditioner, are computed again for gradients."""
+    return REMATS[config.model.remat]
+
+
+def encoder(config: Config, constrain: Constrain = unconstrained, remat: bool = False) -> vit.VisionTransformer:
+    """The encoder. Only one that is trained needs `remat`."""
     size = vit.SIZES[config.model.encoder]
-    remat = config.model.remat in ("blocks", "all")
     return vit.VisionTransformer(size, config.model.patch_size, linear(config), remat=remat, constrain=constrain)
 
 
@@ -57,7 +63,7 @@ def predictor(config: Config, output_width: int, constrain: Constrain = unconstr
         conditioner=conditioner(config),
         linear=linear(config),
         position_noise=config.model.position_noise,
-        remat=config.model.remat in ("blocks", "all"),
+        remat=remat(config)[0],
         constrain=constrain,
     )
 
@@ -65,8 +71,7 @@ def predictor(config: Config, output_width: int, constrain: Constrain = unconstr
 def conditioner(config: Config) -> Conditioner:
     """The conditioner that model.conditioner names, with the values of the keys that it declares."""
     chosen = CONDITIONERS[config.model.conditioner]
-    remat = config.model.remat in ("conditioner", "all")
-    return chosen.build(linear(config), remat, settings(config.conditioner, chosen.keys))
+    return chosen.build(linear(config), remat(config)[1], settings(config.conditioner, chosen.keys))
 
 
 def settings(group: Config, names: Iterable[str]) -> dict[str, Any]:
