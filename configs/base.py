@@ -21,6 +21,7 @@ MASKS = ("fixed", "official", "random")
 TARGETS = ("ema", "frozen", "pixels")
 INITS = ("official", "depth_rescaled")
 REMATS = ("none", "blocks", "conditioner", "all")
+SHRINKS = ("area", "fast")
 REGULARISERS = ("rectified_cosine", "entropy")
 CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
 FUSING = (*CROSS_ATTENTION, "adaln", "feature")  # the conditioners that fuse the results of several captions
@@ -39,7 +40,8 @@ USED = (
     ),
     (when("method.name", "lejepa"), "lejepa"),
     (given("train.eval_tasks"), "train.eval_examples"),
-    (given("data.path"), "data.weights data.image_feature data.label_features data.mask_feature"),
+    (unless("train.trace_start", 0), "train.trace_steps"),
+    (given("data.path"), "image.shrink data.weights data.image_feature data.label_features data.mask_feature"),
     (given("data.path"), "data.caption_features data.description_features"),
     (empty("data.path"), "data.train_scenes data.scenes_seed data.scenes_level"),
     (unless("model.conditioner", "none"), "captions model.text data.caption_features data.description_features"),
@@ -87,6 +89,8 @@ KEYS = Keys(
     runtime("train.accumulate", 1, "parts of a batch that are computed in turn, to save memory", low=1, before=1),
     runtime("train.log_every", 50, "steps between two lines of metrics.jsonl", low=1),
     runtime("train.checkpoint_every", 1000, "steps between two checkpoints; the last step always has one", low=1),
+    runtime("train.trace_start", 0, "first step of a profile for xprof, which goes to WORKDIR/trace; 0: none", low=0),
+    runtime("train.trace_steps", 5, "steps of that profile", low=1),
     runtime("train.keep_checkpoints", 2, "number of checkpoints kept, the newest ones", low=1),
     runtime("train.eval_every", 1000, "steps between evaluations on held-out images: rank, text, regularisers", low=1),
     runtime(
@@ -117,6 +121,14 @@ KEYS = Keys(
     key("image.size", 224, "side of a crop in pixels", low=1),
     key("image.crop_scale", (0.3, 1.0), "area of a random crop, as a fraction of the image's", above=0, high=1),
     key("image.crop_aspect", (3 / 4, 4 / 3), "width / height of a random crop before resizing", above=0),
+    key(
+        "image.shrink",
+        "area",
+        "how crops shrink; area: means over areas; fast: JPEGs decoded at 1/2, 1/4 or 1/8 where that covers the crop, "
+        "then bilinear",
+        choices=SHRINKS,
+        before="area",
+    ),
     key("image.flip", False, "mirror half the images; makes 'left of' in captions false"),
     key("captions.per_image", 8, "captions sampled from an image's candidates, at most", low=1),
     key("captions.candidates", 0, "only the first so many of an image's captions are candidates; 0: all", low=0),

@@ -21,6 +21,7 @@ from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.experiment.warm_start import warm_start, WarmStart
 from tc_jepa.models.layers import Params
 from tc_jepa.monitoring.held_out import held_out_monitor
+from tc_jepa.monitoring.profile import StepTrace
 from tc_jepa.monitoring.progress import Progress
 from tc_jepa.monitoring.tasks import task_monitor
 from tc_jepa.state import TrainState
@@ -28,6 +29,8 @@ from tc_jepa.step import train_step
 from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
 from tc_jepa.storage.files import held, replace_text, TRAINING_LOCK
 from tc_jepa.storage.run_data import check_data, record_data
+
+TRACE_FOLDER = "trace"
 
 Measure = Callable[[TrainState], dict[str, float]]
 
@@ -116,13 +119,17 @@ def _train_steps(
         progress = stack.enter_context(Progress(workdir, start, steps, every.log_every, every.batch_size))
         batches = pipeline.iterate(experiment.batches(every.batch_size), start=start, workers=config.data.workers)
         stack.callback(batches.close)
+        trace = StepTrace(workdir / TRACE_FOLDER, every.trace_start, every.trace_steps)
+        stack.callback(trace.close)
         if not start:
             progress.write(0, measure(state))
         for step in range(start + 1, steps + 1):
-            batch = next(batches)
-            if step == start + 1 and (warning := experiment.inputs.warning(batch)):
-                logging.warning("%s", warning)
-            state, metrics = step_function(state, sharding.put_batch(experiment.mesh, batch), frozen)
+            with trace.step(step):
+                batch = next(batches)
+                if step == start + 1 and (warning := experiment.inputs.warning(batch)):
+                    logging.warning("%s", warning)
+                state, metrics = step_function(state, sharding.put_batch(experiment.mesh, batch), frozen)
+            trace.finish(step, metrics)
             progress.dispatched(step, metrics)
             stopping = stop.requested(step)
             if step % every.eval_every == 0 or step == steps:

@@ -18,10 +18,7 @@ from tc_jepa.storage import files
 from tc_jepa.storage.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parent.parent
-# Of the project's commands, benchmark alone has no path.
-COMMANDS = sorted(
-    p.stem for p in (ROOT / "launch").glob("*.py") if "common.run(" in p.read_text() and p.stem != "benchmark"
-)
+COMMANDS = sorted(p.stem for p in (ROOT / "launch").glob("*.py") if "common.run(" in p.read_text())
 PATH_KEYS = (
     "train.init_from",
     "data.path",

@@ -75,17 +75,17 @@ def test_a_folder_holds_features_names_and_labels_in_the_order_of_the_data(data,
 def test_a_killed_extraction_goes_on_and_equals_one_that_was_not(data, pixels, tmp_path, monkeypatch):
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     extract.extract(pixels, sources(data), whole, **SETTINGS)
-    save, saved = extract.save, []
+    write, saved = extract.write_shard, []
 
-    def killed(path, arrays):
+    def killed(path, *rest):
         if len(saved) == 2:
             (path.with_name(f"{path.name}.tmp")).write_bytes(b"half of it")
             raise KeyboardInterrupt
         saved.append(path.name)
-        save(path, arrays)
+        write(path, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extract, "save", killed)
+        patch.setattr(extract, "write_shard", killed)
         with pytest.raises(KeyboardInterrupt):
             extract.extract(pixels, sources(data), halves, **SETTINGS)
     assert not halves.exists()
@@ -93,7 +93,7 @@ def test_a_killed_extraction_goes_on_and_equals_one_that_was_not(data, pixels, t
     with pytest.raises(UserError, match="halves.partial .*dtype"):
         extract.extract(pixels, sources(data), halves, **SETTINGS | {"dtype": "float16"})
     with monkeypatch.context() as patch:
-        patch.setattr(extract, "save", lambda path, arrays: (saved.append(path.name), save(path, arrays)))
+        patch.setattr(extract, "write_shard", lambda path, *rest: (saved.append(path.name), write(path, *rest)))
         extract.extract(pixels, sources(data), halves, **SETTINGS)
     assert len(saved) == len(set(saved)) == 4  # nothing was computed twice
     assert sorted(path.name for path in halves.iterdir()) == sorted(path.name for path in whole.iterdir())

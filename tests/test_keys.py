@@ -7,6 +7,7 @@ import pytest
 from configs import base, paper, quickstart
 from configs.keys import flatten, given, Key, Keys, unless, when
 from launch import common
+from tc_jepa.config import data as config_data
 from tc_jepa.config import jepa, models
 from tc_jepa.config.methods import METHODS
 from tc_jepa.data.scenes.source import LEVELS
@@ -68,6 +69,7 @@ def test_choices_are_those_of_the_code():
     tables = {
         "method.name": METHODS,
         "data.scenes_level": LEVELS,
+        "image.shrink": config_data.SHRINKS,
         "masking.kind": jepa.MASKS,
         "model.encoder": vit.SIZES,
         "model.conditioner": models.CONDITIONERS,
@@ -143,6 +145,8 @@ USED_BESIDE = {
     "model.text_dtype": {"model.text": "t5"},
     "captions.vectors": {"model.text": "stored"},
     "masking.group_size": {"masking.kind": "official"},
+    "image.shrink": {"data.path": "a"},
+    "train.trace_steps": {"train.trace_start": 3},
     "masking.ratio": {"masking.kind": "random"},
     "objective.temperature": {"objective.regulariser": "entropy"},
     "target_encoder.teacher": {"target_encoder.kind": "frozen"},

@@ -150,6 +150,12 @@ def test_judging_on_the_way_changes_nothing_but_the_log(straight, tmp_path):
         online.task_monitor(tiny_config(**{"train.eval_tasks": "knn", "evaluation.data": "a,b"}))
 
 
+def test_a_profile_is_recorded_of_the_steps_that_are_asked_for(straight, tmp_path):
+    tiny.train(tiny_config(**{"train.trace_start": 2, "train.trace_steps": 2}), tmp_path)
+    assert len(list((tmp_path / "trace").rglob("*.xplane.pb"))) == 1
+    assert lines(tmp_path) == lines(straight)
+
+
 def test_every_line_names_what_the_run_did(straight):
     rows = lines(straight)
     assert [row["step"] for row in rows] == list(range(7))

@@ -22,16 +22,18 @@ from tc_jepa.storage.run_data import Found, Held, VECTORS
 
 Config = ml_collections.ConfigDict
 
+SHRINKS = ("area", "fast")
+
 
 def data_paths(config: Config) -> list[str]:
     return config.data.path.split(",") if config.data.path else []
 
 
-def datasets(config: Config) -> list[Dataset]:
-    """The datasets that a run trains on."""
+def datasets(config: Config, encoded: bool = False) -> list[Dataset]:
+    """The datasets that a run trains on. `encoded`: their images are decoded by whoever crops them."""
     data = config.data
     scenes = ScenesDataset(config.image.size, data.train_scenes, data.scenes_seed, data.scenes_level)
-    options = DatasetOptions(features(config), scenes)
+    options = DatasetOptions(features(config), encoded, scenes)
     return [open_dataset(path, options) for path in data.path.split(",")]
 
 
@@ -95,9 +97,15 @@ def on_data(config: Config, data: str) -> Config:
     return config
 
 
-def training_source(config: Config, words: Sequence[WordVectorFolder] = ()) -> Captioned:
-    """What a run is trained on. `words` are the word_folders."""
-    parts = [_open(dataset, TRAIN, words, number) for number, dataset in enumerate(datasets(config))]
+def crops_encoded(config: Config) -> bool:
+    """Whether a run decodes only what a crop needs of an image."""
+    return config.image.shrink == "fast"
+
+
+def training_source(config: Config, words: Sequence[WordVectorFolder] = (), encoded: bool | None = None) -> Captioned:
+    """What a run is trained on. `words` are the word_folders. `encoded`: as in `datasets`; None: as the run reads."""
+    opened = datasets(config, crops_encoded(config) if encoded is None else encoded)
+    parts = [_open(dataset, TRAIN, words, number) for number, dataset in enumerate(opened)]
     if config.data.weights:
         return Mixture(parts, config.data.weights)
     return Concatenation(parts) if len(parts) > 1 else parts[0]
@@ -105,7 +113,8 @@ def training_source(config: Config, words: Sequence[WordVectorFolder] = ()) -> C
 
 def held_out_source(config: Config, words: Sequence[WordVectorFolder] = ()) -> Captioned:
     """All validation data, for the monitor; the training data, with a warning, if there is none."""
-    found = [(number, dataset) for number, dataset in enumerate(datasets(config)) if VALIDATION in dataset.splits()]
+    opened = datasets(config, crops_encoded(config))
+    found = [(number, dataset) for number, dataset in enumerate(opened) if VALIDATION in dataset.splits()]
     if not found:
         logging.warning("%s has no split %r: the monitor looks at training images", config.data.path, VALIDATION)
         return training_source(config, words)

@@ -18,6 +18,7 @@ class DatasetOptions:
     """Settings for opening datasets. Each dataset uses those that apply to it."""
 
     features: FeatureNames = FeatureNames()  # of prepared folders
+    encoded: bool = False  # of prepared folders: examples have an EncodedImage
     scenes: ScenesDataset = ScenesDataset()
 
 
@@ -32,4 +33,4 @@ def open_dataset(path: str, options: DatasetOptions = DEFAULT_OPTIONS) -> Datase
     Nothing is read yet: the dataset's methods raise UserError for a folder that cannot be read.
     """
     name = path or SCENES
-    return DATASETS[name](options) if name in DATASETS else PreparedDataset(path, options.features)
+    return DATASETS[name](options) if name in DATASETS else PreparedDataset(path, options.features, options.encoded)

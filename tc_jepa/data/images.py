@@ -1,18 +1,33 @@
 """Decoding image files. TFDS's own decoder is not used: it decodes CMYK and palette images wrongly."""
 
+from collections.abc import Callable
+import functools
 import io
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
 from PIL import Image
 
+from tc_jepa.errors import UserError
+
 IGNORED = 255  # in a mask: a pixel that is not counted
 ORIENTATION = 0x0112  # EXIF's tag; from 5 on, width and height are swapped
+JPEG = b"\xff\xd8\xff"  # how a JPEG file begins
+# By divisor of both sides: how OpenCV decodes a JPEG at a reduced scale of its DCT. The flags "grayscale" and "RGB" are
+# one flag, "RGB at that scale": together with the "color" ones, which are BGR, OpenCV refuses it.
+SCALES = {
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8 | cv2.IMREAD_COLOR_RGB,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4 | cv2.IMREAD_COLOR_RGB,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2 | cv2.IMREAD_COLOR_RGB,
+    1: cv2.IMREAD_COLOR_RGB,
+}
 
 
-def decode_image(data: bytes) -> np.ndarray:
+def decode_image(data: bytes, divisor: int = 1) -> np.ndarray:
     """Decodes an image file to uint8 [height, width, 3], RGB.
+
+    A JPEG can be decoded smaller: each side divided by `divisor`, one of SCALES, and rounded up.
 
     The result is upright: the orientation in the file's EXIF is applied, which may swap height and width. Grey is
     repeated over the three channels; palettes are looked up; CMYK is converted; 16 bits are scaled to 8; alpha is
@@ -21,12 +36,47 @@ def decode_image(data: bytes) -> np.ndarray:
     Raises ValueError if the bytes are not an image, or only its beginning.
     """
     try:
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), SCALES[divisor])
     except cv2.error:  # on no bytes at all, and on more pixels than OpenCV allows
         pixels = None
     if pixels is None:
         raise ValueError(f"OpenCV cannot read an image from these {len(data)} bytes")
     return pixels
+
+
+class EncodedImage:
+    """An image file that is decoded when its pixels are asked for, a JPEG also at a reduced scale.
+
+    `data` is the file, `divisors` are the scales that it has, as divisors of its sides. `where` begins the message of
+    the UserError that both methods raise for a file that is not a complete image.
+    """
+
+    def __init__(self, data: bytes, where: str):
+        self.data, self._where = data, where
+        self.divisors = tuple(SCALES) if data.startswith(JPEG) else (1,)
+        self._pixels: dict[int, np.ndarray] = {}  # so that several views of an image decode it once
+
+    @functools.cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, 3) of the whole image, from the file's header."""
+        return (*self._read(image_shape), 3)
+
+    def pixels(self, divisor: int = 1) -> np.ndarray:
+        """Returns uint8 [height / divisor, width / divisor, 3], rounded up; `divisor` is one of `divisors`."""
+        if divisor not in self._pixels:
+            self._pixels[divisor] = self._read(decode_image, divisor)
+        return self._pixels[divisor]
+
+    def _read(self, reader: Callable, *arguments: int) -> Any:
+        try:
+            return reader(self.data, *arguments)
+        except ValueError as error:
+            raise UserError(f"{self._where} does not decode: {error}; prepare it again") from error
+
+
+def decoded(image: np.ndarray | EncodedImage) -> np.ndarray:
+    """Returns the pixels of an image at its full size."""
+    return image.pixels() if isinstance(image, EncodedImage) else image
 
 
 def image_shape(data: bytes | BinaryIO) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.feature_classes import check_feature_classes
-from tc_jepa.data.images import decode_image, decode_mask, IGNORED, image_shape
+from tc_jepa.data.images import decode_mask, EncodedImage, IGNORED, image_shape
 from tc_jepa.data.sources import Example, LabelSet, VALIDATION
 from tc_jepa.errors import UserError
 
@@ -49,10 +49,11 @@ class PreparedSource:
     """One split of a prepared folder as a sources.Source.
 
     Texts become candidates as in preparation, if there are any. Tasks and segmentation are named by their features.
+    `encoded`: images are EncodedImage, which whoever reads them decodes.
     Raises UserError for a path that is not a prepared folder, a missing split, feature or file.
     """
 
-    def __init__(self, path: str, split: str, features: FeatureNames = DEFAULT_FEATURES):
+    def __init__(self, path: str, split: str, features: FeatureNames = DEFAULT_FEATURES, encoded: bool = False):
         builder = _open(path)
         available, infos = _AvailableFeatures(path, builder.info.features), _split_infos(builder)
         if split not in infos:
@@ -60,7 +61,7 @@ class PreparedSource:
         for shard in infos[split].filepaths:
             if not shard.exists():
                 raise UserError(f"{shard} is missing; restore it or prepare the dataset again")
-        self._name, self._split = f"{path}, split {split}", split
+        self._name, self._split, self._encoded = f"{path}, split {split}", split, encoded
         # TFDS's partial decoding fails on data sources. So records are read raw, and only what is needed is parsed.
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self._records = builder.as_data_source(infos[split].name, deserialize_method=raw)
@@ -79,13 +80,10 @@ class PreparedSource:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """The decoded image and its candidates. Raises UserError for an image that does not decode."""
+        """The image and its candidates. Raises UserError for an image that does not decode, encoded ones later."""
         record = self._read(self._example, index)
-        try:
-            image = decode_image(record[self._image])
-        except ValueError as error:
-            raise UserError(f"{self._name}: image {index} does not decode: {error}; prepare it again") from error
-        return Example(image, self._candidates(record))
+        image = EncodedImage(record[self._image], f"{self._name}: image {index}")
+        return Example(image if self._encoded else image.pixels(), self._candidates(record))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The image's candidate captions. Does not decode the image."""
@@ -144,12 +142,13 @@ class PreparedDataset:
 
     name: str  # its path
     features: FeatureNames = DEFAULT_FEATURES
+    encoded: bool = False
 
     def splits(self) -> dict[str, int]:
         return splits(self.name)
 
     def open(self, split: str) -> PreparedSource:
-        return PreparedSource(self.name, split, self.features)
+        return PreparedSource(self.name, split, self.features, self.encoded)
 
     def vocabulary_path(self) -> str | None:
         model = Path(self.name) / VOCABULARY

@@ -12,11 +12,13 @@ images or fewer each, in the order of the data. The arrays of a shard have one r
 numpy.load reads them with allow_pickle=False.
 """
 
-from collections.abc import Mapping, Sequence
+import collections
+from collections.abc import Iterator, Mapping, Sequence
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
+import zipfile
 
 import numpy as np
 import tqdm
@@ -24,8 +26,9 @@ import tqdm
 from tc_jepa.data.sources import Source
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder
-from tc_jepa.evaluation.features import FeatureStore, Part, save
-from tc_jepa.storage.files import refuse_existing, replace_text
+from tc_jepa.evaluation.features import in_batches, Part, PATCHES
+from tc_jepa.evaluation.rows import write_array, write_rows
+from tc_jepa.storage.files import refuse_existing, replace_text, replacing
 from tc_jepa.storage.partial import ALONE, partial_path, PartialFolder, Processes
 
 ABOUT = "features.json"
@@ -78,8 +81,7 @@ def extract(
         with tqdm.tqdm(total=total, desc="features", unit="image", disable=quiet) as bar:
             for source, path, indices in ours:
                 if not path.exists():
-                    arrays = _features(encoder, source, indices, kinds, dtype, path)
-                    save(path, arrays | _names_and_labels(source, indices))
+                    write_shard(path, encoder, Part(source, indices, kinds, ""), dtype)
                 bar.update(len(indices))
         processes.wait("features: shards")
         if processes.first:
@@ -112,16 +114,35 @@ def shards(folder: Path, split: str, images: int, images_per_shard: int) -> dict
     }
 
 
-def _features(
-    encoder: FrozenEncoder, source: Source, indices: Sequence[int], kinds: Sequence[str], dtype: str, path: Path
-) -> dict[str, np.ndarray]:
-    found = FeatureStore().read({"": encoder}, Part(source, indices, kinds, ""))[""]
+def write_shard(path: Path, encoder: FrozenEncoder, part: Part, dtype: str) -> None:
+    """Writes a shard. Patches go to the file batch by batch; what else there is of an image is small."""
+    kept: dict[str, list[np.ndarray]] = {kind: [] for kind in part.kinds if kind != PATCHES}
+
+    def patches() -> Iterator[np.ndarray]:
+        for _, arrays in in_batches({"": encoder}, part):
+            stored = {kind: _stored(features, kind, dtype, path) for kind, features in arrays.items()}
+            for kind, rows in kept.items():
+                rows.append(stored[kind])
+            if PATCHES in stored:
+                yield stored[PATCHES]
+
+    with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+        if PATCHES in part.kinds:
+            write_rows(archive, PATCHES, len(part.indices), patches())
+        else:
+            collections.deque(patches(), maxlen=0)
+        arrays = {kind: np.concatenate(rows) for kind, rows in kept.items()}
+        for name, array in (arrays | _names_and_labels(part.source, part.indices)).items():
+            write_array(archive, name, array)
+
+
+def _stored(features: np.ndarray, kind: str, dtype: str, path: Path) -> np.ndarray:
+    """Features in the type in which they are stored. UserError for one that it cannot hold."""
     with np.errstate(over="ignore"):  # refused below
-        arrays = {kind: features.astype(dtype) for kind, features in found.items()}
-    for kind, features in arrays.items():
-        if not np.isfinite(features).all():
-            raise UserError(f"{path.name}: some {kind} features are not finite in {dtype}; give --dtype=float32")
-    return arrays
+        stored = features.astype(dtype)
+    if not np.isfinite(stored).all():
+        raise UserError(f"{path.name}: some {kind} features are not finite in {dtype}; give --dtype=float32")
+    return stored
 
 
 def _names_and_labels(source: Source, indices: Sequence[int]) -> dict[str, np.ndarray]:

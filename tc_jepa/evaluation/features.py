@@ -8,6 +8,7 @@ computes some of the shards, and all read all of them.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+import zipfile
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from tc_jepa.data.sources import Captioned
 from tc_jepa.distributed.processes import is_first, wait_for_all
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import FrozenEncoder, read_images
+from tc_jepa.evaluation.rows import mapped, Rows, write_array, write_rows
 from tc_jepa.storage.files import replacing
 from tc_jepa.storage.partial import DATA, PartialFolder
 
@@ -24,7 +26,9 @@ IMAGES_PER_SHARD = {"pooled": 2048, "last_four": 2048, "patches": 256}  # by kin
 JUDGED = "judged"  # what an encoder without a prefix is called on disk
 NOT_FINITE = "the encoder's features are not finite: its training diverged; take an earlier step"
 
-Arrays = dict[str, np.ndarray]  # by kind: "pooled" float32 [N, D], "last_four" [N, 4 D], "patches" [N, P, D]
+PATCHES = "patches"
+# By kind: "pooled" float32 [N, D], "last_four" [N, 4 D], and as Rows "patches" [N, P, D].
+Arrays = dict[str, np.ndarray | Rows]
 
 
 class Part(NamedTuple):
@@ -108,32 +112,49 @@ def _compute(encoders: Mapping[str, FrozenEncoder], part: Part) -> Iterator[tupl
     """Each encoder's features of the part. Images are read once for all encoders of one image size."""
     for image_size in dict.fromkeys(encoder.image_size for encoder in encoders.values()):
         group = {name: encoder for name, encoder in encoders.items() if encoder.image_size == image_size}
-        parts: dict[str, list[Arrays]] = {name: [] for name in group}
-        batch_size = max(encoder.batch_size for encoder in group.values())
-        for images in read_images(part.source, part.indices, image_size, batch_size, whole=part.whole):
-            for name, encoder in group.items():
-                output = encoder(images)._asdict()
-                parts[name].append({kind: np.asarray(output[kind]) for kind in part.kinds if output[kind] is not None})
+        parts: dict[str, list[dict[str, np.ndarray]]] = {name: [] for name in group}
+        for name, arrays in in_batches(group, part):
+            parts[name].append(arrays)
         for name, arrays in parts.items():
-            joined = _joined(arrays)
-            if not all(np.isfinite(x).all() for x in joined.values()):
+            yield name, _joined(arrays)
+
+
+def in_batches(encoders: Mapping[str, FrozenEncoder], part: Part) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """The features of the part, batch by batch, by encoders of one image size. UserError for one that is not finite."""
+    (image_size,) = {encoder.image_size for encoder in encoders.values()}
+    batch_size = max(encoder.batch_size for encoder in encoders.values())
+    for images in read_images(part.source, part.indices, image_size, batch_size, whole=part.whole):
+        for name, encoder in encoders.items():
+            output = encoder(images)._asdict()
+            arrays = {kind: np.asarray(output[kind]) for kind in part.kinds if output[kind] is not None}
+            if not all(np.isfinite(x).all() for x in arrays.values()):
                 raise UserError(NOT_FINITE)
-            yield name, joined
+            yield name, arrays
 
 
-def _joined(parts: Sequence[Arrays]) -> Arrays:
-    return {kind: np.concatenate([part[kind] for part in parts]) for kind in parts[0]}
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> Arrays:
+    return {
+        kind: Rows([part[kind] for part in parts])
+        if kind == PATCHES
+        else np.concatenate([part[kind] for part in parts])
+        for kind in parts[0]
+    }
 
 
-def _load(path: Path) -> Arrays:
+def _load(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a shard; patches stay on disk."""
     if not path.exists():
         fix = "give an --output that all processes share, and each process as many devices"
         raise UserError(f"{path}, which another process computes, is not here; {fix}")
     with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+        return {kind: mapped(path, kind) if kind == PATCHES else arrays[kind] for kind in arrays.files}
 
 
-def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+def save(path: Path, arrays: Arrays) -> None:
     """Writes an .npz; the file appears under its name only when it is complete."""
-    with replacing(path) as beside, beside.open("wb") as file:
-        np.savez(file, **arrays)
+    with replacing(path) as beside, zipfile.ZipFile(beside, "w") as archive:
+        for name, array in arrays.items():
+            if isinstance(array, Rows):
+                write_rows(archive, name, len(array), array.chunks())
+            else:
+                write_array(archive, name, array)

@@ -109,18 +109,22 @@ class Jepa:
         if self.joint_targets:
             batch = join_targets(batch)
         images = layers.normalise_images(batch.images)
-        targets_BxMxTxD = self.target_features(extra, images, batch.target_indices)
-        context_BxKxD = self.encoder.apply(
-            {"params": params["encoder"]}, images, batch.context_indices, batch.context_valid
-        )
-        words = self._words(params, batch)
-        predicted_BxMxTxD, readings = self.predictor.apply(
-            {"params": params["predictor"]},
-            context_BxKxD,
-            *_places(batch),
-            words,
-            rngs=None if key is None else {"positions": key},
-        )
+        with jax.named_scope("target"):  # scopes are for profiles and for launch.benchmark
+            targets_BxMxTxD = self.target_features(extra, images, batch.target_indices)
+        with jax.named_scope("context"):
+            context_BxKxD = self.encoder.apply(
+                {"params": params["encoder"]}, images, batch.context_indices, batch.context_valid
+            )
+        with jax.named_scope("text"):
+            words = self._words(params, batch)
+        with jax.named_scope("predictor"):
+            predicted_BxMxTxD, readings = self.predictor.apply(
+                {"params": params["predictor"]},
+                context_BxKxD,
+                *_places(batch),
+                words,
+                rngs=None if key is None else {"positions": key},
+            )
         return Prediction(batch, predicted_BxMxTxD, targets_BxMxTxD, words, readings)
 
     def target_features(self, extra: Params, images_BxHxWx3: jax.Array, indices_BxMxT: jax.Array) -> jax.Array:

@@ -5,6 +5,7 @@ written every iteration out.
 """
 
 from collections.abc import Callable, Iterator
+import functools
 import math
 from typing import Any
 
@@ -14,16 +15,63 @@ from jax.extend import core
 
 def product_flops(jaxpr: core.Jaxpr) -> int:
     """Returns the operations of all matrix products of a computation, loops included: 2 for each multiplication."""
-    total = 0
+    return sum(count for _, count in products(jaxpr))
+
+
+def products(jaxpr: core.Jaxpr, path: str = "") -> Iterator[tuple[str, int]]:
+    """The matrix products of a computation: (path of scopes, operations), loops included.
+
+    A path has the names of jax.named_scope and of Flax's modules, from the outermost, with / between.
+    """
     for equation in jaxpr.eqns:
+        here = f"{path}/{equation.source_info.name_stack}"
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
-        total += times * sum(product_flops(inner) for inner in _inner(equation))
+        for inner in _inner(equation):
+            yield from ((below, times * count) for below, count in products(inner, here))
         if equation.primitive.name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
             left = equation.invars[0].aval.shape
             summed = math.prod(left[axis] for axis in contracted)
-            total += 2 * summed * math.prod(equation.outvars[0].aval.shape)
+            yield here, 2 * summed * math.prod(equation.outvars[0].aval.shape)
+
+
+# What XLA's cost analysis counts as no operation (data movement), or apart, as transcendental.
+UNCOUNTED = frozenset(
+    "broadcast_in_dim reshape squeeze transpose slice dynamic_slice dynamic_update_slice concatenate pad gather iota "
+    "copy split rev stop_gradient optimization_barrier sharding_constraint random_bits random_wrap random_unwrap "
+    "random_fold_in random_seed random_split exp exp2 expm1 log log1p tanh logistic rsqrt sqrt cbrt "
+    "sin cos tan pow".split()
+)
+WRITTEN_OUT = ("erf", "erfc", "erf_inv")  # XLA is given polynomials in their place
+
+
+def other_operations(jaxpr: core.Jaxpr) -> int:
+    """Returns the operations of a computation outside of matrix products, about as XLA counts them, loops included.
+
+    One for each element of a result, for a reduction one for each element that it reads. Transcendental functions and
+    what moves data count nothing.
+    """
+    total = 0
+    for equation in jaxpr.eqns:
+        name, inner = equation.primitive.name, list(_inner(equation))
+        if name == "scan":
+            total += equation.params["length"] * sum(map(other_operations, inner))
+        elif name.startswith(("reduce_", "cumsum", "argm", "scatter")):
+            total += equation.invars[0].aval.size
+        elif inner:
+            total += sum(map(other_operations, inner))
+        elif name in WRITTEN_OUT:
+            total += _operations_an_element(name) * equation.outvars[0].aval.size
+        elif name != "dot_general" and name not in UNCOUNTED:
+            total += equation.outvars[0].aval.size
     return total
+
+
+@functools.cache
+def _operations_an_element(name: str) -> int:
+    """What XLA counts for one element of a function that it is given as arithmetic."""
+    elements = jax.ShapeDtypeStruct((128,), jax.numpy.float32)
+    return round(jax.jit(getattr(jax.lax, name)).lower(elements).cost_analysis()["flops"] / 128)
 
 
 def has_loops(jaxpr: core.Jaxpr) -> bool:

@@ -22,6 +22,7 @@ from tc_jepa.evaluation import heads
 from tc_jepa.evaluation.encoder import full_precision
 from tc_jepa.evaluation.examples import validation_examples
 from tc_jepa.evaluation.heads import Fitted
+from tc_jepa.evaluation.rows import Rows
 from tc_jepa.evaluation.scores import Kind, Truth
 from tc_jepa.evaluation.task import LABELS, Outcome, Score, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks.linear import batches
@@ -65,18 +66,19 @@ SETTINGS = tuple(Setting(*setting) for setting in itertools.product(RATES, WEIGH
 
 
 def class_scores(
-    train_features: np.ndarray, train_truth: Mapping[str, Truth], test_features: np.ndarray
+    train_features: np.ndarray | Rows, train_truth: Mapping[str, Truth], test_features: np.ndarray | Rows
 ) -> dict[str, Fitted]:
     """For every label set, logits of the probe that heads.fit_best chooses.
 
-    Features are float32 [N, P, D], of P patches. Raises UserError where there are too few examples.
+    Features are float32 [N, P, D], of P patches, and are read batch by batch. Raises UserError where there are too few
+    examples.
     """
-    held_out = validation_examples("attentive", len(train_features))
+    held_out, features = validation_examples("attentive", len(train_features)), Rows.of(train_features)
 
     def fit_bank(settings: Sequence[Setting], rows: np.ndarray | slice, truth: Truth):
-        return fit(settings, train_features[rows], truth)
+        return fit(settings, features.select(rows), truth)
 
-    return heads.fit_best(SETTINGS, train_truth, held_out, fit_bank, train_features[held_out], test_features)
+    return heads.fit_best(SETTINGS, train_truth, held_out, fit_bank, features.select(held_out), test_features)
 
 
 class AttentiveProbe(nn.Module):
@@ -129,7 +131,7 @@ def loss(params: Params, batch: tuple[jax.Array, jax.Array], module: AttentivePr
     return heads.LOSSES[kind](logits_BxC, classes_BxC.astype(jnp.float32)).mean()
 
 
-def fit(settings: Sequence[Setting], features: np.ndarray, truth: Truth) -> Callable[[np.ndarray], np.ndarray]:
+def fit(settings: Sequence[Setting], features: np.ndarray | Rows, truth: Truth) -> Callable:
     """One probe for each setting, trained on all examples, float32 [N, P, D].
 
     Returns a function from features to logits, float32 [settings, N, C].
@@ -143,7 +145,7 @@ def fit(settings: Sequence[Setting], features: np.ndarray, truth: Truth) -> Call
     bank = heads.Bank(heads.Head(loss, (module, truth.kind)), initial, settings)
     (params,) = heads.train([bank], examples, rate_fractions(epochs * (N // size)))
 
-    def predict(features: np.ndarray) -> np.ndarray:
+    def predict(features: np.ndarray | Rows) -> np.ndarray:
         chunks = range(0, len(features), CHUNK)
         return np.concatenate([_logits(params, features[i : i + CHUNK], module) for i in chunks], axis=1)
 

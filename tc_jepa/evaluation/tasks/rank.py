@@ -17,7 +17,7 @@ def run(inputs: TaskInputs) -> Outcome:
     if len(inputs.test) < 2:
         raise UserError(f"rank has only {len(inputs.test)} test image; give it at least 2")
     pooled, views = inputs.features["pooled"]["pooled"], inputs.features["views"]["pooled"]
-    patches = position_centred(inputs.features["patches"]["patches"])
+    patches = position_centred(np.asarray(inputs.features["patches"]["patches"]))
     numbers = {
         "rankme": rankme(pooled),
         "lidar": lidar(views),

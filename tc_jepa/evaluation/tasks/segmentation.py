@@ -22,6 +22,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import heads
 from tc_jepa.evaluation.encoder import full_precision
 from tc_jepa.evaluation.examples import Examples, validation_examples
+from tc_jepa.evaluation.rows import moments, Rows
 from tc_jepa.evaluation.scores import Measured, Sweep
 from tc_jepa.evaluation.task import Confusion, LabelMaps, MASKS, Outcome, Score, SHOWN, Task, TaskInputs, train_and_test
 from tc_jepa.evaluation.tasks import knn
@@ -85,7 +86,7 @@ def class_names(name: str, train: Examples, test: Examples) -> Sequence[str]:
 class Labelled(NamedTuple):
     """Square images as patch features and label maps."""
 
-    features: np.ndarray  # float32 [n, N, D], N = side * side
+    features: np.ndarray | Rows  # float32 [n, N, D], N = side * side
     labels: np.ndarray  # uint8 [n, H, H]
 
 
@@ -107,39 +108,44 @@ class Segmented(NamedTuple):
 Shapes = Sequence[tuple[int, int]]  # of label maps, (height, width) each
 
 
-def segment(train: Labelled, test_features: np.ndarray, classes: int, shapes: Shapes) -> Segmented:
+def segment(train: Labelled, test_features: np.ndarray | Rows, classes: int, shapes: Shapes) -> Segmented:
     """Labels the test images, whose features are [n, N, D], by the best head of a bank that is fitted on train images.
 
-    The squares that the encoder read are stretched to maps of `shapes`. Raises UserError where there are too few train
-    images, or where no pixel of those that fit or choose has a class.
+    Features are read batch by batch. The squares that the encoder read are stretched to maps of `shapes`. Raises
+    UserError where there are too few train images, or where no pixel of those that fit or choose has a class.
     """
     held_out = validation_examples("segmentation", len(train.features))
     check_counted(train.labels[~held_out])
-    mean, scale = train.features.mean(axis=(0, 1)), train.features.std(axis=(0, 1)) + 1e-6
-    train = train._replace(features=(train.features - mean) / scale)
-    bank = _fit(Labelled(*(x[~held_out] for x in train)), classes)
-    chosen = Labelled(*(x[held_out] for x in train))
+    mean, deviation = moments(Rows.of(train.features))
+
+    def standardised(features: np.ndarray | Rows) -> Rows:
+        return Rows.of(features).map(lambda x: (x - mean) / (deviation + np.float32(1e-6)))
+
+    features = standardised(train.features)
+    bank = _fit(Labelled(features.select(~held_out), train.labels[~held_out]), classes)
+    chosen = Labelled(features.select(held_out), train.labels[held_out])
     own = [labels.shape for labels in chosen.labels]
     labelled = (_label(head, chosen.features, own) for head in bank)
     values = [float(miou(confusions(x, chosen.labels, classes).sum(axis=0))) for x in labelled]
     best = int(np.argmax(values))
-    predicted = _label(bank[best], (test_features - mean) / scale, shapes)
+    predicted = _label(bank[best], standardised(test_features), shapes)
     sweep = {(f"decay {decay:g}", rate): value for (rate, decay), value in zip(SETTINGS, values)}
     return Segmented(predicted, sweep, f"rate {SETTINGS[best][0]:g}, decay {SETTINGS[best][1]:g}")
 
 
-def nearest(train: Labelled, test_features: np.ndarray, classes: int, shapes: Shapes) -> list[np.ndarray]:
+def nearest(train: Labelled, test_features: np.ndarray | Rows, classes: int, shapes: Shapes) -> list[np.ndarray]:
     """Labels of the test images, uint8 [H, W] of `shapes`, without training.
 
     The nearest train patches vote for the classes of a patch, by the shares of their pixels. The grid of patches must
     divide the sides of the train labels.
     """
     P, D = train.features.shape[1:]
+    test_features = Rows.of(test_features)
     shares = patch_shares(train.labels, classes, round(P**0.5)).reshape(-1, classes)
     rows = np.flatnonzero(shares.sum(axis=1))  # patches with a pixel that counts
     if len(rows) > NEAREST_OF:
         rows = np.sort(np.random.default_rng(SEED).choice(rows, NEAREST_OF, replace=False))
-    features, shares = train.features.reshape(-1, D)[rows], shares[rows]
+    features, shares = _patches(Rows.of(train.features), rows), shares[rows]
     most_votes = PatchClassifier(jnp.eye(classes), jnp.zeros(classes))
     maps = []
     for start in range(0, len(test_features), TEST_CHUNK):
@@ -147,6 +153,16 @@ def nearest(train: Labelled, test_features: np.ndarray, classes: int, shapes: Sh
         votes = knn.vote(knn.neighbours(features, part.reshape(-1, D)), shares)
         maps += _label(most_votes, votes.reshape(len(part), P, classes), shapes[start : start + TEST_CHUNK])
     return maps
+
+
+def _patches(features_nxNxD: Rows, chosen: np.ndarray) -> np.ndarray:
+    """Patches of all images by their ascending positions in [n * N]: float32 [chosen, D]."""
+    images, places = np.divmod(chosen, features_nxNxD.shape[1])
+    found = []
+    for number, features_NxD in enumerate(features_nxNxD):
+        first, last = np.searchsorted(images, (number, number + 1))
+        found.append(features_NxD[places[first:last]])
+    return np.concatenate(found)
 
 
 def patch_shares(labels: np.ndarray, classes: int, side: int) -> np.ndarray:
@@ -267,7 +283,7 @@ def _labels(head: PatchClassifier, features_NxD: jax.Array, rows_HxI: jax.Array,
     return _logits(head, features_NxD, rows_HxI, columns_WxI).argmax(axis=-1).astype(jnp.uint8)
 
 
-def _label(head: PatchClassifier, features_nxNxD: np.ndarray, shapes: Shapes) -> list[np.ndarray]:
+def _label(head: PatchClassifier, features_nxNxD: np.ndarray | Rows, shapes: Shapes) -> list[np.ndarray]:
     """The labels of each image, uint8 [H, W] of `shapes`."""
     side, maps = round(features_nxNxD.shape[1] ** 0.5), []
     for features_NxD, (height, width) in zip(features_nxNxD, shapes):
