@@ -41,6 +41,7 @@ TEXTS = {
         "set",
         "distributed",
         "topology",
+    "only",
     ),
 }
 

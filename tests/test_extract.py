@@ -106,9 +106,9 @@ def test_a_killed_extraction_goes_on_and_equals_one_that_was_not(data, pixels, t
 
 
 def test_processes_share_the_shards_of_one_folder(data, pixels, tmp_path, monkeypatch):
-    alone, shared, saved, save = tmp_path / "alone", tmp_path / "shared", [], extract.save
+    alone, shared, saved, write = tmp_path / "alone", tmp_path / "shared", [], extract.write_shard
     extract.extract(pixels, sources(data), alone, **SETTINGS)
-    monkeypatch.setattr(extract, "save", lambda path, arrays: (saved.append(threading.get_ident()), save(path, arrays)))
+    monkeypatch.setattr(extract, "write_shard", lambda *given: (saved.append(threading.get_ident()), write(*given)))
     together = threading.Barrier(2, timeout=60)
 
     def process(index: int) -> None:

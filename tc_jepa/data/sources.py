@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TYPE_CHECKING
 
 import numpy as np
 
-from tc_jepa.data.images import EncodedImage
+if TYPE_CHECKING:  # launch.prepare_data sets OpenCV's log level before OpenCV is imported
+    from tc_jepa.data.images import EncodedImage
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "val", "test")
 SCENES = "scenes"  # the dataset that is drawn on the fly, where a path is asked for
@@ -17,7 +18,7 @@ Caption = str | np.ndarray  # a text; or the word vectors [words, E] that a text
 class Example(NamedTuple):
     """One image with its captions, before any augmentation."""
 
-    image: np.ndarray | EncodedImage  # uint8 [height, width, 3], RGB; encoded where a source was opened so
+    image: "np.ndarray | EncodedImage"  # uint8 [height, width, 3], RGB; encoded where a source was opened so
     captions: tuple[Caption, ...]  # candidates; empty when the image has none
 
 
