@@ -41,7 +41,7 @@ TEXTS = {
         "set",
         "distributed",
         "topology",
-    "only",
+        "only",
     ),
 }
 
