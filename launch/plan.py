@@ -78,19 +78,23 @@ def plan(config, topology: str) -> dict[str, Any]:
     from tc_jepa.models.conditioners import CONDITIONERS
     from tc_jepa.planning.chips import make_slice
     from tc_jepa.planning.step import OutOfMemory, plan_step
-    from tc_jepa.train import check_batch
 
-    chosen, tried = None, []
-    for settings in (dict(one) for one in _cumulated(SAVINGS if SEARCH.value else ())):
+    chosen, tried, kept = None, [], {}
+    for saving in ({}, *(SAVINGS if SEARCH.value else ())):
+        settings = kept | saving
         with_settings = config.copy_and_resolve_references()
         with_settings.update_from_flattened_dict(settings)
         chip, mesh = make_slice(topology, with_settings.mesh.data, with_settings.mesh.fsdp)
         try:
-            check_batch(with_settings, mesh)
             found = plan_step(with_settings, chip, mesh, COST.value)
             reason = "" if found.fits else f"needs {found.memory['total'] / 1e9:.1f} of {found.limit / 1e9:.1f} GB"
-        except (OutOfMemory, UserError) as error:
-            found, reason = None, str(error)
+            kept = settings
+        except OutOfMemory as error:
+            kept, reason = settings, str(error)
+        except UserError as error:  # the method or the batch does not allow it: the next is tried without it
+            if not saving:
+                raise
+            reason = str(error)
         if not reason:
             chosen = with_settings
             break
@@ -116,15 +120,6 @@ def plan(config, topology: str) -> dict[str, Any]:
         plain = plan_step(chosen, chip, mesh)
         result["price_of_text"] = {"seconds": found.seconds / plain.seconds, "flops": found.flops / plain.flops}
     return result
-
-
-def _cumulated(savings: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Nothing, then each of `savings` with all before it."""
-    settings: dict[str, Any] = {}
-    yield settings
-    for one in savings:
-        settings = settings | one
-        yield settings
 
 
 def _named(settings: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ import sys
 
 from absl import logging
 import jax
-import ml_collections
 
 from tc_jepa.data import pipeline
 from tc_jepa.distributed import sharding
@@ -43,13 +42,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
     After SIGTERM, or Ctrl-C in a single process, it finishes the step, saves, and exits with 128 + the signal's number.
     """
     config, mesh = experiment.config, experiment.mesh
-    check_batch(config, mesh)
-    if config.train.accumulate > 1 and not experiment.method.mean_over_images:
-        raise UserError(
-            f"train.accumulate={config.train.accumulate}: the loss of method.name={config.method.name} is that of a "
-            "whole batch, not a mean over images; give 1, and save memory with model.remat or mesh.fsdp",
-            about="train.accumulate",
-        )
+    check_batch(experiment)
     resumed = bool(saved_steps(workdir))
     if resumed:
         check_data(workdir, experiment.run_data)
@@ -88,9 +81,16 @@ def train(experiment: Experiment, workdir: Path) -> None:
         sys.exit(128 + stopped_by)
 
 
-def check_batch(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    """Raises UserError, naming the key, where the devices do not divide a batch, or each of its accumulated parts."""
+def check_batch(experiment: Experiment) -> None:
+    """Raises UserError, naming the key, where a batch cannot be laid over the devices or computed in parts."""
+    config, mesh = experiment.config, experiment.mesh
     parts, images = config.train.accumulate, config.train.batch_size
+    if parts > 1 and not experiment.method.mean_over_images:
+        raise UserError(
+            f"train.accumulate={parts}: the loss of method.name={config.method.name} is that of a whole batch, not a "
+            "mean over images; give 1, and save memory with model.remat or mesh.fsdp",
+            about="train.accumulate",
+        )
     sharding.check_batch(mesh, images, "train.batch_size")
     if images % (parts * mesh.size):
         raise UserError(

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 from pathlib import Path
+import types
 
 import jax
 import jax.numpy as jnp
@@ -136,11 +137,12 @@ def test_every_device_has_an_equal_share_of_every_part():
     mesh = sharding.make_mesh(8, 1)
     for images, parts, fault in ((32, 4, ""), (24, 2, "train.accumulate"), (12, 1, "train.batch_size")):
         config.train.batch_size, config.train.accumulate = images, parts
+        experiment = types.SimpleNamespace(config=config, mesh=mesh, method=tiny.jepa())
         if not fault:
-            check_batch(config, mesh)
+            check_batch(experiment)
             continue
         with pytest.raises(UserError) as raised:
-            check_batch(config, mesh)
+            check_batch(experiment)
         assert raised.value.about == fault
 
 

@@ -20,7 +20,7 @@ class Chip(NamedTuple):
     memory: int  # bytes that a program can have
     flops: float  # bfloat16 operations a second of dense matrix products, as published
     bandwidth: float  # bytes a second of its memory, as published
-    gpu: Mapping[str, Any] = {}  # what XLA's compiler for GPUs is told of it
+    gpu: Mapping[str, Any] = {}  # what XLA's compiler for GPUs must know of it
 
 
 def _gpu(cores: int, fpus: int, shared: int, cache: int, clock: float, memory: int, bandwidth: int, major: int):

@@ -18,7 +18,7 @@ from tc_jepa.models.text.embedding import StoredWords
 from tc_jepa.models.text.t5 import T5Config, T5Encoder
 from tc_jepa.planning import loops
 from tc_jepa.planning.chips import Chip, COMPILER_OPTIONS
-from tc_jepa.train import compiled_step
+from tc_jepa.train import check_batch, compiled_step
 
 T5_BASE = T5Config(32128, 768, 64, 3072, 12, 12, 32, 128, gated=False, epsilon=1e-6)  # t5-base, the recipes' T5 1.0
 
@@ -61,9 +61,11 @@ def plan_step(config: ml_collections.ConfigDict, chip: Chip, mesh: Mesh, cost: b
     """Compiles the train step of a configuration for the devices of `mesh`, which need not be there.
 
     The data that a configuration names is not read: only its shapes matter. Without `cost` the compiler is not asked
-    for seconds and bytes, which takes a compilation of its own where the step has loops. Raises OutOfMemory.
+    for seconds and bytes, which takes a compilation of its own where the step has loops. Raises OutOfMemory, and
+    UserError for a batch that cannot be computed so.
     """
     experiment = planned(config, mesh)
+    check_batch(experiment)
     state = jax.eval_shape(experiment.initial_state, experiment.frozen, None, None)
     layout = sharding.parameter_sharding(mesh, state)
     rows = config.train.batch_size
