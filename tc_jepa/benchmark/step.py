@@ -49,7 +49,6 @@ def measure(config: ml_collections.ConfigDict, options: Options) -> Figures:
     the right shapes, and a T5 is that of t5-base with random weights.
     """
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp)
-    check_batch(config, mesh)
     built = build(config, mesh)
     seconds = timed(built, options.repeats)
     images, jaxpr = config.train.batch_size, built.traced.jaxpr.jaxpr
@@ -77,6 +76,7 @@ def measure(config: ml_collections.ConfigDict, options: Options) -> Figures:
 def trace(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Experiment, Any, Any]:
     """Returns the experiment of a configuration, the layout of its state, and its traced train step."""
     experiment = planned(config, mesh)
+    check_batch(experiment)
     abstract = jax.eval_shape(experiment.initial_state, experiment.frozen, None, experiment.given_extra)
     layout = sharding.parameter_sharding(mesh, abstract)
     rows = config.train.batch_size
