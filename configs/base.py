@@ -21,6 +21,7 @@ MASKS = ("fixed", "official", "random")
 TARGETS = ("ema", "frozen", "pixels")
 INITS = ("official", "depth_rescaled")
 REMATS = ("none", "blocks", "conditioner", "all")
+KERNELS = ("plain", "tpu")
 SHRINKS = ("area", "fast")
 REGULARISERS = ("rectified_cosine", "entropy")
 CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
@@ -181,12 +182,26 @@ KEYS = Keys(
     key("model.position_noise", 0.0, "StoP's sigma, variance of the noise in mask tokens' places; 0: off", low=0),
     key("model.joint_targets", False, "predict all target blocks in one sequence, not each in its own"),
     key("model.dtype", "bfloat16", "type of matrix products; parameters are float32", choices=DTYPES),
+    key(
+        "model.residual_dtype",
+        "float32",
+        "type of the residual stream of encoder and predictor in training; evaluation has float32",
+        choices=DTYPES,
+        before="float32",
+    ),
     runtime(
         "model.remat",
         "none",
         "what is computed again in the backward pass, to save memory: transformer blocks, conditioner layers, all",
         choices=REMATS,
         before="none",
+    ),
+    runtime(
+        "model.kernels",
+        "plain",
+        "programs of attention and of the maximum over captions: XLA's own, or kernels for TPUs (tpu)",
+        choices=KERNELS,
+        before="plain",
     ),
     runtime("model.scan_blocks", False, "loop over the encoder's blocks: one is compiled instead of all", before=False),
     key("model.init_std", 0.02, "deviation of initial kernels; the official 0.02 suits widths near 1,000", above=0),

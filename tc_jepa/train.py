@@ -42,7 +42,7 @@ def train(experiment: Experiment, workdir: Path) -> None:
     After SIGTERM, or Ctrl-C in a single process, it finishes the step, saves, and exits with 128 + the signal's number.
     """
     config, mesh = experiment.config, experiment.mesh
-    check_batch(experiment)
+    check_step(experiment)
     resumed = bool(saved_steps(workdir))
     if resumed:
         check_data(workdir, experiment.run_data)
@@ -81,9 +81,14 @@ def train(experiment: Experiment, workdir: Path) -> None:
         sys.exit(128 + stopped_by)
 
 
-def check_batch(experiment: Experiment) -> None:
-    """Raises UserError, naming the key, where a batch cannot be laid over the devices or computed in parts."""
+def check_step(experiment: Experiment) -> None:
+    """Raises UserError, naming the key, where a step cannot be computed on the devices, or a batch not in parts."""
     config, mesh = experiment.config, experiment.mesh
+    if config.model.kernels not in ("plain", sharding.platform(mesh)):
+        raise UserError(
+            f"model.kernels={config.model.kernels} is not for {sharding.platform(mesh)} devices; give plain",
+            about="model.kernels",
+        )
     parts, images = config.train.accumulate, config.train.batch_size
     if parts > 1 and not experiment.method.mean_over_images:
         raise UserError(

@@ -18,10 +18,10 @@ from tc_jepa.models.conditioners import CONDITIONERS, fusion
 from tc_jepa.models.conditioners.adaln import AdaptiveNorm
 from tc_jepa.models.conditioners.base import Conditioner, Tokens, Words
 from tc_jepa.models.conditioners.caption_cross_attention import CaptionCrossAttention
-from tc_jepa.models.conditioners.caption_maximum import maximum_over_captions
 from tc_jepa.models.conditioners.feature import InputFeature
 from tc_jepa.models.conditioners.sequence import WordSequence
 from tc_jepa.models.conditioners.word_cross_attention import CrossAttentionForm, CrossAttentionLayer, WordCrossAttention
+from tc_jepa.models.kernels.backend import PLAIN, tpu_backend
 from tc_jepa.optimizer import match_rules, weight_decay_rules
 from tests import tiny
 
@@ -39,7 +39,7 @@ FORMS = {
 CHOSEN = {
     "none": Conditioner(),
     "word": WordCrossAttention(LINEAR),
-    "one_layer": WordCrossAttention(LINEAR, (1,)),
+    "one_layer": WordCrossAttention(LINEAR, layers=(1,)),
     "caption": CaptionCrossAttention(LINEAR),
     "adaln": AdaptiveNorm(LINEAR),
     "feature": InputFeature(LINEAR),
@@ -152,35 +152,39 @@ def test_an_averaged_caption_is_the_mean_of_its_valid_words():
     assert mean.word_valid_BxCxS.shape == (1, 3, 1)
 
 
-def of_caption(params, x, caption):
-    return jnp.sin(x @ params["kernel"]) * caption["scale"] + caption["shift"][:, None, None]
+def bend(params, h):
+    return jnp.sin(h @ params["kernel"] + params["bias"])
 
 
-def all_at_once(params, x, captions, fused_BxC):
+def all_at_once(function, params, x, attention, values, fused_BxC):
     """The maximum over captions by gathering the first largest value, whose gradient is that of a gather."""
-    h = jnp.stack([of_caption(params, x, jax.tree.map(lambda a, c=c: a[c], captions)) for c in range(4)], axis=-2)
+    B, C, S, P = values.shape
+    read = jnp.einsum("bhmlcs,bcshp->bmlchp", attention, values.reshape(B, C, S, attention.shape[1], -1))
+    h = function(params, x[..., None, :] + read.reshape(*x.shape[:-1], C, P))
     h = jnp.where(fused_BxC[:, None, None, :, None], h, -jnp.inf)
     return jnp.take_along_axis(h, h.argmax(axis=-2, keepdims=True), axis=-2)[..., 0, :]
 
 
-def test_a_running_maximum_is_the_maximum_and_its_first_winner_gets_the_gradient():
+@pytest.mark.parametrize("backend", [PLAIN, tpu_backend(interpret=True)], ids=["plain", "tpu"])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_a_maximum_over_captions_gives_the_gradient_to_its_first_winner(backend, heads):
     rng = np.random.default_rng(0)
-    params, x = {"kernel": jnp.asarray(rng.normal(size=(8, 8)))}, jnp.asarray(rng.normal(size=(2, 3, 5, 8)))
-    scale, shift = rng.normal(size=(4,)), rng.normal(size=(4, 2, 8))
-    scale[2], shift[2] = scale[0], shift[0]  # the captions 0 and 2 are equal wherever both count
-    captions = {"scale": jnp.asarray(scale), "shift": jnp.asarray(shift)}
+    shapes = {"x": (2, 3, 5, 8), "attention": (2, heads, 3, 5, 4, 6), "values": (2, 4, 6, 8)}
+    x, attention, values = (rng.normal(size=shape).astype(np.float32) for shape in shapes.values())
+    params = {"kernel": rng.normal(size=(8, 8)).astype(np.float32), "bias": rng.normal(size=8).astype(np.float32)}
+    attention[..., 2, :], values[:, 2] = attention[..., 0, :], values[:, 0]  # equal wherever both count
     fused, weights = np.array([[1, 0, 1, 1], [0, 1, 1, 0]], bool), rng.normal(size=(2, 3, 5, 8))
 
     def gradients(maximum):
         def total(*arguments):
-            return (maximum(*arguments, fused) * weights).sum()
+            return (maximum(bend, *arguments, fused) * weights).sum()
 
-        return jax.jit(jax.value_and_grad(total, (0, 1, 2)))(params, x, captions)
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)))(params, x, attention, values)
 
-    found = gradients(functools.partial(maximum_over_captions, of_caption))
-    expected = gradients(all_at_once)
+    found, expected = gradients(backend.maximum_over_captions), gradients(all_at_once)
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-4), found, expected)
-    assert np.abs(found[1][2]["shift"][2, 0]).max() == 0 < np.abs(found[1][2]["shift"][2, 1]).max()
+    of_values = found[1][3]
+    assert np.abs(of_values[0, 2]).max() == 0 < np.abs(of_values[1, 2]).max()
 
 
 def arrays(jaxpr):

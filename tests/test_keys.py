@@ -16,6 +16,7 @@ from tc_jepa.evaluation import tasks
 from tc_jepa.methods import losses
 from tc_jepa.models import vit
 from tc_jepa.models.conditioners.fusion import FUSIONS
+from tc_jepa.models.kernels.backend import BACKENDS
 
 NAMES = [key.name for key in base.KEYS]
 CHANGED = {str: "x", bool: True, int: 3, float: 0.5}
@@ -78,6 +79,8 @@ def test_choices_are_those_of_the_code():
         "model.dtype": models.DTYPES,
         "model.init": models.INITS,
         "model.remat": models.REMATS,
+        "model.kernels": BACKENDS,
+        "model.residual_dtype": models.DTYPES,
         "conditioner.fusion": FUSIONS,
         "objective.prediction": losses.PREDICTION_FORMS,
         "objective.regulariser": losses.REGULARISER_FORMS,

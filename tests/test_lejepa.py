@@ -27,6 +27,7 @@ from tc_jepa.methods import lejepa
 from tc_jepa.methods.lejepa import LeJepa
 from tc_jepa.methods.sigreg import epps_pulley, sigreg
 from tc_jepa.models import layers, vit
+from tc_jepa.models.kernels.backend import Backend, PLAIN
 from tc_jepa.models.projector import Projector
 from tc_jepa.optimizer import match_rules, weight_decay_rules
 from tc_jepa.report import looks_lejepa
@@ -42,9 +43,9 @@ KEY = jax.random.key(0)
 SOURCE = SceneSource(0, "train", 20, 32)
 
 
-def method(constrain=lambda x: x, **changes) -> LeJepa:
+def method(backend=PLAIN, **changes) -> LeJepa:
     linear = layers.Linear(std=0.1)
-    encoder = vit.VisionTransformer(vit.Size(32, 1, 4, 64), tiny.PATCH, linear, constrain=constrain)
+    encoder = vit.VisionTransformer(vit.Size(32, 1, 4, 64), tiny.PATCH, linear, backend=backend)
     return dataclasses.replace(LeJepa(encoder, Projector(32, 2, 8, linear), weight=0.05, slices=16), **changes)
 
 
@@ -167,7 +168,7 @@ def gradient_on(devices: int):
     mesh = jax.make_mesh(
         (devices, 1), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:devices]
     )
-    chosen = method(sharding.constrain_to(mesh))
+    chosen = method(Backend(sharding.constrain_to(mesh)))
     params = jax.device_put(tiny.lively(initial(chosen)), sharding.replicated(mesh))
     function = jax.value_and_grad(lambda p, batch: chosen.loss(p, {}, batch, KEY, 0), has_aux=True)
     (loss, terms), gradient = jax.jit(function)(params, sharding.put_batch(mesh, view_batch(16)))

@@ -17,7 +17,8 @@ from tc_jepa.errors import UserError
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners.base import Conditioner
 from tc_jepa.models.conditioners.word_cross_attention import WordCrossAttention
-from tc_jepa.train import check_batch
+from tc_jepa.models.kernels.backend import Backend
+from tc_jepa.train import check_step
 from tests import tiny
 
 
@@ -139,10 +140,10 @@ def test_every_device_has_an_equal_share_of_every_part():
         config.train.batch_size, config.train.accumulate = images, parts
         experiment = types.SimpleNamespace(config=config, mesh=mesh, method=tiny.jepa())
         if not fault:
-            check_batch(experiment)
+            check_step(experiment)
             continue
         with pytest.raises(UserError) as raised:
-            check_batch(experiment)
+            check_step(experiment)
         assert raised.value.about == fault
 
 
@@ -152,7 +153,7 @@ def run_on(data: int, fsdp: int, steps: int = 10):
     mesh = jax.make_mesh(
         (data, fsdp), sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[: data * fsdp]
     )
-    method = tiny.jepa(constrain=sharding.constrain_to(mesh))
+    method = tiny.jepa(backend=Backend(sharding.constrain_to(mesh)))
     state, batch = tiny.state(method), sharding.put_batch(mesh, tiny.batch(8))
     layout = sharding.parameter_sharding(mesh, state, min_size=64)
     step = jax.jit(

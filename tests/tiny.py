@@ -24,6 +24,7 @@ from tc_jepa.methods.targets import EmaEncoder, Momentum
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners import base as conditioner
 from tc_jepa.models.conditioners.word_cross_attention import WordCrossAttention
+from tc_jepa.models.kernels.backend import PLAIN
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.models.text import embedding as text
 from tc_jepa.optimizer import adamw, Schedules
@@ -52,16 +53,16 @@ SMALL_RUN = {  # keys of a configuration with which a run is of seconds
 }
 
 
-def jepa(reader: conditioner.Conditioner | None = None, dtype=jnp.float32, constrain=lambda x: x, **changes) -> Jepa:
+def jepa(reader: conditioner.Conditioner | None = None, dtype=jnp.float32, backend=PLAIN, **changes) -> Jepa:
     """`reader` None: words at every layer. `changes` are fields of the Predictor."""
     linear = layers.Linear(dtype)
     size = vit.Size(width=32, depth=1, heads=4, hidden=64)
-    encoder = vit.VisionTransformer(size, PATCH, linear, constrain=constrain)
-    reader = WordCrossAttention(linear) if reader is None else reader
+    encoder = vit.VisionTransformer(size, PATCH, linear, backend=backend)
+    reader = WordCrossAttention(linear, backend=backend) if reader is None else reader
     predictor = {"grid": GRID, "width": 16, "depth": DEPTH, "heads": 4, "output_width": 32, "conditioner": reader}
     return Jepa(
         encoder,
-        Predictor(**(predictor | {"linear": linear, "constrain": constrain} | changes)),
+        Predictor(**(predictor | {"linear": linear, "backend": backend} | changes)),
         text.EmbeddingText(VOCABULARY, 12, WORDS),
         EmaEncoder(encoder, normalise=True),
         OBJECTIVE,

@@ -21,7 +21,7 @@ from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.models.conditioners import CONDITIONERS
 from tc_jepa.planning import loops
 from tc_jepa.planning.step import planned
-from tc_jepa.train import check_batch, compiled_step, first_state
+from tc_jepa.train import check_step, compiled_step, first_state
 
 WARM_UP = 2  # steps before those that are timed
 LEAST_PRODUCT_SECONDS = 0.05  # of a matrix product that measures the rate of the device
@@ -76,7 +76,7 @@ def measure(config: ml_collections.ConfigDict, options: Options) -> Figures:
 def trace(config: ml_collections.ConfigDict, mesh: Mesh) -> tuple[Experiment, Any, Any]:
     """Returns the experiment of a configuration, the layout of its state, and its traced train step."""
     experiment = planned(config, mesh)
-    check_batch(experiment)
+    check_step(experiment)
     abstract = jax.eval_shape(experiment.initial_state, experiment.frozen, None, experiment.given_extra)
     layout = sharding.parameter_sharding(mesh, abstract)
     rows = config.train.batch_size

@@ -17,6 +17,7 @@ from tc_jepa.methods.losses import Objective
 from tc_jepa.methods.reporting import Diagnostics
 from tc_jepa.methods.targets import EmaEncoder, FrozenTarget, Momentum, Pixels, Target
 from tc_jepa.models.conditioners import CONDITIONERS
+from tc_jepa.models.kernels.backend import Backend, PLAIN
 from tc_jepa.models.vit import VisionTransformer
 
 Config = ml_collections.ConfigDict
@@ -27,17 +28,17 @@ TARGETS = ("ema", "frozen", "pixels")
 def build(
     config: Config,
     words: Sequence[WordVectorFolder] = (),
-    constrain: models.Constrain = models.unconstrained,
+    backend: Backend = PLAIN,
     teacher: VisionTransformer | None = None,
 ) -> MethodParts:
     """Returns the method and its inputs. `teacher` is the encoder of a frozen target."""
     reader = caption_reader(config, words)
     text, frozen = models.text_encoder(config, reader)
-    encoder = models.trained_encoder(config, constrain)
+    encoder = models.trained_encoder(config, backend)
     predicted = target(config, encoder, teacher)
     method = Jepa(
         encoder=encoder,
-        predictor=models.predictor(config, predicted.width, constrain),
+        predictor=models.predictor(config, predicted.width, backend),
         text=text,
         target=predicted,
         objective=Objective(**config.objective),

@@ -13,6 +13,7 @@ from tc_jepa.data.word_vectors.folder import WordVectorFolder
 from tc_jepa.errors import UserError
 from tc_jepa.methods.lejepa import LeJepa
 from tc_jepa.methods.reporting import Diagnostics
+from tc_jepa.models.kernels.backend import Backend, PLAIN
 from tc_jepa.models.projector import Projector
 from tc_jepa.models.vit import VisionTransformer
 
@@ -22,7 +23,7 @@ Config = ml_collections.ConfigDict
 def build(
     config: Config,
     words: Sequence[WordVectorFolder] = (),
-    constrain: models.Constrain = models.unconstrained,
+    backend: Backend = PLAIN,
     teacher: VisionTransformer | None = None,
 ) -> MethodParts:
     """Returns the method and its inputs. It reads no captions and has no teacher."""
@@ -33,7 +34,7 @@ def build(
         output_width=chosen.projector.output,
         linear=models.linear(config),
     )
-    encoder = models.trained_encoder(config, constrain)
+    encoder = models.trained_encoder(config, backend)
     method = LeJepa(encoder, projector, weight=chosen.weight, slices=chosen.slices)
     views = inputs(config)
     return MethodParts(method, views, views)

@@ -1,6 +1,6 @@
 """The table of pretraining methods: the values of method.name.
 
-Each is a module of this package with build(config, words, constrain, teacher) -> MethodParts, and with functions of the
+Each is a module of this package with build(config, words, backend, teacher) -> MethodParts, and with functions of the
 configuration alone: check, reads_captions, averages_encoder, teacher_path, diagnostics.
 """
 

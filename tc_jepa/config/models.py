@@ -1,10 +1,9 @@
 """Builds networks from a configuration: encoder, predictor, conditioner, text encoder."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import ml_collections
 
@@ -12,23 +11,18 @@ from tc_jepa.convert import t5
 from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners import Conditioner, CONDITIONERS
+from tc_jepa.models.kernels.backend import Backend, PLAIN
 from tc_jepa.models.layers import Params
 from tc_jepa.models.predictor import Predictor
 from tc_jepa.models.text.embedding import EmbeddingText, StoredWords
 from tc_jepa.models.text.t5 import T5Encoder
 
 Config = ml_collections.ConfigDict
-Constrain = Callable[[jax.Array], jax.Array]
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMATS = {"none": (False, False), "blocks": (True, False), "conditioner": (False, True), "all": (True, True)}
 INITS = {"official": False, "depth_rescaled": True}  # of layers.Linear.depth_rescaled
 TEXT_ENCODERS = ("embedding", "t5", "stored")
-
-
-def unconstrained(x: jax.Array) -> jax.Array:
-    """Returns `x`: the `constrain` of networks that run on one device."""
-    return x
 
 
 def grid(config: Config) -> tuple[int, int]:
@@ -46,18 +40,20 @@ def remat(config: Config) -> tuple[bool, bool]:
     return REMATS[config.model.remat]
 
 
-def encoder(config: Config, constrain: Constrain = unconstrained) -> vit.VisionTransformer:
+def encoder(config: Config, backend: Backend = PLAIN) -> vit.VisionTransformer:
     """The encoder as it is evaluated: without what saves memory and compilation in training."""
     return vit.VisionTransformer(
-        vit.SIZES[config.model.encoder], config.model.patch_size, linear(config), constrain=constrain
+        vit.SIZES[config.model.encoder], config.model.patch_size, linear(config), backend=backend
     )
 
 
-def trained_encoder(config: Config, constrain: Constrain = unconstrained) -> vit.VisionTransformer:
-    return encoder(config, constrain).clone(remat=remat(config)[0], scan=config.model.scan_blocks)
+def trained_encoder(config: Config, backend: Backend = PLAIN) -> vit.VisionTransformer:
+    return encoder(config, backend).clone(
+        remat=remat(config)[0], scan=config.model.scan_blocks, residual=DTYPES[config.model.residual_dtype]
+    )
 
 
-def predictor(config: Config, output_width: int, constrain: Constrain = unconstrained) -> Predictor:
+def predictor(config: Config, output_width: int, backend: Backend = PLAIN) -> Predictor:
     """The predictor, with its conditioner, of targets with `output_width` channels."""
     return Predictor(
         grid=grid(config),
@@ -65,18 +61,20 @@ def predictor(config: Config, output_width: int, constrain: Constrain = unconstr
         depth=config.model.predictor.depth,
         heads=vit.SIZES[config.model.encoder].heads,
         output_width=output_width,
-        conditioner=conditioner(config),
+        conditioner=conditioner(config, backend),
         linear=linear(config),
         position_noise=config.model.position_noise,
         remat=remat(config)[0],
-        constrain=constrain,
+        residual=DTYPES[config.model.residual_dtype],
+        backend=backend,
     )
 
 
-def conditioner(config: Config) -> Conditioner:
+def conditioner(config: Config, backend: Backend = PLAIN) -> Conditioner:
     """The conditioner that model.conditioner names, with the values of the keys that it declares."""
     chosen = CONDITIONERS[config.model.conditioner]
-    return chosen.build(linear(config), remat(config)[1], settings(config.conditioner, chosen.keys))
+    built = chosen.build(linear(config), remat(config)[1], settings(config.conditioner, chosen.keys))
+    return built.clone(backend=backend)
 
 
 def settings(group: Config, names: Iterable[str]) -> dict[str, Any]:

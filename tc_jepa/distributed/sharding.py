@@ -92,6 +92,26 @@ def constrain_to(mesh: Mesh):
     return lambda x: jax.lax.with_sharding_constraint(x, batch_sharding(mesh))
 
 
+def on_each_device(mesh: Mesh):
+    """Returns a function (function, shared, *batched) -> function(shared, *batched), computed in parts.
+
+    Every device runs `function` on all of `shared`, a tree of arrays, and on its section of the leading axis of each
+    batched array. The result's leading axis is put together likewise.
+    """
+
+    def run(function, shared, *batched):
+        specs = PartitionSpec(), *(PartitionSpec(AXES) for _ in batched)
+        local = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(AXES), check_vma=False)
+        return local(shared, *batched)
+
+    return run
+
+
+def platform(mesh: Mesh) -> str:
+    """Returns what the devices are, in JAX's name: cpu, gpu or tpu."""
+    return mesh.devices.flat[0].platform
+
+
 def check_batch(mesh: Mesh, batch_size: int, name: str) -> None:
     """Raises UserError, naming the key or flag `name`, where the devices do not divide the batch."""
     if batch_size % mesh.size:

@@ -7,7 +7,7 @@ import grain
 import jax
 import ml_collections
 
-from tc_jepa.config import data, methods, models
+from tc_jepa.config import data, methods
 from tc_jepa.data import pipeline
 from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.data.pipeline import Inputs
@@ -15,6 +15,7 @@ from tc_jepa.data.sources import Captioned
 from tc_jepa.data.word_vectors.folder import WordVectorFolder
 from tc_jepa.distributed import sharding
 from tc_jepa.methods.method import Batch, Method
+from tc_jepa.models.kernels.backend import Backend, BACKENDS, PLAIN
 from tc_jepa.models.layers import Params
 from tc_jepa.optimizer import adamw, Schedules
 from tc_jepa.pretrained import encoder as pretrained
@@ -97,12 +98,12 @@ def build_experiment(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh 
     UserError for data, word vectors or weights that are missing or do not fit.
     """
     module = methods.chosen(config)
-    constrain = models.unconstrained if mesh is None else sharding.constrain_to(mesh)
+    backend = PLAIN if mesh is None else _backend(config, mesh)
     words = methods.word_folders(config)
     teacher, teacher_params = None, None
     if module.teacher_path(config):
-        teacher, teacher_params = pretrained.teacher(config, module.teacher_path(config), constrain)
-    parts = module.build(config, words, constrain, teacher)
+        teacher, teacher_params = pretrained.teacher(config, module.teacher_path(config), backend)
+    parts = module.build(config, words, backend, teacher)
     return Experiment(
         config=config,
         mesh=mesh,
@@ -115,6 +116,12 @@ def build_experiment(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh 
         given_extra=teacher_params,
         schedules=schedules(config),
     )
+
+
+def _backend(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Backend:
+    """The kernels that a run asks for, or plain ones on other devices, where train.check_step refuses to train."""
+    name = config.model.kernels if config.model.kernels == sharding.platform(mesh) else "plain"
+    return BACKENDS[name](sharding.constrain_to(mesh), sharding.on_each_device(mesh))
 
 
 def schedules(config: ml_collections.ConfigDict) -> Schedules:

@@ -13,6 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tc_jepa.models.kernels.attention import Attend, attend
+from tc_jepa.models.kernels.product import product
+
 Params = Mapping[str, Any]  # a module's parameters, nested by name
 
 LAYER_NORM_EPSILON = 1e-6
@@ -64,9 +67,8 @@ def flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers, precisi
     The values are the same. The kernel's gradient then contracts one axis instead of several, and only for that does
     XLA's CPU backend have a fast matrix product.
     """
-    del dimension_numbers  # nn.Dense always contracts x's last axis with the kernel's first
-    product = jnp.dot(x.reshape(-1, x.shape[-1]), kernel, precision=precision)
-    return product.reshape(*x.shape[:-1], kernel.shape[-1])
+    del dimension_numbers, precision  # nn.Dense always contracts x's last axis with the kernel's first
+    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
 def layer_norm(name: str | None) -> nn.LayerNorm:
@@ -169,14 +171,22 @@ class SelfAttention(nn.Module):
     heads: int
     linear: Linear
     output: Linear
+    attend: Attend = attend
 
     @nn.compact
     def __call__(self, x_BxLxD: jax.Array, valid_BxL: jax.Array | None) -> jax.Array:
-        B, L, D = x_BxLxD.shape
-        qkv = self.linear(3 * D, "qkv")(x_BxLxD).reshape(B, L, 3, self.heads, D // self.heads)
-        mask = None if valid_BxL is None else valid_BxL[:, None, None, :]
-        attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], mask=mask)
-        return self.output(D, "proj")(attended.reshape(B, L, D))
+        D = x_BxLxD.shape[-1]
+        qkv = self.linear(3 * D, "qkv")(x_BxLxD)
+        attend_with = attend if self.is_initializing() else self.attend  # a kernel wants whole batches
+        return self.output(D, "proj")(attend_with(qkv, valid_BxL, self.heads))
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x times the share of a standard normal distribution below x, as torch computes it.
+
+    jax.nn.gelu has erfc, which kernels for TPUs cannot compute.
+    """
+    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
 
 
 class Mlp(nn.Module):
@@ -189,8 +199,7 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = nn.gelu(self.linear(self.hidden, "fc1")(x), approximate=False)
-        return self.output(self.width, "fc2")(hidden)
+        return self.output(self.width, "fc2")(gelu(self.linear(self.hidden, "fc1")(x)))
 
 
 def rematerialised(module: type[nn.Module], remat: bool) -> type[nn.Module]:
@@ -211,14 +220,15 @@ class Block(nn.Module):
     heads: int
     hidden: int
     linear: Linear
+    attend: Attend = attend
 
     @nn.compact
     def __call__(
         self, x_BxLxD: jax.Array, valid_BxL: jax.Array | None = None, modulation: Modulation = UNMODULATED
     ) -> jax.Array:
         output = self.linear.into_residual(self.index)
-        attention = SelfAttention(self.heads, self.linear, output, name="attn")
+        attention = SelfAttention(self.heads, self.linear, output, self.attend, name="attn")
         mlp = Mlp(self.hidden, x_BxLxD.shape[-1], self.linear, output, name="mlp")
         normed = layer_norm("norm1")(x_BxLxD) * (1.0 + modulation.scale1) + modulation.shift1
-        x = x_BxLxD + attention(normed, valid_BxL)
-        return x + mlp(layer_norm("norm2")(x) * (1.0 + modulation.scale2) + modulation.shift2)
+        x = x_BxLxD + attention(normed, valid_BxL).astype(x_BxLxD.dtype)
+        return x + mlp(layer_norm("norm2")(x) * (1.0 + modulation.scale2) + modulation.shift2).astype(x.dtype)

@@ -1,6 +1,5 @@
 """The predictor: a narrow ViT that predicts target features of hidden blocks from visible patches and captions."""
 
-from collections.abc import Callable
 import dataclasses
 
 import flax.linen as nn
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 
 from tc_jepa.models import layers
 from tc_jepa.models.conditioners.base import BlockFunction, Conditioner, Reading, Tokens, Words
+from tc_jepa.models.kernels.backend import Backend, PLAIN
 
 
 class Predictor(nn.Module):
@@ -36,7 +36,8 @@ class Predictor(nn.Module):
     linear: layers.Linear = layers.Linear()
     position_noise: float = 0.0
     remat: bool = False
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x
+    residual: jnp.dtype = jnp.float32
+    backend: Backend = PLAIN
 
     @nn.compact
     def __call__(
@@ -66,11 +67,12 @@ class Predictor(nn.Module):
             jnp.concatenate([repeated_valid, target_valid_BxMxT], axis=2),
         )
 
-        tokens = self.conditioner.condition_input(tokens, words)
+        tokens = self._in_residual(self.conditioner.condition_input(tokens, words))
         readings, block_of = [], layers.rematerialised(layers.Block, self.remat)
         for i in range(self.depth):
-            block = block_of(i, self.heads, 4 * self.width, self.linear, name=f"blocks_{i}")
+            block = block_of(i, self.heads, 4 * self.width, self.linear, self.backend.attend, name=f"blocks_{i}")
             tokens, reading = self.conditioner.condition_layer(i, self._over_sequences(block), tokens, words)
+            tokens = self._in_residual(tokens)
             if reading is not None:
                 readings.append(reading)
         x_BxMxTxP = layers.layer_norm("norm")(tokens.values_BxMxLxP[:, :, K : K + T])
@@ -78,14 +80,17 @@ class Predictor(nn.Module):
         project = dataclasses.replace(self.linear, dtype=jnp.float32)
         return project(self.output_width, "proj")(x_BxMxTxP), readings
 
+    def _in_residual(self, tokens: Tokens) -> Tokens:
+        return tokens.replace(values_BxMxLxP=tokens.values_BxMxLxP.astype(self.residual))
+
     def _over_sequences(self, block: layers.Block) -> BlockFunction:
         """A transformer block as a function of all sequences. A conditioner may make more than B * M sequences."""
 
         def apply(tokens: Tokens, modulation: layers.Modulation = layers.UNMODULATED) -> Tokens:
             B, M, L, P = tokens.values_BxMxLxP.shape
             modulation = jax.tree.map(lambda x: x if jnp.ndim(x) == 0 else x.reshape(B * M, 1, P), modulation)
-            x = self.constrain(tokens.values_BxMxLxP.reshape(B * M, L, P))
-            x = self.constrain(block(x, tokens.valid_BxMxL.reshape(B * M, L), modulation))
+            x = self.backend.constrain(tokens.values_BxMxLxP.reshape(B * M, L, P))
+            x = self.backend.constrain(block(x, tokens.valid_BxMxL.reshape(B * M, L), modulation))
             return tokens.replace(values_BxMxLxP=x.reshape(B, M, L, P))
 
         return apply

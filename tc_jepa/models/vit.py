@@ -1,6 +1,6 @@
 """The vision encoder: a ViT without a class token that can read a part of the patches."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import dataclasses
 
 import flax.linen as nn
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tc_jepa.models import layers
+from tc_jepa.models.kernels.backend import Backend, PLAIN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class VisionTransformer(nn.Module):
     interpolated from it (layers.resized_positions). Without it every grid has its own exact positions. With
     `stored_positions`, positions are not computed but a parameter, `positions` [N of trained_grid, D]: for weights of
     other projects, never trained here.
-    `constrain` is applied to the residual stream before and after every block, to lay activations over devices.
+    `backend` lays the residual stream over devices before and after every block, and computes attention.
     `remat`: keep the input of each block only for the backward pass, and compute the block again there.
     `scan`: loop over the blocks, so that one block is compiled. Parameters keep their names.
     Raises ValueError for images that are not divisible into patches.
@@ -55,7 +56,8 @@ class VisionTransformer(nn.Module):
     stored_positions: bool = False
     remat: bool = False
     scan: bool = False
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x
+    residual: jnp.dtype = jnp.float32
+    backend: Backend = PLAIN
 
     @nn.compact
     def __call__(
@@ -71,15 +73,15 @@ class VisionTransformer(nn.Module):
         if indices_BxK is not None:
             patches = layers.gather_tokens(patches, indices_BxK)
             positions = positions[indices_BxK]
-        x = self.linear(self.size.width, "patch_embed")(patches) + positions
+        x = (self.linear(self.size.width, "patch_embed")(patches) + positions).astype(self.residual)
         block_of = layers.rematerialised(layers.Block, self.remat)
-        sizes = self.size.heads, self.size.hidden, self.linear
+        sizes = self.size.heads, self.size.hidden, self.linear, self.backend.attend
         blocks = [block_of(i, *sizes, name=f"blocks_{i}") for i in range(self.size.depth)]
         if self.scan and not self.is_initializing():
             x = self._scanned(blocks, x, valid_BxK)
         else:
             for block in blocks:
-                x = self.constrain(block(self.constrain(x), valid_BxK))
+                x = self.backend.constrain(block(self.backend.constrain(x), valid_BxK))
         return layers.layer_norm("norm")(x)
 
     def _scanned(self, blocks: Sequence[layers.Block], x_BxLxD: jax.Array, valid_BxL: jax.Array | None) -> jax.Array:
@@ -88,7 +90,7 @@ class VisionTransformer(nn.Module):
         block = blocks[0].clone(parent=None)
 
         def step(x, params):
-            return self.constrain(block.apply({"params": params}, self.constrain(x), valid_BxL)), None
+            return self.backend.constrain(block.apply({"params": params}, self.backend.constrain(x), valid_BxL)), None
 
         return jax.lax.scan(step, x_BxLxD, stacked)[0]
 

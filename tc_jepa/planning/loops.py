@@ -25,7 +25,7 @@ def products(jaxpr: core.Jaxpr, path: str = "") -> Iterator[tuple[str, int]]:
     """
     for equation in jaxpr.eqns:
         here = f"{path}/{equation.source_info.name_stack}"
-        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        times = _times(equation)
         for inner in _inner(equation):
             yield from ((below, times * count) for below, count in products(inner, here))
         if equation.primitive.name == "dot_general":
@@ -33,6 +33,17 @@ def products(jaxpr: core.Jaxpr, path: str = "") -> Iterator[tuple[str, int]]:
             left = equation.invars[0].aval.shape
             summed = math.prod(left[axis] for axis in contracted)
             yield here, 2 * summed * math.prod(equation.outvars[0].aval.shape)
+
+
+def _times(equation) -> int:
+    """How often the computations among an equation's parameters run: in a loop, a kernel's grid, on each device."""
+    params = equation.params
+    runs = {
+        "scan": lambda: params["length"],
+        "pallas_call": lambda: math.prod(params["grid_mapping"].grid),
+        "shard_map": lambda: params["mesh"].size,
+    }
+    return runs.get(equation.primitive.name, lambda: 1)()
 
 
 # What XLA's cost analysis counts as no operation (data movement), or apart, as transcendental.
@@ -54,8 +65,8 @@ def other_operations(jaxpr: core.Jaxpr) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name, inner = equation.primitive.name, list(_inner(equation))
-        if name == "scan":
-            total += equation.params["length"] * sum(map(other_operations, inner))
+        if _times(equation) > 1:
+            total += _times(equation) * sum(map(other_operations, inner))
         elif name.startswith(("reduce_", "cumsum", "argm", "scatter")):
             total += equation.invars[0].aval.size
         elif inner:

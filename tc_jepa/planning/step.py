@@ -18,7 +18,7 @@ from tc_jepa.models.text.embedding import StoredWords
 from tc_jepa.models.text.t5 import T5Config, T5Encoder
 from tc_jepa.planning import loops
 from tc_jepa.planning.chips import Chip, COMPILER_OPTIONS
-from tc_jepa.train import check_batch, compiled_step
+from tc_jepa.train import check_step, compiled_step
 
 T5_BASE = T5Config(32128, 768, 64, 3072, 12, 12, 32, 128, gated=False, epsilon=1e-6)  # t5-base, the recipes' T5 1.0
 
@@ -65,7 +65,7 @@ def plan_step(config: ml_collections.ConfigDict, chip: Chip, mesh: Mesh, cost: b
     UserError for a batch that cannot be computed so.
     """
     experiment = planned(config, mesh)
-    check_batch(experiment)
+    check_step(experiment)
     state = jax.eval_shape(experiment.initial_state, experiment.frozen, None, None)
     layout = sharding.parameter_sharding(mesh, state)
     rows = config.train.batch_size

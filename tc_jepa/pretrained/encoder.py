@@ -1,6 +1,5 @@
 """Trained vision encoders, opened the same way from a workdir, a converted folder or a Hugging Face I-JEPA folder."""
 
-from collections.abc import Callable
 import functools
 import os
 from pathlib import Path
@@ -16,6 +15,7 @@ from tc_jepa.convert.tensors import read_json
 from tc_jepa.convert.weights import abstract_params, EncoderWeights
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers
+from tc_jepa.models.kernels.backend import Backend, PLAIN
 from tc_jepa.models.layers import Params
 from tc_jepa.models.vit import VisionTransformer
 from tc_jepa.storage.checkpoint import (
@@ -90,9 +90,7 @@ def restored_encoder(
     return jax.device_get(params), step
 
 
-def teacher(
-    config: ml_collections.ConfigDict, path: str, constrain: Callable[[jax.Array], jax.Array] = models.unconstrained
-) -> tuple[VisionTransformer, Params]:
+def teacher(config: ml_collections.ConfigDict, path: str, backend: Backend = PLAIN) -> tuple[VisionTransformer, Params]:
     """Returns a teacher for the run of a configuration: the encoder at `path` and its newest parameters, on the host.
 
     It computes in the student's dtype. Raises UserError unless its patches form the student's grid; else it may differ.
@@ -104,7 +102,7 @@ def teacher(
         key, (rows, columns) = "target_encoder.teacher", models.grid(config)
         wrong = f"which at image.size={size} do not form the student's {rows} x {columns} grid"
         raise UserError(f"{key}={path} has patches of {patch} px, {wrong}; give model.patch_size={patch}", about=key)
-    return theirs.encoder.clone(linear=models.linear(config), constrain=constrain), theirs.params
+    return theirs.encoder.clone(linear=models.linear(config), backend=backend), theirs.params
 
 
 def load_encoder(path: str | os.PathLike, step: int | None = None) -> "PretrainedEncoder":

@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tc_jepa.models.kernels.backend import Backend, PLAIN
 from tc_jepa.models.layers import Linear, Modulation, UNMODULATED
 
 
@@ -83,6 +84,7 @@ class Conditioner(nn.Module):
 
     linear: Linear = Linear()
     remat: bool = False  # keep only the inputs of each layer for the backward pass: layers.rematerialised
+    backend: Backend = PLAIN
 
     @classmethod
     def build(cls, linear: Linear, remat: bool, settings: Mapping[str, Any]) -> "Conditioner":

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from tc_jepa.models.conditioners.base import BlockFunction, Conditioner, Reading, Tokens, Words
-from tc_jepa.models.conditioners.caption_maximum import maximum_over_captions
 from tc_jepa.models.conditioners.fusion import FUSION_RULES, FUSIONS
+from tc_jepa.models.kernels.backend import Backend, PLAIN
 from tc_jepa.models.layers import layer_norm, Linear, masked_softmax, Mlp, Params, rematerialised
 
 
@@ -54,7 +54,7 @@ class WordCrossAttention(Conditioner):
     @classmethod
     def build(cls, linear: Linear, remat: bool, settings: Mapping[str, Any]) -> Conditioner:
         form = {name: value for name, value in settings.items() if name != "layers"}
-        return cls(linear, remat, settings["layers"], CrossAttentionForm(**form))
+        return cls(linear, remat, layers=settings["layers"], form=CrossAttentionForm(**form))
 
     @nn.compact
     def condition_layer(
@@ -63,7 +63,8 @@ class WordCrossAttention(Conditioner):
         tokens = block(tokens)
         if self.layers and index not in self.layers:
             return tokens, None
-        layer = rematerialised(CrossAttentionLayer, self.remat)(self.linear, self.form, name=f"layers_{index}")
+        layer_of = rematerialised(CrossAttentionLayer, self.remat)
+        layer = layer_of(self.linear, self.form, self.backend, name=f"layers_{index}")
         values, reading = layer(tokens.values_BxMxLxP, words)
         return tokens.replace(values_BxMxLxP=values), reading
 
@@ -78,6 +79,7 @@ class CrossAttentionLayer(nn.Module):
 
     linear: Linear
     form: CrossAttentionForm = CrossAttentionForm()
+    backend: Backend = PLAIN
 
     @nn.compact
     def __call__(self, x_BxMxLxP: jax.Array, words: Words) -> tuple[jax.Array, Reading]:
@@ -102,9 +104,8 @@ class CrossAttentionLayer(nn.Module):
         transform = functools.partial(feed_forward, form, mlp, norm)
         if form.fusion == "max" and not self.is_initializing():
             params = {} if form.fuse_first else {"mlp": mlp.variables["params"], "norm": norm.variables["params"]}
-            function = functools.partial(_of_caption, form, mlp.clone(parent=None), norm.clone(parent=None))
-            captions = jnp.moveaxis(weights, -2, 0), jnp.moveaxis(values, 1, 0)
-            fused = maximum_over_captions(function, params, x_BxMxLxP, captions, words.fused_BxC)
+            function = functools.partial(_fused_function, form, mlp.clone(parent=None), norm.clone(parent=None))
+            fused = self.backend.maximum_over_captions(function, params, x_BxMxLxP, weights, value, words.fused_BxC)
         else:
             attended = jnp.einsum("bhmlcs,bcshp->bmlchp", weights, values)
             h_BxMxLxCxP = x_BxMxLxP[..., None, :] + attended.reshape(*attended.shape[:-2], P)
@@ -120,16 +121,8 @@ def feed_forward(form: CrossAttentionForm, mlp: Callable, norm: Callable, h: jax
     return norm(h + mlp(h)) if form.post_norm else h + mlp(norm(h))
 
 
-def _of_caption(
-    form: CrossAttentionForm,
-    mlp: Mlp,
-    norm: nn.LayerNorm,
-    params: Params,
-    x_BxMxLxP: jax.Array,
-    caption: tuple[jax.Array, jax.Array],
-) -> jax.Array:
-    """What is fused, of one caption: its attention [B, H, M, L, S] and values [B, S, H, P / H] -> [B, M, L, P]."""
-    h = x_BxMxLxP + jnp.einsum("bhmls,bshp->bmlhp", *caption).reshape(x_BxMxLxP.shape)
+def _fused_function(form: CrossAttentionForm, mlp: Mlp, norm: nn.LayerNorm, params: Params, h: jax.Array) -> jax.Array:
+    """What is fused, of tokens that have read a caption: a caption_maximum.TokenFunction."""
     if form.fuse_first:
         return h
     apply_mlp, apply_norm = (
