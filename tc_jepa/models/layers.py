@@ -5,6 +5,7 @@ Parameters and the residual stream are float32, matrix products in `Linear.dtype
 
 from collections.abc import Mapping
 import dataclasses
+import math
 from typing import Any
 
 from flax import struct
@@ -56,19 +57,15 @@ class Linear:
             use_bias=use_bias,
             dtype=self.dtype,
             kernel_init=self.init,
-            dot_general=flat_dot_general,
+            dot_general=dense_product,
             name=name,
         )
 
 
-def flat_dot_general(x: jax.Array, kernel: jax.Array, dimension_numbers, precision=None) -> jax.Array:
-    """The product of nn.Dense, computed with all leading axes of `x` merged.
-
-    The values are the same. The kernel's gradient then contracts one axis instead of several, and only for that does
-    XLA's CPU backend have a fast matrix product.
-    """
+def dense_product(x: jax.Array, kernel: jax.Array, dimension_numbers, precision=None) -> jax.Array:
+    """The product of nn.Dense: kernels.product."""
     del dimension_numbers, precision  # nn.Dense always contracts x's last axis with the kernel's first
-    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
+    return product(x, kernel)
 
 
 def layer_norm(name: str | None) -> nn.LayerNorm:
@@ -181,12 +178,26 @@ class SelfAttention(nn.Module):
         return self.output(D, "proj")(attend_with(qkv, valid_BxL, self.heads))
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
     """x times the share of a standard normal distribution below x, as torch computes it.
 
-    jax.nn.gelu has erfc, which kernels for TPUs cannot compute.
+    jax.nn.gelu has erfc, which kernels for TPUs cannot compute. The gradient is written out so that only x is kept.
     """
-    return 0.5 * x * (1.0 + jax.lax.erf(x * 0.5**0.5))
+    return (x * _normal_share(x)).astype(x.dtype)
+
+
+def _normal_share(x: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + jax.lax.erf(x.astype(jnp.float32) * 0.5**0.5))
+
+
+def _gelu_backward(x, gradient):
+    y = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * jnp.square(y)) / (2 * math.pi) ** 0.5
+    return ((gradient * (_normal_share(x) + y * density)).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 
 class Mlp(nn.Module):

@@ -1,27 +1,29 @@
-"""A product of two matrices that is summed in float32, as are those of its gradient. Kernels for TPUs know no other."""
+"""A matrix product that is summed in float32, as are those of its gradient. Kernels for TPUs know no other."""
 
 import jax
 import jax.numpy as jnp
 
 
 @jax.custom_vjp
-def product(a: jax.Array, b: jax.Array) -> jax.Array:
-    """Returns the product of two matrices, [M, K] and [K, N], with their dtype: [M, N]."""
-    return contracted(a, b, 1, 0).astype(a.dtype)
+def product(x: jax.Array, matrix: jax.Array) -> jax.Array:
+    """Returns x times a matrix: [..., K], [K, N] -> [..., N], in the dtype of x, which is also the matrix's.
+
+    The matrix's gradient contracts one axis, all leading ones of `x` merged, and not several: only for that does XLA's
+    CPU backend have a fast product.
+    """
+    return contracted(x, matrix, x.ndim - 1, 0).astype(x.dtype)
 
 
 def contracted(a: jax.Array, b: jax.Array, axis_a: int, axis_b: int) -> jax.Array:
-    """Returns the sum over one axis of each of two matrices, in float32."""
+    """Returns the sum over one axis of each of two arrays, in float32: the other axes of a, then those of b."""
     return jax.lax.dot_general(a, b, (((axis_a,), (axis_b,)), ((), ())), preferred_element_type=jnp.float32)
 
 
-def _forward(a, b):
-    return product(a, b), (a, b)
-
-
 def _backward(residuals, gradient):
-    a, b = residuals
-    return contracted(gradient, b, 1, 1).astype(a.dtype), contracted(a, gradient, 0, 0).astype(b.dtype)
+    x, matrix = residuals
+    of_x = contracted(gradient, matrix, x.ndim - 1, 1).astype(x.dtype)
+    flat_x, flat_gradient = (array.reshape(-1, array.shape[-1]) for array in (x, gradient))
+    return of_x, contracted(flat_x, flat_gradient, 0, 0).astype(matrix.dtype)
 
 
-product.defvjp(_forward, _backward)
+product.defvjp(lambda x, matrix: (product(x, matrix), (x, matrix)), _backward)
