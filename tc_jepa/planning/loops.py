@@ -106,6 +106,9 @@ def unrolled(closed: core.ClosedJaxpr) -> Callable[..., list[jax.Array]]:
     return function
 
 
+WITH_GRADIENT = ("custom_jvp_call", "custom_vjp_call")  # functions with a gradient of their own, of which none is taken
+
+
 def _evaluate(jaxpr: core.Jaxpr, constants, arguments) -> list[Any]:
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
 
@@ -118,6 +121,8 @@ def _evaluate(jaxpr: core.Jaxpr, constants, arguments) -> list[Any]:
             outputs = _scan(equation.params, inputs)
         elif (inner := _callee(equation)) is not None and has_loops(inner.jaxpr):
             outputs = _evaluate(inner.jaxpr, inner.consts, jax.lax.optimization_barrier(inputs))
+        elif equation.primitive.name in WITH_GRADIENT:
+            outputs = _evaluate(inner.jaxpr, inner.consts, inputs)
         else:
             outputs = equation.primitive.bind(*inputs, **equation.params)
             outputs = outputs if equation.primitive.multiple_results else [outputs]
