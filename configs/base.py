@@ -159,6 +159,14 @@ KEYS = Keys(
     key(
         "masking.group_size", 32, "consecutive images of equal block sizes and context length (I-JEPA: a GPU's)", low=1
     ),
+    runtime(
+        "masking.length_multiple",
+        0,
+        "arrays of context and target patches are as long as a batch needs, rounded up to a multiple of this; each "
+        "length compiles a step of its own; 0: always as long as any batch could need",
+        low=0,
+        before=0,
+    ),
     key("masking.ratio", (0.4, 0.6), "share of the patches that is hidden", above=0, high=1),
     key("model.encoder", "base", "size of the ViT", choices=SIZES),
     key("model.patch_size", 16, "side of a patch in pixels", low=1),

@@ -110,6 +110,8 @@ def ijepa(recipe: Recipe) -> ml_collections.ConfigDict:
     config.masking.kind = "official"
     config.masking.group_size = recipe.images_per_gpu
     config.masking.context_tokens = CONTEXT_TOKENS[recipe.image_size // recipe.patch_size]
+    # Not for groups of 16, which a run with more than 16 processes could not cut alike.
+    config.masking.length_multiple = 8 if recipe.images_per_gpu == 128 else 0
     return config
 
 

@@ -25,6 +25,7 @@ ONLY = flags.DEFINE_string("only", "", "Plan only rows whose recipe or topology 
 
 # Settings that only say where words come from, which the table does not show.
 UNSHOWN = ("data.path", "captions.vectors")
+WITH_TEXT = (*UNSHOWN, "model.text", "conditioner.fuse_first")  # settings that a recipe without text does not have
 
 
 def main(argv: Sequence[str]) -> None:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{row.recipe} on {row.topology} {described(row)}", flush=True)
         keys = [f"--config.{key}={value}" for key, value in row.settings.items()]
         command = [sys.executable, "-m", "launch.plan", f"--config=configs/paper.py:{row.recipe}", *keys]
-        command += [f"--topology={row.topology}", f"--output={folder}", "--nosearch", "--noprice"]
+        command += [f"--topology={row.topology}", f"--output={folder}", "--nosearch", "--noprice", f"--cost={row.cost}"]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         folder.mkdir(parents=True, exist_ok=True)
         if done.returncode:
@@ -68,10 +69,22 @@ def table(output: Path) -> str:
         folder = folder_of(output, row)
         about = {"recipe": row.recipe, "slice": row.topology, "settings": described(row)}
         if (folder / "plan.json").exists():
-            rows.append(about | cells(json.loads((folder / "plan.json").read_text())))
+            found = json.loads((folder / "plan.json").read_text())
+            rows.append(about | cells(found) | price(output, row, found))
         elif (folder / "error.txt").exists():
             rows.append(about | {"fits": (folder / "error.txt").read_text().strip()})
     return pd.DataFrame(rows).fillna("").to_markdown(index=False, disable_numparse=True) + "\n"
+
+
+def price(output: Path, row: Row, plan: Mapping[str, Any]) -> dict[str, str]:
+    """The seconds of a row over those of I-JEPA with the same settings; nothing where there is no such row."""
+    settings = {key: value for key, value in row.settings.items() if key not in WITH_TEXT}
+    plain = row._replace(recipe=row.recipe.replace("tc_jepa", "ijepa"), settings=settings)
+    path = folder_of(output, plain) / "plan.json"
+    if plain.recipe == row.recipe or not path.exists():
+        return {}
+    seconds = json.loads(path.read_text())["seconds"]
+    return {"text costs": f"{plan['seconds'] / seconds:.2f}"} if plan["seconds"] and seconds else {}
 
 
 def cells(plan: Mapping[str, Any]) -> dict[str, str]:

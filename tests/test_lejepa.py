@@ -242,7 +242,7 @@ def test_held_out_numbers_are_the_loss_in_fixed_directions():
 
 def batches(start: int, count: int, inputs: Views = INPUTS) -> list[np.ndarray]:
     dataset = inputs.rows(pipeline.grain.MapDataset.source(SOURCE).shuffle(seed=1).repeat(None), (2, 3))
-    dataset = inputs.batched(dataset.batch(6, drop_remainder=True))
+    dataset = inputs.batched(dataset.batch(6, drop_remainder=True), 6, 1)
     with contextlib.closing(pipeline.iterate(dataset, start=start, workers=0)) as iterator:
         return [np.array(batch.views) for batch in itertools.islice(iterator, count)]
 

@@ -14,6 +14,7 @@ from tc_jepa.data.captions import tokenizer as captions
 from tc_jepa.data.inputs.jepa import CropAndCaptions, JepaInputs
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.transforms import Crop
+from tc_jepa.errors import UserError
 from tc_jepa.masking import Masks, OfficialMasks, RandomMasks
 from tests import tiny
 
@@ -72,6 +73,36 @@ def test_processes_share_out_the_single_processs_batch(kind):
         for name, x, a, b in zip(JepaBatch._fields, whole, one, other, strict=True):
             np.testing.assert_array_equal(x[0::2], a, err_msg=name)
             np.testing.assert_array_equal(x[1::2], b, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["fixed", "official"])
+def test_cut_arrays_end_with_the_longest_ones_of_their_batch(kind):
+    inputs = JepaInputs(AUGMENT, MASKS[kind], length_multiple=2)
+    for step, whole in enumerate(eight(kind)[:4]):
+        cut = pipeline.batches(SOURCE, inputs, batch_size=6, seed=0)[step]
+        for name in ("context", "target"):
+            valid, cut_valid = getattr(whole, f"{name}_valid"), getattr(cut, f"{name}_valid")
+            longest, length = valid.sum(axis=-1).max(), cut_valid.shape[-1]
+            assert length == min(longest + longest % 2, valid.shape[-1])
+            np.testing.assert_array_equal(valid[..., :length], cut_valid)
+            indices = getattr(whole, f"{name}_indices")[..., :length]
+            np.testing.assert_array_equal(indices, getattr(cut, f"{name}_indices"))
+
+
+def test_processes_cut_alike_or_not_at_all():
+    def part(masks, process_index, process_count=2, batch_size=8):
+        inputs = JepaInputs(AUGMENT, masks, length_multiple=1)
+        process = {"process_index": process_index, "process_count": process_count}
+        return pipeline.batches(SOURCE, inputs, batch_size=batch_size, seed=0, **process)
+
+    for step in range(6):
+        one, other = (part(MASKS["official"], index)[step] for index in range(2))
+        assert one.context_valid.shape == other.context_valid.shape
+        assert one.target_valid.shape == other.target_valid.shape
+    for refused in ({"masks": MASKS["fixed"]}, {"batch_size": 6}, {"process_count": 8, "batch_size": 8}):
+        with pytest.raises(UserError) as caught:
+            part(**({"masks": MASKS["official"], "process_index": 0} | refused))
+        assert caught.value.about == "masking.length_multiple"
 
 
 def test_every_epoch_shows_every_image_once_but_cropped_anew():

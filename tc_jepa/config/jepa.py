@@ -46,8 +46,12 @@ def build(
         joint_targets=config.model.joint_targets,
     )
     heldout_inputs = inputs(config, reader)
-    shuffled = dataclasses.replace(heldout_inputs, shuffle_captions=config.captions.shuffled)
-    return MethodParts(method, shuffled, heldout_inputs, reader, frozen)
+    training_inputs = dataclasses.replace(
+        heldout_inputs,
+        length_multiple=config.masking.length_multiple,
+        shuffle_captions=config.captions.shuffled,
+    )
+    return MethodParts(method, training_inputs, heldout_inputs, reader, frozen)
 
 
 def check(config: Config) -> None:

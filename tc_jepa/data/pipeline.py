@@ -28,8 +28,11 @@ class Inputs(Protocol):
     def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
         """Examples -> rows of a batch. Random draws are functions of the seeds and the position in the stream."""
 
-    def batched(self, batches: grain.MapDataset) -> grain.MapDataset:
-        """What is done to whole batches; most inputs return them as they are."""
+    def batched(self, batches: grain.MapDataset, batch_size: int, process_count: int) -> grain.MapDataset:
+        """What is done to the parts of batches that a process has; most inputs return them as they are.
+
+        `batch_size` is global. What changes the shapes of arrays must be the same in every process.
+        """
 
     def warning(self, batch: Batch) -> str:
         """What a user should know about the first batch of a run; empty for nothing."""
@@ -54,7 +57,7 @@ def batches(
         examples = grain.MapDataset.source(source).shuffle(seed=shuffle_seed).repeat(None)
     rows = inputs.rows(examples, tuple(seeds))
     rows = rows[process_index::process_count].batch(batch_size // process_count, drop_remainder=True)
-    return inputs.batched(rows)
+    return inputs.batched(rows, batch_size, process_count)
 
 
 def iterate(dataset: grain.MapDataset, *, start: int, workers: int, stop: int | None = None) -> Iterator[Batch]:

@@ -1,6 +1,7 @@
 """Inputs of a JEPA: one crop with its masks and captions."""
 
 import dataclasses
+import functools
 
 import grain
 import numpy as np
@@ -9,7 +10,9 @@ from tc_jepa.batch import JepaBatch
 from tc_jepa.data.captions import tokenizer
 from tc_jepa.data.sources import Example
 from tc_jepa.data.transforms import Crop
+from tc_jepa.errors import UserError
 from tc_jepa.masking import MaskSampler
+from tc_jepa.masking.official import OfficialMasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,17 +47,39 @@ class AddMasks(grain.transforms.MapWithIndex):
 
 @dataclasses.dataclass(frozen=True)
 class JepaInputs:
-    """A pipeline.Inputs whose rows are those of a JepaBatch."""
+    """A pipeline.Inputs whose rows are those of a JepaBatch.
+
+    With a `length_multiple` above 0, the context and target arrays of a batch are as long as its longest context and
+    target block, rounded up to that multiple, and not always K and T long.
+    """
 
     crop: CropAndCaptions
     masks: MaskSampler
     shuffle_captions: bool = False  # a control: images get their neighbours' captions, in the process's part of a batch
+    length_multiple: int = 0
 
     def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
         return examples.random_map(self.crop, seed=seeds[0]).map_with_index(AddMasks(self.masks, seeds[1]))
 
-    def batched(self, batches: grain.MapDataset) -> grain.MapDataset:
-        return batches.map(roll_captions) if self.shuffle_captions else batches
+    def batched(self, batches: grain.MapDataset, batch_size: int, process_count: int) -> grain.MapDataset:
+        """UserError where processes would cut their parts of a batch to different lengths."""
+        if self.shuffle_captions:
+            batches = batches.map(roll_captions)
+        if not self.length_multiple:
+            return batches
+        if process_count > 1:
+            self._check_groups(batch_size, process_count)
+        return batches.map(functools.partial(cut_padding, multiple=self.length_multiple))
+
+    def _check_groups(self, batch_size: int, process_count: int) -> None:
+        group = self.masks.group_size if isinstance(self.masks, OfficialMasks) else 0
+        if not group or batch_size % group or group % process_count:
+            raise UserError(
+                f"masking.length_multiple={self.length_multiple}: {process_count} processes would see different "
+                "lengths; give 0, or masking.kind=official with a masking.group_size that the number of processes "
+                "divides and that divides train.batch_size",
+                about="masking.length_multiple",
+            )
 
     def warning(self, batch: JepaBatch) -> str:
         if self.crop.reader is None or batch.caption_valid.any():
@@ -63,6 +88,23 @@ class JepaInputs:
 
     def example(self, example: Example) -> JepaBatch:
         return AddMasks(self.masks, 0).map_with_index(0, self.crop.random_map(example, np.random.default_rng(0)))
+
+
+def cut_padding(batch: JepaBatch, multiple: int) -> JepaBatch:
+    """A batch whose context and target arrays end with its longest ones, rounded up to a multiple."""
+
+    def cut(indices: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        length = min(-(-int(valid.sum(axis=-1).max()) // multiple) * multiple, valid.shape[-1])
+        return np.ascontiguousarray(indices[..., :length]), np.ascontiguousarray(valid[..., :length])
+
+    context_indices, context_valid = cut(batch.context_indices, batch.context_valid)
+    target_indices, target_valid = cut(batch.target_indices, batch.target_valid)
+    return batch._replace(
+        context_indices=context_indices,
+        context_valid=context_valid,
+        target_indices=target_indices,
+        target_valid=target_valid,
+    )
 
 
 def roll_captions(batch: JepaBatch) -> JepaBatch:

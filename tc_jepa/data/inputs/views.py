@@ -33,7 +33,7 @@ class Views(grain.transforms.RandomMap):
         """Examples -> rows. The draws are a function of (seeds[0], position in the stream)."""
         return examples.random_map(self, seed=seeds[0])
 
-    def batched(self, batches: grain.MapDataset) -> grain.MapDataset:
+    def batched(self, batches: grain.MapDataset, batch_size: int, process_count: int) -> grain.MapDataset:
         return batches
 
     def warning(self, batch: ViewBatch) -> str:

@@ -2,8 +2,8 @@
 
 XLA's program writes the products of queries and keys, [B, heads, L, L], to memory, and copies queries, keys and values
 into a layout with the heads apart. The kernel does neither: it reads a sequence's [L, 3 D] and computes one head after
-another. The backward pass computes the attention again. libraries' kernels (splash attention) want lengths that 128
-divides and a layout with the heads apart.
+another. The backward pass computes the attention again. JAX's own kernel, splash attention, wants lengths that 128
+divides, and the heads apart.
 """
 
 from collections.abc import Iterator
@@ -15,11 +15,11 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
+from tc_jepa.models.kernels.attention import MASKED
 from tc_jepa.models.kernels.backend import OnEachDevice
 from tc_jepa.models.kernels.product import contracted
 
 VECTOR_MEMORY = 64 * 2**20  # bytes that a kernel may use: half of what a core of v5e, v5p and v6e has
-MASKED = -1e30
 
 
 @dataclasses.dataclass(frozen=True)
