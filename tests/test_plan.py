@@ -85,13 +85,16 @@ def test_an_unknown_topology_is_refused(topology):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("topology", "package"), [("v5e:2x2", "libtpu"), ("h100:4", "jax_cuda13_plugin")])
-def test_a_step_is_planned_without_the_devices(tmp_path, topology, package):
+@pytest.mark.parametrize(
+    ("topology", "package", "kernels"),
+    [("v5e:2x2", "libtpu", "plain"), ("v5e:2x2", "libtpu", "tpu"), ("h100:4", "jax_cuda13_plugin", "plain")],
+)
+def test_a_step_is_planned_without_the_devices(tmp_path, topology, package, kernels):
     if importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
     if topology.startswith("h100") and shutil.which("ptxas") is None:
         pytest.skip("ptxas, of CUDA, is not on the PATH")
-    done = plan(tmp_path, f"--topology={topology}", "--noprice", "--config.model.remat=all")
+    done = plan(tmp_path, f"--topology={topology}", "--noprice", f"--config.model.kernels={kernels}")
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "plan.json").read_text())
     memory = found["memory"]

@@ -112,6 +112,18 @@ def test_what_saves_memory_or_compilation_changes_no_gradient(method, accumulate
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
+def test_a_bfloat16_residual_stream_changes_gradients_by_its_rounding_only():
+    plain = tiny.jepa()
+    encoder = plain.encoder.clone(residual=jnp.bfloat16)
+    rounded = dataclasses.replace(plain, encoder=encoder, predictor=plain.predictor.clone(residual=jnp.bfloat16))
+    (gradient, _), (expected, _) = first_gradient(rounded, 1), first_gradient(plain, 1)
+    pairs = list(zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True))
+    assert {leaf.dtype for leaf, _ in pairs} == {np.dtype(np.float32)}
+    difference = sum(np.square(one - other).sum() for one, other in pairs)
+    norm = sum(np.square(leaf).sum() for _, leaf in pairs)
+    assert 1e-8 * norm < difference < 1e-2 * norm
+
+
 @pytest.mark.parametrize(("blocks", "conditioner"), [(True, False), (False, True)])
 def test_what_is_computed_again_is_what_was_asked_for(blocks, conditioner):
     method = remembering_less(blocks, conditioner)
@@ -145,6 +157,15 @@ def test_every_device_has_an_equal_share_of_every_part():
         with pytest.raises(UserError) as raised:
             check_step(experiment)
         assert raised.value.about == fault
+
+
+def test_kernels_for_another_kind_of_device_are_refused():
+    config = base.get_config()
+    config.model.kernels = "tpu"
+    experiment = types.SimpleNamespace(config=config, mesh=sharding.make_mesh(8, 1), method=tiny.jepa())
+    with pytest.raises(UserError) as raised:
+        check_step(experiment)
+    assert raised.value.about == "model.kernels"
 
 
 @functools.cache

@@ -15,8 +15,8 @@ class Predictor(nn.Module):
     """Context features and target indices -> predictions float32 [B, M, T, output_width], and a list of readings.
 
     The readings are those of the layers that attend to words. `words` may be None if the conditioner reads none.
-    `grid` is (rows, columns) of patches. `remat` is that of VisionTransformer, for the transformer blocks; the
-    conditioner has its own.
+    `grid` is (rows, columns) of patches. `remat`, for the transformer blocks, `residual` and
+    `backend` are those of VisionTransformer; the conditioner has a remat of its own.
 
     Each target block is predicted in a separate sequence, together with a copy of the context
     (ijepa src/models/vision_transformer.py:300-326).

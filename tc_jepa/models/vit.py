@@ -45,6 +45,7 @@ class VisionTransformer(nn.Module):
     other projects, never trained here.
     `backend` lays the residual stream over devices before and after every block, and computes attention.
     `remat`: keep the input of each block only for the backward pass, and compute the block again there.
+    `residual`: dtype of the residual stream.
     `scan`: loop over the blocks, so that one block is compiled. Parameters keep their names.
     Raises ValueError for images that are not divisible into patches.
     """
