@@ -12,7 +12,7 @@ from configs.keys import empty, flatten, given, Key, Keys, unless, when
 from tc_jepa.evaluation.tasks import TASKS
 from tc_jepa.storage.files import local_path, workdir_path
 
-METHODS = ("jepa", "lejepa")
+METHODS = ("jepa", "lejepa", "supervised")
 LEVELS = ("standard", "hard")
 SIZES = ("nano", "tiny", "small", "base", "large", "huge", "giant")
 DTYPES = ("float32", "bfloat16")
@@ -39,6 +39,7 @@ USED = (
         "model.position_noise model.joint_targets",
     ),
     (when("method.name", "lejepa"), "lejepa"),
+    (when("method.name", "supervised"), "supervised"),
     (given("train.eval_tasks"), "train.eval_examples"),
     (unless("train.trace_start", 0), "train.trace_steps"),
     (given("data.path"), "image.shrink data.weights data.image_feature data.label_features data.mask_feature"),
@@ -78,7 +79,8 @@ KEYS = Keys(
     key(
         "method.name",
         "jepa",
-        "jepa: predict hidden patches (I-JEPA, TC-JEPA); lejepa: make views alike",
+        "jepa: predict hidden patches (I-JEPA, TC-JEPA); lejepa: make views alike; supervised: learn the "
+        "labels of the data, as a ceiling for the others",
         choices=METHODS,
         before="jepa",
     ),
@@ -244,6 +246,7 @@ KEYS = Keys(
     key("lejepa.blur_probability", 0.5, "share of the views with Gaussian blur, kernel 7 x 7", low=0, high=1),
     key("lejepa.blur_sigma", (0.1, 2.0), "standard deviation of the blur, in pixels", above=0),
     key("lejepa.solarise_probability", 0.2, "share of the views with values from 128 on inverted", low=0, high=1),
+    key("supervised.tasks", (), "tasks of the data whose labels are learned, as ('shape',); empty: all", items=str),
     runtime("mesh.data", -1, "devices along the axis that only splits the batch; -1: all that remain", low=-1),
     runtime("mesh.fsdp", 1, "devices that split the batch and the parameters; -1: all that remain", low=-1),
     runtime(

@@ -13,6 +13,7 @@ TRAIN, VALIDATION, TEST = SPLITS = ("train", "val", "test")
 SCENES = "scenes"  # the dataset that is drawn on the fly, where a path is asked for
 
 Caption = str | np.ndarray  # a text; or the word vectors [words, E] that a text encoder computed from it
+Labels = Mapping[str, int | np.ndarray]  # by task, as LabelSet says
 
 
 class Example(NamedTuple):
@@ -20,6 +21,7 @@ class Example(NamedTuple):
 
     image: "np.ndarray | EncodedImage"  # uint8 [height, width, 3], RGB; encoded where a source was opened so
     captions: tuple[Caption, ...]  # candidates; empty when the image has none
+    labels: Labels = {}  # only from a Labelled source, for methods that learn from them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,19 @@ class Subset:
 
     def mask(self, index: int, name: str) -> np.ndarray:
         return self._source.mask(int(self._indices[index]), name)
+
+
+class Labelled:
+    """A source whose examples have their labels, for methods that learn from them: a sources.Captioned."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        return self._source[index]._replace(labels=self._source.labels(index))
 
 
 class Phrase(NamedTuple):
