@@ -13,7 +13,7 @@ from tc_jepa.evaluation.tasks import TASKS
 from tc_jepa.storage.files import local_path, workdir_path
 
 METHODS = ("jepa", "lejepa", "supervised")
-LEVELS = ("standard", "hard")
+LEVELS = ("standard", "hard", "spacious")
 SIZES = ("nano", "tiny", "small", "base", "large", "huge", "giant")
 DTYPES = ("float32", "bfloat16")
 TEXTS = ("embedding", "t5", "stored")
@@ -119,7 +119,13 @@ KEYS = Keys(
     runtime("data.workers", 0, "processes that prepare batches; 0: threads of the main process", low=0),
     key("data.train_scenes", 1_000_000, "number of distinct training scenes", low=1),
     key("data.scenes_seed", 0, "seed of the scenes themselves, apart from train.seed", low=0),
-    key("data.scenes_level", "standard", "1 to 5 objects; hard: 5 to 8, which hide each other more", choices=LEVELS),
+    key(
+        "data.scenes_level",
+        "standard",
+        "standard: 1 to 5 objects; hard: 5 to 8, which hide each other more; spacious: 1 to 4 large ones with a theme, "
+        "and crops that are drawn, captioned and labelled anew",
+        choices=LEVELS,
+    ),
     key("image.size", 224, "side of a crop in pixels", low=1),
     key("image.crop_scale", (0.3, 1.0), "area of a random crop, as a fraction of the image's", above=0, high=1),
     key("image.crop_aspect", (3 / 4, 4 / 3), "width / height of a random crop before resizing", above=0),

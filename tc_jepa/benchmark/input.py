@@ -156,7 +156,7 @@ def _(inputs: JepaInputs, examples: Sequence[Example]) -> dict[str, Callable[[],
     def cut() -> None:
         for i, example in enumerate(examples):
             rng = _generator(i)
-            np.ascontiguousarray(crop.flipped(crop.cut(example.image, rng), rng))
+            np.ascontiguousarray(crop.flipped(crop.seen(example, rng).image, rng))
 
     def tokenise() -> None:
         for i, example in enumerate(examples):

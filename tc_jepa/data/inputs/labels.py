@@ -6,7 +6,7 @@ import grain
 import numpy as np
 
 from tc_jepa.batch import LabelledBatch
-from tc_jepa.data.sources import Example
+from tc_jepa.data.sources import Drawn, Example
 from tc_jepa.data.transforms import Crop
 
 
@@ -17,10 +17,11 @@ class CropAndLabels(grain.transforms.RandomMap):
     crop: Crop
     tasks: tuple[str, ...]
 
-    def random_map(self, example: Example, rng: np.random.Generator) -> LabelledBatch:
+    def random_map(self, example: Example | Drawn, rng: np.random.Generator) -> LabelledBatch:
         """One row of a batch. Labels are int32 scalars, or bool [classes]."""
-        image = self.crop.flipped(self.crop.cut(example.image, rng), rng)
-        labels = {name: example.labels[name] for name in self.tasks}
+        seen = self.crop.seen(example, rng)
+        image, found = self.crop.flipped(seen.image, rng), seen.labels
+        labels = {name: found[name] for name in self.tasks}
         arrays = {name: np.asarray(x, bool if isinstance(x, np.ndarray) else np.int32) for name, x in labels.items()}
         return LabelledBatch(np.ascontiguousarray(image), arrays)
 
@@ -34,6 +35,6 @@ class CropAndLabels(grain.transforms.RandomMap):
     def warning(self, batch: LabelledBatch) -> str:
         return ""
 
-    def example(self, example: Example) -> LabelledBatch:
+    def example(self, example: Example | Drawn) -> LabelledBatch:
         """One row, for its shapes."""
         return self.random_map(example, np.random.default_rng(0))
