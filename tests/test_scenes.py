@@ -204,20 +204,24 @@ def kind(caption):
     return "scene" if re.search(rf"background|from left to right|\b(?:{'|'.join(NUMBERS)})\b", words) else "object"
 
 
-def is_true(caption, scene):
+def is_true(caption, scene, in_front=None):
+    """`in_front` judges whether one object hides part of another; None: by the silhouettes in the whole scene."""
     words = in_plain_words(caption)
-    return {"relation": relation_holds, "object": object_is_there, "scene": scene_is_so}[kind(caption)](words, scene)
+    if kind(caption) == "relation":
+        return relation_holds(words, scene, in_front)
+    return {"object": object_is_there, "scene": scene_is_so}[kind(caption)](words, scene)
 
 
-def relation_holds(words, scene):
+def relation_holds(words, scene, in_front=None):
     def meant(article, colour, shape):
         items = [item for item in scene.objects if (item.colour, item.shape) == (colour, shape)]
         return items if article != "the" or len(items) == 1 else []
 
-    def in_front(a, b):
+    def overlaps(a, b):
         overlap = np.sum(silhouette(a) & silhouette(b))
         return scene.objects.index(a) > scene.objects.index(b) and overlap > 0.08 * silhouette(b).sum()
 
+    in_front = in_front or overlaps
     judges = RELATIONS | {FRONT: in_front, BEHIND: lambda a, b: in_front(b, a)}
     for pattern, holds in judges.items():
         if match := re.fullmatch(pattern, words):

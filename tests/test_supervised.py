@@ -50,9 +50,8 @@ def test_losses_are_the_mean_log_likelihoods_of_each_image():
     for row in range(5):
         probabilities = np.exp(logits["kind"][row]) / np.exp(logits["kind"][row]).sum()
         single.append(-np.log(probabilities[batch.labels["kind"][row]]))
-        for logit, there in zip(logits["parts"][row], batch.labels["parts"][row]):
-            probability = 1 / (1 + np.exp(-logit))
-            multi.append(-np.log(probability if there else 1 - probability))
+        there = 1 / (1 + np.exp(-logits["parts"][row]))
+        multi.append(-sum(np.log(p if label else 1 - p) for p, label in zip(there, batch.labels["parts"][row])))
     expected = {"loss/kind": np.mean(single), "loss/parts": np.mean(multi)}
     assert {name: float(value) for name, value in terms.items()} == pytest.approx(expected, rel=1e-4)
     assert float(loss) == pytest.approx((expected["loss/kind"] + expected["loss/parts"]) / 2, rel=1e-4)

@@ -30,8 +30,9 @@ class Task(NamedTuple):
 class Supervised(Stateless):
     """The method as a whole. The loss is the mean over tasks of their mean losses over images.
 
-    A task of kind `single` has the cross-entropy over its classes. One of kind `multi` has the binary cross-entropy,
-    averaged over its classes. Parameters are of "encoder" and "heads"; there is no extra state.
+    A task of kind `single` has the cross-entropy over its classes. One of kind `multi` has the sum over its classes of
+    their binary cross-entropies. So both are minus the log likelihood of an image's label, in nats. Parameters are of
+    "encoder" and "heads"; there is no extra state.
     """
 
     encoder: VisionTransformer
@@ -77,4 +78,4 @@ def task_loss(kind: Literal["single", "multi"], logits_BxC: jax.Array, labels: j
     """The mean loss of a batch, a scalar. Labels are int [B] for `single`, bool [B, C] for `multi`."""
     if kind == "single":
         return optax.losses.softmax_cross_entropy_with_integer_labels(logits_BxC, labels).mean()
-    return optax.losses.sigmoid_binary_cross_entropy(logits_BxC, labels.astype(jnp.float32)).mean()
+    return optax.losses.sigmoid_binary_cross_entropy(logits_BxC, labels.astype(jnp.float32)).sum(axis=-1).mean()
