@@ -15,12 +15,14 @@ from tc_jepa.data.prepare.folder import prepare_folder
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Labelled
 from tc_jepa.data.transforms import Crop
+from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.experiment.run import open_run
 from tc_jepa.methods.supervised import Supervised, Task
 from tc_jepa.models.label_heads import LabelHeads
 from tc_jepa.optimizer import match_rules, weight_decay_rules
+from tc_jepa.planning.step import planned
 from tests import tiny
 from tests.test_train import final_state, interrupt_after, lines, mite, tiny_config  # noqa: F401 - mite is a fixture
 
@@ -126,6 +128,12 @@ def test_a_short_run_learns_its_labels():
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_plan_needs_neither_the_data_nor_its_tasks(mite):  # noqa: F811
+    config = tiny_config(**SUPERVISED, **{"data.path": "nowhere", "supervised.tasks": ("breed",)})
+    mesh = sharding.make_mesh(1, 8)
+    assert planned(config, mesh).method.tasks
 
 
 @pytest.mark.parametrize(

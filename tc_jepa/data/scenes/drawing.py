@@ -6,10 +6,9 @@ import math
 import cv2
 import numpy as np
 
-from tc_jepa.data.scenes.scene import Background, COLOURS, Frame, Scene, SceneObject, SHAPES, WHOLE
+from tc_jepa.data.scenes.scene import Background, COLOURS, Frame, Scene, SceneObject, SHAPES, Style, WHOLE
 
 REACH = 1.2  # of its radius: the largest distance of an object's outline from its centre, at any rotation
-DARK_BAND, DARK_EDGE = 0.45, 0.6  # of the object's own colour
 STRIPE_PERIOD = 0.075  # of the image: at 64 pixels the bands are 2.4 pixels wide, and a small object has room for five
 GRAINS = {"speckled": (48, cv2.INTER_AREA), "cloudy": (6, cv2.INTER_CUBIC)}  # cells along a side, interpolation
 SHIFT = 6  # fractional bits of the coordinates passed to OpenCV
@@ -21,7 +20,7 @@ def draw(scene: Scene, size: int, frame: Frame = WHOLE) -> np.ndarray:
     blend = np.stack([(second - first) / 255, first], axis=1)  # of (pattern, 1), for each channel
     image = cv2.transform((255 * _pattern(scene.background, size, frame)).astype(np.uint8), blend)
     for item in scene.objects:
-        _draw_object(image, item, frame)
+        _draw_object(image, item, scene.style, frame)
     return image
 
 
@@ -78,17 +77,17 @@ def _from_grain(background: Background, size: int, frame: Frame) -> np.ndarray:
     return cv2.warpAffine(grain, places, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE).clip(0, 1)
 
 
-def _draw_object(image: np.ndarray, item: SceneObject, frame: Frame) -> None:
+def _draw_object(image: np.ndarray, item: SceneObject, style: Style, frame: Frame) -> None:
     """Antialiased, with its stripes if any, and a darker edge that separates it from neighbours of the same colour."""
     outlines = contours(item, len(image), frame=frame)
     cv2.fillPoly(image, outlines, item.rgb, cv2.LINE_AA, SHIFT)
     if item.texture == "striped":
-        _draw_bands(image, item, frame)
-    edge = [DARK_EDGE * channel for channel in item.rgb]
-    cv2.polylines(image, outlines, True, edge, 1 + len(image) // 100, cv2.LINE_AA, SHIFT)
+        _draw_bands(image, item, style.band, frame)
+    edge = [style.edge * channel for channel in item.rgb]
+    cv2.polylines(image, outlines, True, edge, 1 + len(image) // style.edge_every, cv2.LINE_AA, SHIFT)
 
 
-def _draw_bands(image: np.ndarray, item: SceneObject, frame: Frame) -> None:
+def _draw_bands(image: np.ndarray, item: SceneObject, band: float, frame: Frame) -> None:
     """Draws the dark bands of a striped object, in the part of the image that it fills."""
     size, reach = len(image), REACH * item.radius
     x, y = (item.x - frame.left) / frame.width, (item.y - frame.top) / frame.height  # of its centre
@@ -102,7 +101,7 @@ def _draw_bands(image: np.ndarray, item: SceneObject, frame: Frame) -> None:
     step = 2 * math.pi / (STRIPE_PERIOD * size)
     across = (np.arange(window.shape[1]) + (left + 0.5 - x * size)) * (step * frame.width * math.cos(item.stripe_angle))
     down = (np.arange(window.shape[0]) + (top + 0.5 - y * size)) * (step * frame.height * math.sin(item.stripe_angle))
-    window[(np.cos(across + down[:, None]) < 0) & (inside > 0)] = [DARK_BAND * channel for channel in item.rgb]
+    window[(np.cos(across + down[:, None]) < 0) & (inside > 0)] = [band * channel for channel in item.rgb]
 
 
 def _extent(centre: float, reach: float, size: int) -> tuple[int, int]:

@@ -54,7 +54,7 @@ def random_scene(rng: random.Random, level: Level) -> Scene:
                 areas.append(own)
                 objects.append(placed)
                 break
-    return Scene(_random_background(rng, level, theme), tuple(objects), tuple(covers))
+    return Scene(_random_background(rng, level, theme), tuple(objects), tuple(covers), level.style)
 
 
 def _random_theme(rng: random.Random) -> Theme:
@@ -88,7 +88,7 @@ def _random_object(rng: random.Random, level: Level, theme: Theme | None) -> Sce
 
 
 def _random_background(rng: random.Random, level: Level, theme: Theme | None) -> Background:
-    hue, contrast = rng.uniform(0, 360), rng.uniform(0.14, 0.24)
+    hue, contrast = rng.uniform(0, 360), rng.uniform(*level.contrast)
     value = rng.uniform(0.35, 0.85 - contrast)
     colours = [_rgb(hue + rng.uniform(-30, 30), rng.uniform(*level.tint), value + lift) for lift in (0, contrast)]
     return Background(

@@ -15,6 +15,14 @@ SPACIOUS_RADII = {"small": (0.16, 0.175), "large": (0.25, 0.28)}
 Colour = tuple[float, float, float]  # RGB, 0 to 255
 
 
+class Style(NamedTuple):
+    """How objects are drawn."""
+
+    band: float = 0.45  # brightness of the dark bands of striped objects, relative to the object's own
+    edge: float = 0.6  # brightness of the outline, relative to the object's own
+    edge_every: int = 100  # an outline is 1 pixel wide, and 1 more for every so many of the image's side
+
+
 class Level(NamedTuple):
     """How scenes are: how many objects, how large, how much they hide each other, and what they have in common.
 
@@ -30,6 +38,8 @@ class Level(NamedTuple):
     agreement: float = 0.0
     shade: float = 0.9  # the least factor of the brightness of an object's colour
     tint: tuple[float, float] = (0.05, 0.22)  # saturation of the background
+    contrast: tuple[float, float] = (0.14, 0.24)  # of the background's two colours, in brightness
+    style: Style = Style()
     windows: bool = False  # crops are drawn anew, with captions and labels of what is seen in them
 
     @property
@@ -44,7 +54,18 @@ class Level(NamedTuple):
 LEVELS = {
     "standard": Level(1, 5, 0.6),
     "hard": Level(5, 8, 0.4),
-    "spacious": Level(1, 4, 0.6, radii=SPACIOUS_RADII, agreement=0.5, shade=0.75, tint=(0.1, 0.45), windows=True),
+    "spacious": Level(
+        fewest=1,
+        most=3,
+        least_visible=0.7,
+        radii=SPACIOUS_RADII,
+        agreement=0.5,
+        shade=0.75,
+        tint=(0.1, 0.45),
+        contrast=(0.08, 0.16),
+        style=Style(band=0.7, edge=0.1, edge_every=40),
+        windows=True,
+    ),
 }
 
 
@@ -80,6 +101,7 @@ class Scene(NamedTuple):
     background: Background
     objects: tuple[SceneObject, ...]
     covers: tuple[tuple[int, int], ...]
+    style: Style = Style()
 
 
 class Frame(NamedTuple):

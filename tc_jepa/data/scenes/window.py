@@ -41,7 +41,7 @@ def view(scene: Scene, frame: Frame) -> View:
     for front, item in enumerate(scene.objects):
         cv2.fillPoly(layout, contours(item, LAYOUT_SIZE, frame=frame), front + 1, shift=SHIFT)
         after = np.bincount(layout.ravel(), minlength=number + 1)[1:]
-        areas.append(outline_area(item, frame))
+        areas.append(filled_pixels(item, frame))
         hidden = before[:front] - after[:front]
         covers += [(front, back) for back in range(front) if hidden[back] >= CLEARLY_COVERED * areas[back]]
         before = after
@@ -51,13 +51,17 @@ def view(scene: Scene, frame: Frame) -> View:
     renumbered = {i: place for place, i in enumerate(kept)}
     covers = tuple((renumbered[a], renumbered[b]) for a, b in covers if a in renumbered and b in renumbered)
     complete = not any(UNSEEN <= share < MENTIONED for share in shares)
-    return View(Scene(scene.background, objects, covers), complete)
+    return View(scene._replace(objects=objects, covers=covers), complete)
 
 
-def outline_area(item: SceneObject, frame: Frame) -> float:
-    """The area of an object in pixels of the layout, what lies outside of the window included."""
-    outer, *holes = (cv2.contourArea(points) for points in contours(item, LAYOUT_SIZE, frame=frame))
-    return (outer - sum(holes)) / 4**SHIFT
+def filled_pixels(item: SceneObject, frame: Frame) -> float:
+    """About the number of pixels that fillPoly fills in the layout for an object, were the layout large enough.
+
+    It fills the pixels on an outline too, which on average lie half outside.
+    """
+    outlines = contours(item, LAYOUT_SIZE, frame=frame)
+    outer, *holes = (cv2.contourArea(points) / 4**SHIFT for points in outlines)
+    return outer - sum(holes) + sum(cv2.arcLength(points, True) / 2**SHIFT for points in outlines) / 2
 
 
 def _placed(item: SceneObject, visible: np.ndarray) -> SceneObject:
