@@ -20,7 +20,7 @@ from tc_jepa.data.sources import Drawn, Labels
 from tc_jepa.data.transforms import Box
 
 MENTIONED = 0.5  # of an object's area, visible in the window: the least with which captions and labels know it
-UNSEEN = 0.04  # of its area: with less, an object that is not mentioned is not noticed either
+UNSEEN = 0.02  # of its area: with less, an object that is not mentioned is hardly noticed either
 FINENESS = 1024  # positions along a side at which a window may begin and end
 
 
