@@ -12,8 +12,8 @@ from configs.keys import empty, flatten, given, Key, Keys, unless, when
 from tc_jepa.evaluation.tasks import TASKS
 from tc_jepa.storage.files import local_path, workdir_path
 
-METHODS = ("jepa", "lejepa")
-LEVELS = ("standard", "hard")
+METHODS = ("jepa", "lejepa", "supervised")
+LEVELS = ("standard", "hard", "spacious")
 SIZES = ("nano", "tiny", "small", "base", "large", "huge", "giant")
 DTYPES = ("float32", "bfloat16")
 TEXTS = ("embedding", "t5", "stored")
@@ -40,6 +40,7 @@ USED = (
         "model.position_noise model.joint_targets",
     ),
     (when("method.name", "lejepa"), "lejepa"),
+    (when("method.name", "supervised"), "supervised"),
     (given("train.eval_tasks"), "train.eval_examples"),
     (unless("train.trace_start", 0), "train.trace_steps"),
     (given("data.path"), "image.shrink data.weights data.image_feature data.label_features data.mask_feature"),
@@ -79,7 +80,8 @@ KEYS = Keys(
     key(
         "method.name",
         "jepa",
-        "jepa: predict hidden patches (I-JEPA, TC-JEPA); lejepa: make views alike",
+        "jepa: predict hidden patches (I-JEPA, TC-JEPA); lejepa: make views alike; supervised: learn the "
+        "labels of the data, as a ceiling for the others",
         choices=METHODS,
         before="jepa",
     ),
@@ -118,7 +120,13 @@ KEYS = Keys(
     runtime("data.workers", 0, "processes that prepare batches; 0: threads of the main process", low=0),
     key("data.train_scenes", 1_000_000, "number of distinct training scenes", low=1),
     key("data.scenes_seed", 0, "seed of the scenes themselves, apart from train.seed", low=0),
-    key("data.scenes_level", "standard", "1 to 5 objects; hard: 5 to 8, which hide each other more", choices=LEVELS),
+    key(
+        "data.scenes_level",
+        "standard",
+        "standard: 1 to 5 objects; hard: 5 to 8, which hide each other more; spacious: 1 to 4 large ones with a theme, "
+        "and crops that are drawn, captioned and labelled anew",
+        choices=LEVELS,
+    ),
     key("image.size", 224, "side of a crop in pixels", low=1),
     key("image.crop_scale", (0.3, 1.0), "area of a random crop, as a fraction of the image's", above=0, high=1),
     key("image.crop_aspect", (3 / 4, 4 / 3), "width / height of a random crop before resizing", above=0),
@@ -267,6 +275,7 @@ KEYS = Keys(
     key("lejepa.blur_probability", 0.5, "share of the views with Gaussian blur, kernel 7 x 7", low=0, high=1),
     key("lejepa.blur_sigma", (0.1, 2.0), "standard deviation of the blur, in pixels", above=0),
     key("lejepa.solarise_probability", 0.2, "share of the views with values from 128 on inverted", low=0, high=1),
+    key("supervised.tasks", (), "tasks of the data whose labels are learned, as ('shape',); empty: all", items=str),
     runtime("mesh.data", -1, "devices along the axis that only splits the batch; -1: all that remain", low=-1),
     runtime("mesh.fsdp", 1, "devices that split the batch and the parameters; -1: all that remain", low=-1),
     runtime(

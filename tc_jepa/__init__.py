@@ -23,6 +23,7 @@ _EXPORTS = {
     "PreparedSource": "tc_jepa.data.prepared",
     "RandomMasks": "tc_jepa.masking",
     "SceneSource": "tc_jepa.data.scenes.source",
+    "Supervised": "tc_jepa.methods.supervised",
     "T5Encoder": "tc_jepa.models.text.t5",
     "train_step": "tc_jepa.step",
     "UserError": "tc_jepa.errors",

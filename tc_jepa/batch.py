@@ -33,3 +33,10 @@ class ViewBatch(NamedTuple):
     def images(self) -> Array:
         """The first view of each image: uint8 [B, height, width, 3]."""
         return self.views[..., 0, :, :, :]
+
+
+class LabelledBatch(NamedTuple):
+    """B images with their labels (without the leading B: one example)."""
+
+    images: Array  # uint8 [B, height, width, 3], RGB
+    labels: dict[str, Array]  # by task: int32 [B], the class; or bool [B, classes] where an image has several

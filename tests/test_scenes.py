@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tc_jepa.data.scenes import captions as scene_captions
-from tc_jepa.data.scenes import source as scenes
-from tc_jepa.data.scenes.scene import BACKGROUNDS, COLOURS, Scene, SHAPES, TEXTURES
+from tc_jepa.data.scenes import drawing, layout
+from tc_jepa.data.scenes.scene import BACKGROUNDS, COLOURS, RADII, Scene, SHAPES, TEXTURES
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.errors import UserError
 
@@ -36,13 +36,13 @@ def source():
 
 def box(item, size=64):
     """Left, top, right and bottom of an object in pixels, hidden parts included."""
-    outer = scenes.contours(item, size)[0] / 2**scenes.SHIFT + 0.5
+    outer = drawing.contours(item, size)[0] / 2**drawing.SHIFT + 0.5
     return np.array([*outer.min(axis=0), *outer.max(axis=0)])
 
 
 def silhouette(item):
     """Where one object alone would be seen, bool [64, 64]."""
-    return scenes.draw_mask(Scene(None, (item,), ()), 64) > 0
+    return drawing.draw_mask(Scene(None, (item,), ()), 64) > 0
 
 
 def test_a_scene_depends_on_seed_split_and_index_alone(source):
@@ -81,7 +81,7 @@ def test_everything_occurs_about_equally_often():
         share = np.mean([row[task] for row in labels], axis=0)
         assert share.min() > 0.2 and share.max() < 0.45
     objects = [item for scene in shown for item in scene.objects]
-    assert {(item.size, item.texture) for item in objects} == {(s, t) for s in scenes.RADII for t in TEXTURES}
+    assert {(item.size, item.texture) for item in objects} == {(s, t) for s in RADII for t in TEXTURES}
     assert 0.2 < np.mean([bool(scene.covers) for scene in shown]) < 0.7
 
 
@@ -119,7 +119,7 @@ def test_objects_lie_within_the_image_and_fill_their_outlines(source):
 
 
 def test_objects_have_the_colour_they_are_named_after(source):
-    hues = np.array([scenes.HSV[name][0] for name in COLOURS])
+    hues = np.array([layout.HSV[name][0] for name in COLOURS])
     for i in range(100):
         scene = source.scene(i)
         front = scene.objects[-1]  # nothing hides it
@@ -204,20 +204,24 @@ def kind(caption):
     return "scene" if re.search(rf"background|from left to right|\b(?:{'|'.join(NUMBERS)})\b", words) else "object"
 
 
-def is_true(caption, scene):
+def is_true(caption, scene, in_front=None):
+    """`in_front` judges whether one object hides part of another; None: by the silhouettes in the whole scene."""
     words = in_plain_words(caption)
-    return {"relation": relation_holds, "object": object_is_there, "scene": scene_is_so}[kind(caption)](words, scene)
+    if kind(caption) == "relation":
+        return relation_holds(words, scene, in_front)
+    return {"object": object_is_there, "scene": scene_is_so}[kind(caption)](words, scene)
 
 
-def relation_holds(words, scene):
+def relation_holds(words, scene, in_front=None):
     def meant(article, colour, shape):
         items = [item for item in scene.objects if (item.colour, item.shape) == (colour, shape)]
         return items if article != "the" or len(items) == 1 else []
 
-    def in_front(a, b):
+    def overlaps(a, b):
         overlap = np.sum(silhouette(a) & silhouette(b))
         return scene.objects.index(a) > scene.objects.index(b) and overlap > 0.08 * silhouette(b).sum()
 
+    in_front = in_front or overlaps
     judges = RELATIONS | {FRONT: in_front, BEHIND: lambda a, b: in_front(b, a)}
     for pattern, holds in judges.items():
         if match := re.fullmatch(pattern, words):
@@ -226,7 +230,7 @@ def relation_holds(words, scene):
 
 def object_is_there(words, scene):
     named = set(words.split())
-    attributes = named & {*SHAPES, *COLOURS, *scenes.RADII, *TEXTURES}
+    attributes = named & {*SHAPES, *COLOURS, *RADII, *TEXTURES}
     return any(
         attributes <= set(item[:4])
         and (not named & {"left"} or item.x < 0.4)

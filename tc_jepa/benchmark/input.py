@@ -17,11 +17,12 @@ import ml_collections
 import numpy as np
 
 from tc_jepa.benchmark.figures import Figure, Figures, in_turn, of_repeats, Options, per_second
-from tc_jepa.config import data
+from tc_jepa.config import data, methods
 from tc_jepa.data import pipeline
 from tc_jepa.data.captions import tokenizer
 from tc_jepa.data.images import decode_image, EncodedImage
 from tc_jepa.data.inputs.jepa import AddMasks, JepaInputs
+from tc_jepa.data.inputs.labels import CropAndLabels
 from tc_jepa.data.inputs.views import Views
 from tc_jepa.data.sources import Example
 from tc_jepa.data.transforms import Crop, divisor
@@ -83,7 +84,7 @@ def _(inputs: JepaInputs, example: Example, number: int) -> Any:
 
 
 @row_of.register
-def _(inputs: Views, example: Example, number: int) -> Any:
+def _(inputs: Views | CropAndLabels, example: Example, number: int) -> Any:
     return inputs.random_map(example, _generator(number))
 
 
@@ -91,7 +92,7 @@ def parts(
     experiment: Experiment, config: ml_collections.ConfigDict, count: int, size: int
 ) -> dict[str, Callable[[], Any]]:
     """Returns each part of the pipeline as a function that does it for `count` images, by name, in their order."""
-    source = data.training_source(config, experiment.words, encoded=True)
+    source = methods.training_source(config, experiment.words, encoded=True)
     chosen = np.random.default_rng(0).integers(len(source), size=count).tolist()
     examples = [source[i] for i in chosen]
     found = {"read": each(source.__getitem__, chosen)}
@@ -128,7 +129,7 @@ def each(function: Callable, *columns: Iterable[Any]) -> Callable[[], None]:
 
 def crop_of(inputs: Any) -> Crop:
     """Returns how inputs crop an image first."""
-    return inputs.crop if isinstance(inputs, Views) else inputs.crop.crop
+    return inputs.crop.crop if isinstance(inputs, JepaInputs) else inputs.crop
 
 
 def _divisor(crop: Crop | None, image: EncodedImage, number: int) -> int:
@@ -155,7 +156,7 @@ def _(inputs: JepaInputs, examples: Sequence[Example]) -> dict[str, Callable[[],
     def cut() -> None:
         for i, example in enumerate(examples):
             rng = _generator(i)
-            np.ascontiguousarray(crop.flipped(crop.cut(example.image, rng), rng))
+            np.ascontiguousarray(crop.flipped(crop.seen(example, rng).image, rng))
 
     def tokenise() -> None:
         for i, example in enumerate(examples):

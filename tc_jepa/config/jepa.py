@@ -69,6 +69,10 @@ def caption_reader(config: Config, words: Sequence[WordVectorFolder] = ()) -> Ca
     return data.caption_reader(config, words) if reads_captions(config) else None
 
 
+def reads_labels(config: Config) -> bool:
+    return False
+
+
 def averages_encoder(config: Config) -> bool:
     """Whether the evaluation encoder is the extra state, a moving average, and not the trained encoder itself."""
     return config.target_encoder.kind == "ema"

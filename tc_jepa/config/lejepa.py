@@ -52,6 +52,10 @@ def reads_captions(config: Config) -> bool:
     return False
 
 
+def reads_labels(config: Config) -> bool:
+    return False
+
+
 def averages_encoder(config: Config) -> bool:
     return False
 

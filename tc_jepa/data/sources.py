@@ -1,5 +1,6 @@
 """The interfaces between data and everything that reads it: datasets, their splits, and the examples of a split."""
 
+import abc
 from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Any, Literal, NamedTuple, Protocol, TYPE_CHECKING
@@ -8,11 +9,13 @@ import numpy as np
 
 if TYPE_CHECKING:  # launch.prepare_data sets OpenCV's log level before OpenCV is imported
     from tc_jepa.data.images import EncodedImage
+    from tc_jepa.data.transforms import Box
 
 TRAIN, VALIDATION, TEST = SPLITS = ("train", "val", "test")
 SCENES = "scenes"  # the dataset that is drawn on the fly, where a path is asked for
 
 Caption = str | np.ndarray  # a text; or the word vectors [words, E] that a text encoder computed from it
+Labels = Mapping[str, int | np.ndarray]  # by task, as LabelSet says
 
 
 class Example(NamedTuple):
@@ -20,6 +23,34 @@ class Example(NamedTuple):
 
     image: "np.ndarray | EncodedImage"  # uint8 [height, width, 3], RGB; encoded where a source was opened so
     captions: tuple[Caption, ...]  # candidates; empty when the image has none
+    labels: Labels = {}  # only from a Labelled source, for methods that learn from them
+
+
+class Drawn(abc.ABC):
+    """An Example that is drawn when asked for, as a whole or through a window: sharp, and with captions and labels of
+    what is seen in it. A crop of any other Example has the captions and labels of the whole image.
+    """
+
+    @property
+    @abc.abstractmethod
+    def shape(self) -> tuple[int, int, int]:
+        """(height, width, 3) of the pixels in which windows are given; the image may have fewer."""
+
+    @property
+    @abc.abstractmethod
+    def image(self) -> np.ndarray: ...
+
+    @property
+    @abc.abstractmethod
+    def captions(self) -> tuple[Caption, ...]: ...
+
+    @property
+    @abc.abstractmethod
+    def labels(self) -> Labels: ...
+
+    @abc.abstractmethod
+    def through(self, window: "Box", size: int) -> "Drawn":
+        """What is seen through a window, stretched to `size` x `size` pixels."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +69,7 @@ class Captioned(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Example:
+    def __getitem__(self, index: int) -> Example | Drawn:
         """The image and its candidate captions; 0 <= index < len(self)."""
 
 
@@ -97,6 +128,20 @@ class Subset:
 
     def mask(self, index: int, name: str) -> np.ndarray:
         return self._source.mask(int(self._indices[index]), name)
+
+
+class Labelled:
+    """A source whose examples have their labels, for methods that learn from them: a sources.Captioned."""
+
+    def __init__(self, source: Source):
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example | Drawn:
+        example = self._source[index]
+        return example if isinstance(example, Drawn) else example._replace(labels=self._source.labels(index))
 
 
 class Phrase(NamedTuple):

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from tc_jepa.data.images import decoded, EncodedImage
+from tc_jepa.data.sources import Drawn, Example
 
 TRIES = 10
 NEARLY = 1.2  # times the size: bilinear interpolation alone is then closer to the mean by area
@@ -33,6 +34,15 @@ class Crop:
     scale: tuple[float, float]
     aspect: tuple[float, float]
     flip: bool
+
+    def seen(self, example: Example | Drawn, rng: np.random.Generator) -> Example | Drawn:
+        """The example through a random crop: its image is uint8 [size, size, 3].
+
+        Captions and labels are those of the whole image, unless the example is drawn anew through the crop.
+        """
+        if isinstance(example, Drawn):
+            return example.through(self.draw(*example.shape[:2], rng), self.size)
+        return example._replace(image=self.cut(example.image, rng))
 
     def cut(self, image: np.ndarray | EncodedImage, rng: np.random.Generator) -> np.ndarray:
         """A random part of the image, resized to uint8 [size, size, 3]; see `draw`, `resize` and `cut_encoded`."""

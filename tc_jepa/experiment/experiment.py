@@ -51,12 +51,12 @@ class Experiment:
     @functools.cached_property
     def source(self) -> Captioned:
         """The training images."""
-        return data.training_source(self.config, self.words)
+        return methods.training_source(self.config, self.words)
 
     @functools.cached_property
     def held_out(self) -> Captioned:
         """The validation images; the training images where there are none, which is logged."""
-        return data.held_out_source(self.config, self.words)
+        return methods.held_out_source(self.config, self.words)
 
     @functools.cached_property
     def run_data(self) -> Found:

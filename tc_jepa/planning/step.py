@@ -105,6 +105,7 @@ def planned(config: ml_collections.ConfigDict, mesh: Mesh) -> Experiment:
     text, config.data.path, config.train.init_from = config.model.text, "", ""
     config.data.train_scenes, config.captions.vectors, config.model.text_weights = 1, "", ""
     config.model.text = "embedding"
+    config.supervised.tasks = ()  # those of the data, of which scenes have others
     experiment = build_experiment(config, mesh)
     if experiment.reader is None or text == "embedding":
         return experiment

@@ -8,7 +8,7 @@ import numpy as np
 
 from tc_jepa.batch import JepaBatch
 from tc_jepa.data.captions import tokenizer
-from tc_jepa.data.sources import Example
+from tc_jepa.data.sources import Drawn, Example
 from tc_jepa.data.transforms import Crop
 from tc_jepa.errors import UserError
 from tc_jepa.masking import MaskSampler
@@ -27,9 +27,10 @@ class CropAndCaptions(grain.transforms.RandomMap):
     captions: int
     candidates: int = 0
 
-    def random_map(self, example: Example, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        image = self.crop.flipped(self.crop.cut(example.image, rng), rng)
-        candidates = example.captions[: self.candidates or None]
+    def random_map(self, example: Example | Drawn, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        seen = self.crop.seen(example, rng)
+        image = self.crop.flipped(seen.image, rng)
+        candidates = seen.captions[: self.candidates or None]
         words = tokenizer.caption_arrays(candidates, self.captions, self.reader, rng)
         return {"images": np.ascontiguousarray(image), **words}
 
@@ -86,7 +87,7 @@ class JepaInputs:
             return ""
         return "no image of the first batch has a caption: model.conditioner reads null captions"
 
-    def example(self, example: Example) -> JepaBatch:
+    def example(self, example: Example | Drawn) -> JepaBatch:
         return AddMasks(self.masks, 0).map_with_index(0, self.crop.random_map(example, np.random.default_rng(0)))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from tc_jepa.batch import ViewBatch
 from tc_jepa.data.photometric import Photometric
-from tc_jepa.data.sources import Example
+from tc_jepa.data.sources import Drawn, Example
 from tc_jepa.data.transforms import Crop
 
 
@@ -22,12 +22,12 @@ class Views(grain.transforms.RandomMap):
     crop: Crop
     photometric: Photometric
 
-    def random_map(self, example: Example, rng: np.random.Generator) -> ViewBatch:
+    def random_map(self, example: Example | Drawn, rng: np.random.Generator) -> ViewBatch:
         """One row of a batch: uint8 [V, size, size, 3]."""
-        return ViewBatch(np.stack([self._view(example.image, rng) for _ in range(self.count)]))
+        return ViewBatch(np.stack([self._view(example, rng) for _ in range(self.count)]))
 
-    def _view(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return self.crop.flipped(self.photometric.apply(self.crop.cut(image, rng), rng), rng)
+    def _view(self, example: Example | Drawn, rng: np.random.Generator) -> np.ndarray:
+        return self.crop.flipped(self.photometric.apply(self.crop.seen(example, rng).image, rng), rng)
 
     def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
         """Examples -> rows. The draws are a function of (seeds[0], position in the stream)."""
@@ -39,6 +39,6 @@ class Views(grain.transforms.RandomMap):
     def warning(self, batch: ViewBatch) -> str:
         return ""
 
-    def example(self, example: Example) -> ViewBatch:
+    def example(self, example: Example | Drawn) -> ViewBatch:
         """One row, for its shapes."""
         return self.random_map(example, np.random.default_rng(0))

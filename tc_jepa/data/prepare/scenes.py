@@ -48,12 +48,12 @@ def _read(sources: Mapping[str, Source], items: tuple[str, range]) -> Iterator[d
     split, indices = items
     source = sources[split]
     for index in indices:
-        image, captions = source[index]
-        example: dict[str, Any] = {"image": _png(cv2.cvtColor(image, cv2.COLOR_RGB2BGR))}
+        drawn = source[index]
+        example: dict[str, Any] = {"image": _png(cv2.cvtColor(drawn.image, cv2.COLOR_RGB2BGR))}
         for name, label in source.labels(index).items():
             example[name] = label if source.tasks[name].kind == "single" else np.flatnonzero(label).tolist()
         example["mask"] = _png(source.mask(index, "shape"))
-        yield dataset.Record(example, Candidates(tuple(captions), blank=0, duplicates=0))
+        yield dataset.Record(example, Candidates(drawn.captions, blank=0, duplicates=0))
 
 
 def _png(pixels: np.ndarray) -> bytes:

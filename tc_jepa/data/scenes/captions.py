@@ -68,14 +68,21 @@ MOST_RELATIONS = 10  # the pairs of five objects; those of more objects would ou
 MOST_LISTED = 5  # objects that a sentence lists: more would not fit into the length that captions are cut to
 
 
-def captions(scene: Scene, rng: random.Random) -> tuple[str, ...]:
-    """Different sentences: between 12 and 24 for one to five objects, up to 28 for eight."""
-    makers = (_object_sentences, _relation_sentences, _scene_sentences)
-    return tuple(dict.fromkeys(sentence for make in makers for sentence in make(scene, rng)))
+def captions(scene: Scene, rng: random.Random, complete: bool = True) -> tuple[str, ...]:
+    """Different sentences: between 12 and 24 for one to five objects, up to 28 for eight.
+
+    Where the scene is not `complete`, because parts of other objects are visible, no sentence counts or lists objects.
+    """
+    sentences = _object_sentences(scene, rng) + _relation_sentences(scene, rng)
+    if complete and scene.objects:
+        sentences += _scene_sentences(scene, rng)
+    else:
+        sentences += [f"the background is {_word(scene.background.pattern, rng)}"]
+    return tuple(dict.fromkeys(sentences))
 
 
 def _object_sentences(scene: Scene, rng: random.Random) -> list[str]:
-    each = -(-OBJECT_SENTENCES // len(scene.objects))
+    each = -(-OBJECT_SENTENCES // max(len(scene.objects), 1))
     templates = rng.sample(OBJECT_TEMPLATES, len(OBJECT_TEMPLATES))
     return [
         _article(templates[(i * each + j) % len(templates)].format_map(_wording(item, rng)))

@@ -121,8 +121,8 @@ class WordVectorSource:
         return len(self._source)
 
     def __getitem__(self, index: int) -> Example:
-        image, captions = self._source[index]
-        return Example(image, self._read(index, captions))
+        example = self._source[index]
+        return example._replace(captions=self._read(index, example.captions))
 
     def _read(self, index: int, captions: Sequence[str]) -> tuple[np.ndarray, ...]:
         try:
