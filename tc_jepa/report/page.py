@@ -121,7 +121,7 @@ def render(
     sections = [Charts(x.title, x.about, _charts(x.diagnostics, runs)) for x in sections_of(runs)]
     if pictures is not None:
         spectra = {name: (range(1, 1 + len(values)), values) for name, values in pictures.spectra.items()}
-        chart = Chart(line_chart("Singular values, largest as 1", spectra, log=True, x_label="number"))
+        chart = Chart(line_chart("Singular values without the mean, largest as 1", spectra, log=True, x_label="number"))
         sections = [x._replace(charts=[*x.charts, chart]) if x.title == FEATURES else x for x in sections]
     no_pictures = Gallery("Pictures", "There is no checkpoint yet, and pictures are made from one.", ())
     return TEMPLATES.get_template("page.html.jinja").render(
