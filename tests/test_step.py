@@ -108,6 +108,8 @@ def test_what_saves_memory_or_compilation_changes_no_gradient(method, accumulate
     assert np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(difference))) <= 1e-5 * norm
     assert metrics.keys() == expected_metrics.keys()
     for name, value in expected_metrics.items():
+        if accumulate > 1 and name.startswith("features/"):
+            continue  # those of a part, see tests/test_feature_metrics.py
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 

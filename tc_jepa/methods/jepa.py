@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from tc_jepa.batch import JepaBatch
 from tc_jepa.methods.attention_metrics import reading_metrics
+from tc_jepa.methods.feature_metrics import feature_metrics
 from tc_jepa.methods.losses import loss_terms, Objective
 from tc_jepa.methods.method import init_encoder, initialise, merge, Metrics
 from tc_jepa.methods.targets import Momentum, Target
@@ -27,6 +28,7 @@ class Prediction(NamedTuple):
     """What the hidden patches of a batch are predicted to be, what they are, and what was read on the way."""
 
     batch: JepaBatch  # with its targets as they were predicted: joined where the method says so
+    context: jax.Array  # float32 [B, K, D], features of the visible patches
     predicted: jax.Array  # float32 [B, M, T, D]
     targets: jax.Array  # float32 [B, M, T, D]
     words: Words | None  # None where no captions are read
@@ -77,8 +79,10 @@ class Jepa:
         self, params: Params, extra: Params, batch: JepaBatch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """The paper's Eq. 1 with the regularisers Eq. 3 and 4, ramped up over the objective's warm-up."""
-        terms, _ = self.forward(params, extra, batch, key)
+        guess = self.predict(params, extra, batch, key)
+        terms = self.terms(guess)
         metrics = {f"loss/{name}": value for name, value in terms.items()}
+        metrics |= feature_metrics(guess.context, batch.context_valid)
         metrics |= {
             "momentum": self.momentum(step),
             "context_tokens": batch.context_valid.sum(axis=-1).mean(dtype=jnp.float32),
@@ -99,10 +103,12 @@ class Jepa:
     ) -> tuple[dict[str, jax.Array], list[Reading]]:
         """The unweighted loss terms of a batch, and what each predictor layer read. `key` as in `predict`."""
         guess = self.predict(params, extra, batch, key)
-        tokens = token_validity(guess.batch)
-        valid = guess.batch.target_valid
-        terms = loss_terms(guess.predicted, guess.targets, valid, tokens, guess.readings, guess.words, self.objective)
-        return terms, guess.readings
+        return self.terms(guess), guess.readings
+
+    def terms(self, guess: Prediction) -> dict[str, jax.Array]:
+        """The unweighted loss terms of a prediction, float32 scalars."""
+        tokens, valid = token_validity(guess.batch), guess.batch.target_valid
+        return loss_terms(guess.predicted, guess.targets, valid, tokens, guess.readings, guess.words, self.objective)
 
     def predict(self, params: Params, extra: Params, batch: JepaBatch, key: jax.Array | None = None) -> Prediction:
         """Context encoder, predictor and target on a batch. Without a `key`, positions are certain (no StoP noise)."""
@@ -125,7 +131,7 @@ class Jepa:
                 words,
                 rngs=None if key is None else {"positions": key},
             )
-        return Prediction(batch, predicted_BxMxTxD, targets_BxMxTxD, words, readings)
+        return Prediction(batch, context_BxKxD, predicted_BxMxTxD, targets_BxMxTxD, words, readings)
 
     def target_features(self, extra: Params, images_BxHxWx3: jax.Array, indices_BxMxT: jax.Array) -> jax.Array:
         """What is to be predicted, [B, M, T, D]: the target sees the whole image, and no gradient flows back."""
