@@ -54,8 +54,8 @@ TASK = Task(
         "patch_std": "deviation over images, patches",
     },
     about_measures="How many directions the test features use, and how far images differ. A constant vector that all "
-    "features share lowers RankMe though images differ as before: judge by RankMe without the mean. Patches are those of "
-    "some images, without the mean at their position (the share of the constant vector: with it). LiDAR counts the "
+    "features share lowers RankMe though images differ as before: judge by RankMe without the mean. Patches are those "
+    "of some images, without the mean at their position (the share of the constant vector: with it). LiDAR counts the "
     "directions in which an image differs more from other images than from its own crops. RankMe and LiDAR are at most "
     "the number of images or channels: compare them only where both are equal.",
     during_training=True,
