@@ -1,6 +1,6 @@
 """The train loop: everything around the pure step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import functools
 import json
@@ -19,9 +19,10 @@ from tc_jepa.errors import UserError
 from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.experiment.warm_start import warm_start, WarmStart
 from tc_jepa.models.layers import Params
+from tc_jepa.monitoring.alarms import Alarms, describe
 from tc_jepa.monitoring.held_out import held_out_monitor
 from tc_jepa.monitoring.profile import StepTrace
-from tc_jepa.monitoring.progress import Progress
+from tc_jepa.monitoring.progress import logged_rows, Progress
 from tc_jepa.monitoring.tasks import task_monitor
 from tc_jepa.state import TrainState
 from tc_jepa.step import train_step
@@ -112,11 +113,18 @@ def _train_steps(
     """Runs the loop from `state` on; returns the last step and the signal that stopped it, if one did."""
     config, every = experiment.config, experiment.config.train
     start, steps = int(state.step), every.steps
+    alarms = Alarms(logged_rows(workdir, start))
+
+    def watch(row: Mapping[str, float]) -> None:
+        for fall in alarms.observe(row):
+            if is_first():
+                logging.warning("%s", describe(fall, checkpoints.steps()))
+
     step_function = compiled_step(experiment, layout)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_last_checkpoint_named(checkpoints))
         stop = stack.enter_context(StopSignals())
-        progress = stack.enter_context(Progress(workdir, start, steps, every.log_every, every.batch_size))
+        progress = stack.enter_context(Progress(workdir, start, steps, every.log_every, every.batch_size, watch))
         batches = pipeline.iterate(experiment.batches(every.batch_size), start=start, workers=config.data.workers)
         stack.callback(batches.close)
         trace = StepTrace(workdir / TRACE_FOLDER, every.trace_start, every.trace_steps)
@@ -137,6 +145,7 @@ def _train_steps(
             if step % every.checkpoint_every == 0 or step == steps or stopping:
                 progress.flush()  # raises before a state whose loss is not finite could be saved
                 progress.sync()
+                checkpoints.protect(alarms.kept(checkpoints.steps()))
                 checkpoints.save(state, config.to_dict())
             if stopping:
                 break
