@@ -91,9 +91,7 @@ KEYS = Keys(
     runtime("train.checkpoint_every", 1000, "steps between two checkpoints; the last step always has one", low=1),
     runtime("train.trace_start", 0, "first step of a profile for xprof, which goes to WORKDIR/trace; 0: none", low=0),
     runtime("train.trace_steps", 5, "steps of that profile", low=1),
-    runtime(
-        "train.keep_checkpoints", 2, "newest checkpoints that are kept; beside them the last from before a fall", low=1
-    ),
+    runtime("train.keep_checkpoints", 2, "newest checkpoints kept, beside the last from before a fall", low=1),
     runtime("train.eval_every", 1000, "steps between evaluations on held-out images: rank, text, regularisers", low=1),
     runtime(
         "train.eval_tasks",

@@ -12,8 +12,8 @@ from tc_jepa.methods.reporting import ANTI_COLLAPSE, RANKME_CENTRED, Rows
 
 # Shares of the best so far. Below FALLEN there is an alarm; from HEALTHY on, a checkpoint is from before any fall. Runs
 # that were healthy in the end have dipped to a half of RankMe without the mean (the quickstart from 30 to 15 in 300
-# steps; photographs of flickr8k from 41 to 21, back at 37 later), to 0.28 of what is not the constant vector (there), and
-# for 20 steps to 0.31 of participation (the quickstart, steps 10 to 30). Collapsed ones end near 0.05.
+# steps; photographs of flickr8k from 41 to 21, back at 37 later), to 0.28 of what is not the constant vector (the
+# photographs), and for 20 steps to 0.31 of participation (the quickstart, steps 10 to 30).
 FALLEN = 0.25
 HEALTHY = 0.5
 
