@@ -19,6 +19,7 @@ DTYPES = ("float32", "bfloat16")
 TEXTS = ("embedding", "t5", "stored")
 MASKS = ("fixed", "official", "random")
 TARGETS = ("ema", "frozen", "pixels")
+NORMALISATIONS = ("none", "layer", "batch", "instance")
 INITS = ("official", "depth_rescaled")
 REMATS = ("none", "blocks", "conditioner", "all")
 SHRINKS = ("area", "fast")
@@ -29,6 +30,13 @@ CONDITIONERS = (*FUSING, "sequence", "none")
 
 key = functools.partial(Key, changes_results=True)
 runtime = functools.partial(Key, changes_results=False)  # may change between resumes of one run
+
+
+def anti_collapse(term: str, meaning: str) -> Key:
+    """The weight of a term of methods/anti_collapse.py."""
+    where = "on context features before their last LayerNorm; needs whole batches"
+    return key(f"objective.anti_collapse.{term}", 0.0, f"weight of {meaning}, {where}", low=0, before=0.0)
+
 
 # When keys have an effect: a condition and the keys that it is for, each by its name or its group. A key needs all the
 # conditions that name it, and the keys in those conditions must be used themselves.
@@ -210,6 +218,10 @@ KEYS = Keys(
     key("objective.warmup_steps", 0, "steps over which both weights rise linearly from 0", low=0),
     key("objective.regulariser", "rectified_cosine", "what both terms act on (default: paper)", choices=REGULARISERS),
     key("objective.temperature", 0.1, "temperature of the softmax over cosines", above=0),
+    anti_collapse("participation", "tr(C^2) / tr(C)^2 of their covariance over patches"),
+    anti_collapse("variance", "VICReg's variance term: a standard deviation of at least 1"),
+    anti_collapse("covariance", "VICReg's covariance term"),
+    anti_collapse("sigreg", "SIGReg's distance of their means over images from a Gaussian"),
     key("optimizer.warmup_steps", 9_375, "steps of learning rate warm-up; default: 15 epochs of ImageNet-1k", low=0),
     key("optimizer.start_learning_rate", 2e-4, "learning rate at the start of the warm-up", low=0),
     key("optimizer.peak_learning_rate", 1e-3, "learning rate at the end of the warm-up", above=0),
@@ -226,7 +238,14 @@ KEYS = Keys(
         choices=TARGETS,
     ),
     key("target_encoder.teacher", "", "workdir or encoder folder of the teacher, read once, at the start", path=True),
-    key("target_encoder.normalise", True, "LayerNorm, without parameters, on the features to predict"),
+    key(
+        "target_encoder.normalise",
+        "layer",
+        "over what the features to predict are standardised; layer: the channels of a patch (LayerNorm, as I-JEPA); "
+        "batch: each channel over the batch's target patches; instance: each channel over an image's patches",
+        choices=NORMALISATIONS,
+        formerly={True: "layer", False: "none"},
+    ),
     key("target_encoder.start_momentum", 0.996, "momentum of the EMA at the start", low=0, high=1),
     key("target_encoder.final_momentum", 1.0, "momentum of the EMA at the end, reached linearly", low=0, high=1),
     key("lejepa.views", 4, "augmented views of an image, cropped as image.* says", low=2),

@@ -11,6 +11,7 @@ import sys
 from absl import logging
 import jax
 
+from tc_jepa.config import methods
 from tc_jepa.data import pipeline
 from tc_jepa.distributed import sharding
 from tc_jepa.distributed.processes import is_first, wait_for_all
@@ -88,8 +89,9 @@ def check_batch(experiment: Experiment) -> None:
     parts, images = config.train.accumulate, config.train.batch_size
     if parts > 1 and not experiment.method.mean_over_images:
         raise UserError(
-            f"train.accumulate={parts}: the loss of method.name={config.method.name} is that of a whole batch, not a "
-            "mean over images; give 1, and save memory with model.remat or mesh.fsdp",
+            f"train.accumulate={parts}: the loss of method.name={config.method.name} here is that of a whole batch, not"
+            " a mean over images (so are LeJEPA's, target_encoder.normalise=batch and objective.anti_collapse.*); give "
+            "1, and save memory with model.remat or mesh.fsdp",
             about="train.accumulate",
         )
     sharding.check_batch(mesh, images, "train.batch_size")
@@ -114,11 +116,12 @@ def _train_steps(
     config, every = experiment.config, experiment.config.train
     start, steps = int(state.step), every.steps
     alarms = Alarms(logged_rows(workdir, start))
+    advice = methods.chosen(config).diagnostics(config).against_collapse
 
     def watch(row: Mapping[str, float]) -> None:
         for fall in alarms.observe(row):
             if is_first():
-                logging.warning("%s", describe(fall, checkpoints.steps()))
+                logging.warning("%s", describe(fall, checkpoints.steps(), advice))
 
     step_function = compiled_step(experiment, layout)
     with contextlib.ExitStack() as stack:

@@ -2,8 +2,9 @@
 
 import pytest
 
+from tc_jepa.config import methods
 from tc_jepa.methods.feature_metrics import CONSTANT_SHARE, PARTICIPATION
-from tc_jepa.methods.reporting import Diagnostics, RANKME_CENTRED
+from tc_jepa.methods.reporting import RANKME_CENTRED
 from tc_jepa.monitoring import progress
 from tc_jepa.monitoring.alarms import Alarms, describe, FALLEN, HEALTHY, WATCHED
 from tc_jepa.report.verdict import judge, read_run
@@ -82,4 +83,5 @@ def test_a_run_that_falls_says_so_and_keeps_the_checkpoint_from_before(tmp_path,
     assert saved_steps(tmp_path) == [4, 14]
     (said,) = [text for record in caplog.records if PARTICIPATION in (text := record.getMessage())]
     assert f"step {alarm}" in said and "checkpoint of step 4" in said
-    assert said in judge(read_run(tmp_path, Diagnostics())).warnings
+    assert said in judge(read_run(tmp_path, methods.chosen(config).diagnostics(config))).warnings
+    assert "target_encoder.normalise" in said

@@ -2,6 +2,7 @@
 
 import json
 
+import ml_collections
 import pytest
 
 from configs import base, paper, quickstart
@@ -13,7 +14,7 @@ from tc_jepa.config.methods import METHODS
 from tc_jepa.data.scenes.source import LEVELS
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks
-from tc_jepa.methods import losses
+from tc_jepa.methods import losses, targets
 from tc_jepa.models import vit
 from tc_jepa.models.conditioners.fusion import FUSIONS
 
@@ -82,6 +83,7 @@ def test_choices_are_those_of_the_code():
         "objective.prediction": losses.PREDICTION_FORMS,
         "objective.regulariser": losses.REGULARISER_FORMS,
         "target_encoder.kind": jepa.TARGETS,
+        "target_encoder.normalise": targets.NORMALISATIONS,
         "evaluation.tasks": tasks.TASKS,
     }
     assert set(choices.pop("train.eval_tasks")) == {task.name for task in tasks.load_all() if task.during_training}
@@ -279,6 +281,14 @@ def test_a_run_older_than_a_key_has_the_value_from_before_it():
     assert (config.method.name, config.lejepa.weight, config.lejepa.views) == ("jepa", 0.2, 8)
     del config["masking"]
     assert TWO_METHODS.complete(config) == ["masking.kind"]
+
+
+def test_a_value_that_older_versions_wrote_in_another_way_is_todays():
+    keys = Keys(base.key("a.b", "layer", "m", choices=("layer", "none"), formerly={True: "layer", False: "none"}))
+    old, now = ml_collections.ConfigDict({"a": {"b": False}}), keys.defaults()
+    assert keys.differences(old, now) == ["a.b"] and keys.differences({"a": {"b": True}}, now) == []
+    assert keys.complete(old) == [] and old.a.b == "none" and keys.differences(old, now) == ["a.b"]
+    assert keys.complete(now) == [] and now.a.b == "layer"
 
 
 def test_experiment_keys_tell_runs_apart_where_they_have_an_effect():

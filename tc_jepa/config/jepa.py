@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 
+from flax.core import FrozenDict
 import ml_collections
 
 from tc_jepa.config import data, jepa_rules, models
@@ -40,7 +41,7 @@ def build(
         predictor=models.predictor(config, predicted.width, constrain),
         text=text,
         target=predicted,
-        objective=Objective(**config.objective),
+        objective=objective(config),
         momentum=momentum(config),
         joint_targets=config.model.joint_targets,
     )
@@ -86,6 +87,13 @@ def target(config: Config, encoder: VisionTransformer, teacher: VisionTransforme
     if config.target_encoder.kind == "frozen":
         return FrozenTarget(teacher, config.target_encoder.normalise)
     return Pixels(config.model.patch_size)
+
+
+def objective(config: Config) -> Objective:
+    """The loss. Anti-collapse terms of weight 0 are left out of it."""
+    values = dict(config.objective)
+    weights = {name: weight for name, weight in values.pop("anti_collapse").items() if weight}
+    return Objective(**values, anti_collapse=FrozenDict(weights))
 
 
 def momentum(config: Config) -> Momentum:

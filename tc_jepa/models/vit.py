@@ -31,6 +31,7 @@ SIZES = {
     "huge": Size(1280, 32, 16, 5120),
     "giant": Size(1408, 40, 16, 6144),
 }
+STORED, UNNORMALISED = "intermediates", "unnormalised"
 
 
 class VisionTransformer(nn.Module):
@@ -45,6 +46,7 @@ class VisionTransformer(nn.Module):
     `constrain` is applied to the residual stream before and after every block, to lay activations over devices.
     `remat`: keep the input of each block only for the backward pass, and compute the block again there.
     `scan`: loop over the blocks, so that one block is compiled. Parameters keep their names.
+    Applied with mutable=[STORED], it stores the features before the last LayerNorm there as UNNORMALISED, [B, K, D].
     Raises ValueError for images that are not divisible into patches.
     """
 
@@ -80,6 +82,7 @@ class VisionTransformer(nn.Module):
         else:
             for block in blocks:
                 x = self.constrain(block(self.constrain(x), valid_BxK))
+        self.sow(STORED, UNNORMALISED, x)
         return layers.layer_norm("norm")(x)
 
     def _scanned(self, blocks: Sequence[layers.Block], x_BxLxD: jax.Array, valid_BxL: jax.Array | None) -> jax.Array:

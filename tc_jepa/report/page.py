@@ -142,7 +142,7 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
     Losses and held-out numbers that no method describes are there too, each with a chart of its own.
     """
     offered = [reporting.LOSS_SECTION, *(section for run in runs for section in run.diagnostics.sections)]
-    last = reporting.SCHEDULES_SECTION, reporting.FEATURES_SECTION
+    last = reporting.SCHEDULES_SECTION, reporting.features_section()
     described = {one.name for section in (*offered, *last) for one in section.diagnostics}
     rest = dict.fromkeys(key for run in runs for row in run.rows for key in row if key not in described)
     for prefix, title in (("loss/", TRAINING), ("heldout/", "Held-out numbers")):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import family, read_results
-from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, FEATURES_SECTION, held_out, Rows
+from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, features_section, held_out, Rows
 from tc_jepa.monitoring.alarms import Alarms, describe
 from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
 from tc_jepa.storage.checkpoint import saved_steps
@@ -64,7 +64,7 @@ def judge(run: Run) -> Verdict:
     warnings = _warnings(looks, run.diagnostics)
     said = " ".join(warnings)
     falls = [fall for fall in Alarms(run.rows).falls if fall.number.name not in said]
-    warnings += [describe(fall, run.saved) for fall in falls]
+    warnings += [describe(fall, run.saved, run.diagnostics.against_collapse) for fall in falls]
     warnings += [text for check in run.diagnostics.checks if (text := check(run.rows)) is not None]
     scored, last = run.scores_step, max(row["step"] for row in run.rows)
     if scored is not None and scored < last:
@@ -118,7 +118,7 @@ def _warnings(looks: Rows, diagnostics: Diagnostics) -> list[str]:
         step = since(looks, key, lambda value: not math.isfinite(value))
         if step is not None:
             found.append(f"{key} has not been finite since step {step}.")
-    for section in (*diagnostics.sections, FEATURES_SECTION):
+    for section in (*diagnostics.sections, features_section(diagnostics.against_collapse)):
         for one in section.diagnostics:
             found += [text for key in one.keys(looks[-1:]) if (text := _warning(one, key, looks)) is not None]
     return found
