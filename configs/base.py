@@ -21,6 +21,8 @@ MASKS = ("fixed", "official", "random")
 TARGETS = ("ema", "frozen", "pixels")
 NORMALISATIONS = ("none", "layer", "batch", "instance")
 INITS = ("official", "depth_rescaled")
+STEMS = ("linear", "conv")
+PATCH_INITS = ("official", "fan_in")
 REMATS = ("none", "blocks", "conditioner", "all")
 SHRINKS = ("area", "fast")
 REGULARISERS = ("rectified_cosine", "entropy")
@@ -58,6 +60,7 @@ USED = (
     (when("model.text", "t5"), "model.text_dtype"),
     (when("model.text", "stored"), "captions.vectors"),
     (unless("model.text", "t5"), "captions.vocabulary"),
+    (when("model.stem", "linear"), "model.patch_init"),
     (when("masking.kind", "official"), "masking.group_size"),
     (when("masking.kind", "random"), "masking.ratio"),
     (unless("masking.kind", "random"), "masking.target_scale masking.target_aspect"),
@@ -141,6 +144,14 @@ KEYS = Keys(
     key("captions.per_image", 8, "captions sampled from an image's candidates, at most", low=1),
     key("captions.candidates", 0, "only the first so many of an image's captions are candidates; 0: all", low=0),
     key("captions.shuffled", False, "a control: images of a batch get the captions of others, which are wrong"),
+    key(
+        "captions.noise",
+        0.0,
+        "share of the images that get another's captions, and of the words that are dropped, in training alone",
+        low=0,
+        high=1,
+        before=0.0,
+    ),
     key("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included", low=1),
     key("captions.vocabulary", "", "SentencePiece model; empty: the one with the data, or the scenes' own", path=True),
     key("captions.vectors", "", "word vectors (launch.encode_captions), a folder a dataset, comma between", path=True),
@@ -203,6 +214,20 @@ KEYS = Keys(
         "official",
         "official: all kernels start alike; depth_rescaled: deeper residual branches start smaller",
         choices=INITS,
+    ),
+    key(
+        "model.stem",
+        "linear",
+        "from pixels to tokens; linear: one layer; conv: two convolutions first, within each patch",
+        choices=STEMS,
+        before="linear",
+    ),
+    key(
+        "model.patch_init",
+        "official",
+        "initial kernel of the linear stem; official: model.init_std; fan_in: 1 / sqrt(3 patch_size^2)",
+        choices=PATCH_INITS,
+        before="official",
     ),
     key("conditioner.layers", (), "predictor layers with cross attention, 0-based; empty: all", items=int, low=0),
     key("conditioner.fusion", "max", "how captions' results become one", choices=("max", "mean", "attention")),

@@ -15,7 +15,7 @@ from tc_jepa.data.scenes.source import LEVELS
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks
 from tc_jepa.methods import losses, targets
-from tc_jepa.models import vit
+from tc_jepa.models import stem, vit
 from tc_jepa.models.conditioners.fusion import FUSIONS
 
 NAMES = [key.name for key in base.KEYS]
@@ -79,6 +79,8 @@ def test_choices_are_those_of_the_code():
         "model.dtype": models.DTYPES,
         "model.init": models.INITS,
         "model.remat": models.REMATS,
+        "model.stem": stem.STEMS,
+        "model.patch_init": models.PATCH_INITS,
         "conditioner.fusion": FUSIONS,
         "objective.prediction": losses.PREDICTION_FORMS,
         "objective.regulariser": losses.REGULARISER_FORMS,
@@ -166,12 +168,14 @@ UNUSED_BESIDE = {
     "captions.per_image": NO_WORDS,
     "captions.candidates": NO_WORDS,
     "captions.shuffled": NO_WORDS,
+    "captions.noise": NO_WORDS,
     "captions.words": NO_WORDS,
     "captions.vocabulary": {"model.text": "t5"},
     "masking.target_scale": RANDOM,
     "masking.target_aspect": RANDOM,
     "masking.context_scale": RANDOM,
     "masking.context_aspect": RANDOM,
+    "model.patch_init": {"model.stem": "conv"},
     "model.text": NO_WORDS,
     "model.text_width": {"model.text": "stored"},
     "conditioner.layers": SEQUENCE,

@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
+from tc_jepa.config import models
+from tc_jepa.convert import folder, weights
 from tc_jepa.distributed.sharding import batch_sharding, make_mesh
+from tc_jepa.errors import UserError
 from tc_jepa.methods import targets
 from tc_jepa.methods.jepa import join_targets
 from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners.base import Conditioner
+from tc_jepa.optimizer import match_rules, weight_decay_rules
 from tests import tiny
 
 
@@ -184,3 +189,42 @@ def test_depth_rescaled_kernels_shrink_with_depth_where_they_write_to_the_residu
         for kernel in (block["attn"]["proj"]["kernel"], block["mlp"]["fc2"]["kernel"]):
             assert float(kernel.std()) == pytest.approx(0.02 / (2 * (i + 1)) ** 0.5, rel=0.05)
         assert float(block["mlp"]["fc1"]["kernel"].std()) == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_convolutional_stem_keeps_hidden_patches_hidden(scan):
+    encoder = tiny.jepa().encoder.clone(stem="conv", scan=scan, size=vit.Size(width=32, depth=2, heads=4, hidden=64))
+    params = initial(encoder)
+    assert set(params["stem"]) == {"conv_0", "conv_1", "proj"} and "patch_embed" not in params
+    match_rules(weight_decay_rules(), {"encoder": params})  # ValueError where a parameter has no rule
+    images = np.random.default_rng(0).normal(size=(1, tiny.IMAGE, tiny.IMAGE, 3)).astype(np.float32)
+    seen = np.array([[0, 5, 6]])
+
+    gradient = np.asarray(
+        jax.jit(jax.grad(lambda x: jnp.square(encoder.apply({"params": params}, x, seen)).sum()))(images)
+    )
+    reached = np.abs(np.asarray(layers.patchify(gradient, tiny.PATCH))[0]).max(axis=-1) > 0
+    assert set(np.flatnonzero(reached)) == set(seen[0])
+
+
+def test_a_stem_starts_with_tokens_as_large_as_its_pixels_where_it_is_scaled_by_fan_in():
+    patches = np.random.default_rng(0).normal(size=(64, 9, 3 * 16**2)).astype(np.float32)
+    size = vit.Size(width=256, depth=0, heads=4, hidden=64)
+    images = patches.reshape(64, 3, 3, 16, 16, 3).transpose(0, 1, 3, 2, 4, 5).reshape(64, 48, 48, 3)
+    spread = {}
+    for fan_in in (False, True):
+        encoder = vit.VisionTransformer(size, 16, patch_fan_in=fan_in)
+        params = jax.jit(lambda m=encoder: init_encoder(m, (48, 48, 3), jax.random.key(0)))()
+        spread[fan_in] = float((layers.patchify(images, 16) @ params["patch_embed"]["kernel"]).std())
+    assert spread[True] == pytest.approx(1.0, rel=0.05) and spread[False] == pytest.approx(0.02 * 768**0.5, rel=0.05)
+
+
+def test_a_run_from_before_the_stem_opens_and_a_convolutional_one_is_not_converted(tmp_path):
+    config = base.get_config()
+    with config.unlocked():
+        del config.model["stem"], config.model["patch_init"]
+    assert models.encoder(config).stem == "linear" and not models.encoder(config).patch_fan_in
+    encoder = tiny.jepa().encoder.clone(stem="conv")
+    with pytest.raises(UserError) as error:
+        folder.save(weights.EncoderWeights(encoder, {}, tiny.IMAGE), tmp_path, "a run")
+    assert error.value.about == "model.stem" and not list(tmp_path.iterdir())

@@ -46,8 +46,11 @@ def build(
         joint_targets=config.model.joint_targets,
     )
     heldout_inputs = inputs(config, reader)
-    shuffled = dataclasses.replace(heldout_inputs, shuffle_captions=config.captions.shuffled)
-    return MethodParts(method, shuffled, heldout_inputs, reader, frozen)
+    captions = config.captions
+    trained_on = dataclasses.replace(
+        heldout_inputs, shuffle_captions=captions.shuffled, noise=captions.noise, noise_seed=config.train.seed
+    )
+    return MethodParts(method, trained_on, heldout_inputs, reader, frozen)
 
 
 def check(config: Config) -> None:

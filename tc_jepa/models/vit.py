@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tc_jepa.models import layers
+from tc_jepa.models.stem import ConvStem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ class VisionTransformer(nn.Module):
     other projects, never trained here.
     `constrain` is applied to the residual stream before and after every block, to lay activations over devices.
     `remat`: keep the input of each block only for the backward pass, and compute the block again there.
+    `stem` is one of stem.STEMS: from the pixels of a patch to its token. `patch_fan_in`: the initial kernel of the
+    linear one has std 1 / sqrt(3 patch_size^2), not that of `linear`.
     `scan`: loop over the blocks, so that one block is compiled. Parameters keep their names.
     Applied with mutable=[STORED], it stores the features before the last LayerNorm there as UNNORMALISED, [B, K, D].
     Raises ValueError for images that are not divisible into patches.
@@ -57,6 +60,8 @@ class VisionTransformer(nn.Module):
     stored_positions: bool = False
     remat: bool = False
     scan: bool = False
+    stem: str = "linear"
+    patch_fan_in: bool = False
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x
 
     @nn.compact
@@ -73,7 +78,7 @@ class VisionTransformer(nn.Module):
         if indices_BxK is not None:
             patches = layers.gather_tokens(patches, indices_BxK)
             positions = positions[indices_BxK]
-        x = self.linear(self.size.width, "patch_embed")(patches) + positions
+        x = self._tokens(patches) + positions
         block_of = layers.rematerialised(layers.Block, self.remat)
         sizes = self.size.heads, self.size.hidden, self.linear
         blocks = [block_of(i, *sizes, name=f"blocks_{i}") for i in range(self.size.depth)]
@@ -84,6 +89,12 @@ class VisionTransformer(nn.Module):
                 x = self.constrain(block(self.constrain(x), valid_BxK))
         self.sow(STORED, UNNORMALISED, x)
         return layers.layer_norm("norm")(x)
+
+    def _tokens(self, patches_BxNxI: jax.Array) -> jax.Array:
+        if self.stem == "conv":
+            return ConvStem(self.patch_size, self.size.width, self.linear, name="stem")(patches_BxNxI)
+        linear = self.linear.scaled(patches_BxNxI.shape[-1]) if self.patch_fan_in else self.linear
+        return linear(self.size.width, "patch_embed")(patches_BxNxI)
 
     def _scanned(self, blocks: Sequence[layers.Block], x_BxLxD: jax.Array, valid_BxL: jax.Array | None) -> jax.Array:
         """The blocks as a loop over their stacked parameters."""
