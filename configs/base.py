@@ -19,7 +19,10 @@ DTYPES = ("float32", "bfloat16")
 TEXTS = ("embedding", "t5", "stored")
 MASKS = ("fixed", "official", "random")
 TARGETS = ("ema", "frozen", "pixels")
+NORMALISATIONS = ("none", "layer", "batch", "instance")
 INITS = ("official", "depth_rescaled")
+STEMS = ("linear", "conv")
+PATCH_INITS = ("official", "fan_in")
 REMATS = ("none", "blocks", "conditioner", "all")
 KERNELS = ("plain", "tpu")
 SHRINKS = ("area", "fast")
@@ -30,6 +33,13 @@ CONDITIONERS = (*FUSING, "sequence", "none")
 
 key = functools.partial(Key, changes_results=True)
 runtime = functools.partial(Key, changes_results=False)  # may change between resumes of one run
+
+
+def anti_collapse(term: str, meaning: str) -> Key:
+    """The weight of a term of methods/anti_collapse.py."""
+    where = "on context features before their last LayerNorm; needs whole batches"
+    return key(f"objective.anti_collapse.{term}", 0.0, f"weight of {meaning}, {where}", low=0, before=0.0)
+
 
 # When keys have an effect: a condition and the keys that it is for, each by its name or its group. A key needs all the
 # conditions that name it, and the keys in those conditions must be used themselves.
@@ -52,6 +62,7 @@ USED = (
     (when("model.text", "t5"), "model.text_dtype"),
     (when("model.text", "stored"), "captions.vectors"),
     (unless("model.text", "t5"), "captions.vocabulary"),
+    (when("model.stem", "linear"), "model.patch_init"),
     (when("masking.kind", "official"), "masking.group_size"),
     (when("masking.kind", "random"), "masking.ratio"),
     (unless("masking.kind", "random"), "masking.target_scale masking.target_aspect"),
@@ -94,7 +105,7 @@ KEYS = Keys(
     runtime("train.checkpoint_every", 1000, "steps between two checkpoints; the last step always has one", low=1),
     runtime("train.trace_start", 0, "first step of a profile for xprof, which goes to WORKDIR/trace; 0: none", low=0),
     runtime("train.trace_steps", 5, "steps of that profile", low=1),
-    runtime("train.keep_checkpoints", 2, "number of checkpoints kept, the newest ones", low=1),
+    runtime("train.keep_checkpoints", 2, "newest checkpoints kept, beside the last from before a fall", low=1),
     runtime("train.eval_every", 1000, "steps between evaluations on held-out images: rank, text, regularisers", low=1),
     runtime(
         "train.eval_tasks",
@@ -142,6 +153,14 @@ KEYS = Keys(
     key("captions.per_image", 8, "captions sampled from an image's candidates, at most", low=1),
     key("captions.candidates", 0, "only the first so many of an image's captions are candidates; 0: all", low=0),
     key("captions.shuffled", False, "a control: images of a batch get the captions of others, which are wrong"),
+    key(
+        "captions.noise",
+        0.0,
+        "share of the images that get another's captions, and of the words that are dropped, in training alone",
+        low=0,
+        high=1,
+        before=0.0,
+    ),
     key("captions.words", 32, "pieces a caption is padded or cut to, end of sentence included", low=1),
     key("captions.vocabulary", "", "SentencePiece model; empty: the one with the data, or the scenes' own", path=True),
     key("captions.vectors", "", "word vectors (launch.encode_captions), a folder a dataset, comma between", path=True),
@@ -227,6 +246,20 @@ KEYS = Keys(
         "official: all kernels start alike; depth_rescaled: deeper residual branches start smaller",
         choices=INITS,
     ),
+    key(
+        "model.stem",
+        "linear",
+        "from pixels to tokens; linear: one layer; conv: two convolutions first, within each patch",
+        choices=STEMS,
+        before="linear",
+    ),
+    key(
+        "model.patch_init",
+        "official",
+        "initial kernel of the linear stem; official: model.init_std; fan_in: 1 / sqrt(3 patch_size^2)",
+        choices=PATCH_INITS,
+        before="official",
+    ),
     key("conditioner.layers", (), "predictor layers with cross attention, 0-based; empty: all", items=int, low=0),
     key("conditioner.fusion", "max", "how captions' results become one", choices=("max", "mean", "attention")),
     key("conditioner.fuse_first", False, "fuse captions before the conditioner's MLP: C times cheaper for C captions"),
@@ -241,6 +274,10 @@ KEYS = Keys(
     key("objective.warmup_steps", 0, "steps over which both weights rise linearly from 0", low=0),
     key("objective.regulariser", "rectified_cosine", "what both terms act on (default: paper)", choices=REGULARISERS),
     key("objective.temperature", 0.1, "temperature of the softmax over cosines", above=0),
+    anti_collapse("participation", "tr(C^2) / tr(C)^2 of their covariance over patches"),
+    anti_collapse("variance", "VICReg's variance term: a standard deviation of at least 1"),
+    anti_collapse("covariance", "VICReg's covariance term"),
+    anti_collapse("sigreg", "SIGReg's distance of their means over images from a Gaussian"),
     key("optimizer.warmup_steps", 9_375, "steps of learning rate warm-up; default: 15 epochs of ImageNet-1k", low=0),
     key("optimizer.start_learning_rate", 2e-4, "learning rate at the start of the warm-up", low=0),
     key("optimizer.peak_learning_rate", 1e-3, "learning rate at the end of the warm-up", above=0),
@@ -257,7 +294,14 @@ KEYS = Keys(
         choices=TARGETS,
     ),
     key("target_encoder.teacher", "", "workdir or encoder folder of the teacher, read once, at the start", path=True),
-    key("target_encoder.normalise", True, "LayerNorm, without parameters, on the features to predict"),
+    key(
+        "target_encoder.normalise",
+        "layer",
+        "over what the features to predict are standardised; layer: the channels of a patch (LayerNorm, as I-JEPA); "
+        "batch: each channel over the batch's target patches; instance: each channel over an image's patches",
+        choices=NORMALISATIONS,
+        formerly={True: "layer", False: "none"},
+    ),
     key("target_encoder.start_momentum", 0.996, "momentum of the EMA at the start", low=0, high=1),
     key("target_encoder.final_momentum", 1.0, "momentum of the EMA at the end, reached linearly", low=0, high=1),
     key("lejepa.views", 4, "augmented views of an image, cropped as image.* says", low=2),

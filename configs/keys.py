@@ -74,6 +74,7 @@ class Key:
     items: type | None = None
     path: bool = False  # a path, or several separated by commas
     used: tuple[Condition, ...] = ()  # it has an effect when all hold
+    formerly: Mapping[Any, Any] = dataclasses.field(default_factory=dict)  # value in older runs -> the same today
     before: Any = None  # the value that runs had which are older than the key; None: the key is as old as the code
 
     @property
@@ -210,7 +211,7 @@ class Keys:
 
     def differences(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         """Names of the keys that tell two experiments apart: they differ, change results, and one side uses them."""
-        one, other = flatten(one), flatten(other)
+        one, other = self._renamed(flatten(one)), self._renamed(flatten(other))
         one, other = one | self._missing(one), other | self._missing(other)
         runtime = {key.name for key in self if not key.changes_results}
         return [
@@ -221,9 +222,20 @@ class Keys:
         ]
 
     def complete(self, config: ml_collections.ConfigDict) -> list[str]:
-        """Gives the configuration of an older run the keys declared since; returns those whose value is not known."""
-        _put(config, self._missing(flatten(config)))
+        """Gives the configuration of an older run today's values (see `formerly`) and the keys declared since.
+
+        Returns the keys whose value is not known.
+        """
+        values = self._renamed(flatten(config))
+        with config.ignore_type():
+            _put(config, {key.name: values[key.name] for key in self if key.formerly and key.name in values})
+        _put(config, self._missing(values))
         return sorted(self._keys.keys() - flatten(config).keys())
+
+    def _renamed(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by full names, those that older versions wrote in another way as today's: see `formerly`."""
+        former = {name: self._keys[name].formerly for name in values if name in self._keys}
+        return {name: former.get(name, {}).get(value, value) for name, value in values.items()}
 
     def _missing(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values of the keys that `values` lack, as far as they are known: see `before`; defaults of the others

@@ -1,6 +1,6 @@
 """The train loop: everything around the pure step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import contextlib
 import functools
 import json
@@ -11,6 +11,7 @@ import sys
 from absl import logging
 import jax
 
+from tc_jepa.config import methods
 from tc_jepa.data import pipeline
 from tc_jepa.distributed import sharding
 from tc_jepa.distributed.processes import is_first, wait_for_all
@@ -19,9 +20,10 @@ from tc_jepa.errors import UserError
 from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.experiment.warm_start import warm_start, WarmStart
 from tc_jepa.models.layers import Params
+from tc_jepa.monitoring.alarms import Alarms, describe
 from tc_jepa.monitoring.held_out import held_out_monitor
 from tc_jepa.monitoring.profile import StepTrace
-from tc_jepa.monitoring.progress import Progress
+from tc_jepa.monitoring.progress import logged_rows, Progress
 from tc_jepa.monitoring.tasks import task_monitor
 from tc_jepa.state import TrainState
 from tc_jepa.step import train_step
@@ -92,8 +94,9 @@ def check_step(experiment: Experiment) -> None:
     parts, images = config.train.accumulate, config.train.batch_size
     if parts > 1 and not experiment.method.mean_over_images:
         raise UserError(
-            f"train.accumulate={parts}: the loss of method.name={config.method.name} is that of a whole batch, not a "
-            "mean over images; give 1, and save memory with model.remat or mesh.fsdp",
+            f"train.accumulate={parts}: the loss of method.name={config.method.name} here is that of a whole batch, not"
+            " a mean over images (so are LeJEPA's, target_encoder.normalise=batch and objective.anti_collapse.*); give "
+            "1, and save memory with model.remat or mesh.fsdp",
             about="train.accumulate",
         )
     sharding.check_batch(mesh, images, "train.batch_size")
@@ -117,11 +120,19 @@ def _train_steps(
     """Runs the loop from `state` on; returns the last step and the signal that stopped it, if one did."""
     config, every = experiment.config, experiment.config.train
     start, steps = int(state.step), every.steps
+    alarms = Alarms(logged_rows(workdir, start))
+    advice = methods.chosen(config).diagnostics(config).against_collapse
+
+    def watch(row: Mapping[str, float]) -> None:
+        for fall in alarms.observe(row):
+            if is_first():
+                logging.warning("%s", describe(fall, checkpoints.steps(), advice))
+
     step_function = compiled_step(experiment, layout)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_last_checkpoint_named(checkpoints))
         stop = stack.enter_context(StopSignals())
-        progress = stack.enter_context(Progress(workdir, start, steps, every.log_every, every.batch_size))
+        progress = stack.enter_context(Progress(workdir, start, steps, every.log_every, every.batch_size, watch))
         batches = pipeline.iterate(experiment.batches(every.batch_size), start=start, workers=config.data.workers)
         stack.callback(batches.close)
         trace = StepTrace(workdir / TRACE_FOLDER, every.trace_start, every.trace_steps)
@@ -142,6 +153,7 @@ def _train_steps(
             if step % every.checkpoint_every == 0 or step == steps or stopping:
                 progress.flush()  # raises before a state whose loss is not finite could be saved
                 progress.sync()
+                checkpoints.protect(alarms.kept(checkpoints.steps()))
                 checkpoints.save(state, config.to_dict())
             if stopping:
                 break

@@ -84,7 +84,7 @@ def predict(nets, params, expected):
     predictions, readings = predictor.apply(
         {"params": params["predictor"]}, features, context, everything[0], targets, everything[1], no_words
     )
-    target = EmaEncoder(encoder, normalise=True)
+    target = EmaEncoder(encoder, normalise="layer")
     whole = target.features(params["target_encoder"], expected["images"])
     chosen = layers.gather_tokens(whole, targets.reshape(2, -1)).reshape(predictions.shape)
     losses = {}

@@ -107,6 +107,16 @@ def test_participation_is_the_number_of_equal_variances(rng):
     assert rank.participation_ratio(features) == pytest.approx(4, rel=0.01)
 
 
+def test_a_shift_of_all_features_moves_no_deviation_but_the_share_of_the_constant_vector(rng):
+    features = rng.normal(size=(300, 4)) * [3, 2, 1, 0]
+    spectrum = rank.deviations(features + 50)
+    np.testing.assert_allclose(spectrum, np.linalg.svd(features - features.mean(0))[1] / 300**0.5, atol=1e-4)
+    energy = np.square(features + 50).sum(axis=1).mean()
+    share = rank.constant_share((features + 50).mean(axis=0), energy)
+    assert share == pytest.approx(1 - np.square(spectrum).sum() / energy)
+    assert rank.constant_share(np.zeros(4), 0.0) == 1.0
+
+
 def test_positions_alone_are_no_rank(rng):
     positions = rng.normal(size=(1, 16, 8))
     contents = rng.normal(size=(300, 16, 1)) * np.eye(8)[0]

@@ -2,6 +2,7 @@
 
 import json
 
+import ml_collections
 import pytest
 
 from configs import base, paper, quickstart
@@ -13,8 +14,8 @@ from tc_jepa.config.methods import METHODS
 from tc_jepa.data.scenes.source import LEVELS
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks
-from tc_jepa.methods import losses
-from tc_jepa.models import vit
+from tc_jepa.methods import losses, targets
+from tc_jepa.models import stem, vit
 from tc_jepa.models.conditioners.fusion import FUSIONS
 from tc_jepa.models.kernels.backend import BACKENDS
 
@@ -81,10 +82,13 @@ def test_choices_are_those_of_the_code():
         "model.remat": models.REMATS,
         "model.kernels": BACKENDS,
         "model.residual_dtype": models.DTYPES,
+        "model.stem": stem.STEMS,
+        "model.patch_init": models.PATCH_INITS,
         "conditioner.fusion": FUSIONS,
         "objective.prediction": losses.PREDICTION_FORMS,
         "objective.regulariser": losses.REGULARISER_FORMS,
         "target_encoder.kind": jepa.TARGETS,
+        "target_encoder.normalise": targets.NORMALISATIONS,
         "evaluation.tasks": tasks.TASKS,
     }
     assert set(choices.pop("train.eval_tasks")) == {task.name for task in tasks.load_all() if task.during_training}
@@ -167,12 +171,14 @@ UNUSED_BESIDE = {
     "captions.per_image": NO_WORDS,
     "captions.candidates": NO_WORDS,
     "captions.shuffled": NO_WORDS,
+    "captions.noise": NO_WORDS,
     "captions.words": NO_WORDS,
     "captions.vocabulary": {"model.text": "t5"},
     "masking.target_scale": RANDOM,
     "masking.target_aspect": RANDOM,
     "masking.context_scale": RANDOM,
     "masking.context_aspect": RANDOM,
+    "model.patch_init": {"model.stem": "conv"},
     "model.text": NO_WORDS,
     "model.text_width": {"model.text": "stored"},
     "conditioner.layers": SEQUENCE,
@@ -282,6 +288,14 @@ def test_a_run_older_than_a_key_has_the_value_from_before_it():
     assert (config.method.name, config.lejepa.weight, config.lejepa.views) == ("jepa", 0.2, 8)
     del config["masking"]
     assert TWO_METHODS.complete(config) == ["masking.kind"]
+
+
+def test_a_value_that_older_versions_wrote_in_another_way_is_todays():
+    keys = Keys(base.key("a.b", "layer", "m", choices=("layer", "none"), formerly={True: "layer", False: "none"}))
+    old, now = ml_collections.ConfigDict({"a": {"b": False}}), keys.defaults()
+    assert keys.differences(old, now) == ["a.b"] and keys.differences({"a": {"b": True}}, now) == []
+    assert keys.complete(old) == [] and old.a.b == "none" and keys.differences(old, now) == ["a.b"]
+    assert keys.complete(now) == [] and now.a.b == "layer"
 
 
 def test_experiment_keys_tell_runs_apart_where_they_have_an_effect():

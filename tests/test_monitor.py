@@ -1,5 +1,7 @@
 """The monitor says what is there: dead cosines, uniform attention, captions that do or do not matter."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
@@ -48,6 +50,22 @@ def test_look_tells_true_from_shuffled_and_absent_captions():
     assert metrics["text_worth/shuffled"] == pytest.approx(shuffled / true - 1, abs=1e-5)
     assert metrics["text_worth/absent"] == pytest.approx(absent / true - 1, abs=1e-5)
     assert len({round(true, 4), round(shuffled, 4), round(absent, 4)}) == 3
+
+
+def test_ranks_see_the_constant_vector_apart_from_what_differs():
+    rng = np.random.default_rng(0)
+    scales = np.repeat([1.0, 2.0, 0.0], [4, 2, 6])
+    patches_BxNxD = rng.normal(size=(400, 3, 12)) * scales + 10.0
+    encoder = SimpleNamespace(apply=lambda variables, images: jax.numpy.asarray(variables["params"]))
+    seen = monitor.pooled_and_energy(encoder, patches_BxNxD.astype(np.float32), np.zeros(3, np.uint8))
+    found = monitor.ranks(*jax.device_get(seen))
+    varied = 4 + 2 * 2**2
+    assert found["rank/constant_share"] == pytest.approx(1200 / (1200 + varied), rel=1e-3)
+    assert found["rank/participation"] == pytest.approx(varied**2 / (4 + 2 * 2**4), rel=0.05)
+    assert found["rank/rankme_centred"] == pytest.approx(2 * 4**0.5 * 2**0.5, rel=0.05)  # p: 2 of 1/4, 4 of 1/8
+    assert found["rank/rankme"] < 3
+    deviations = [found[f"direction_{n}/deviation"] for n in (1, 4, 8)]
+    np.testing.assert_allclose(deviations, np.array([2, 1, 0]) / 3**0.5, rtol=0.1, atol=1e-5)
 
 
 @pytest.mark.parametrize(

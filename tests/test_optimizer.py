@@ -70,7 +70,7 @@ class GivenGradients:
     """A method whose gradients at each step are given, with the EMA encoder of a JEPA."""
 
     def __init__(self, gradients, momentum):
-        self.gradients, self.momentum, self.target = gradients, momentum, EmaEncoder(None, normalise=True)
+        self.gradients, self.momentum, self.target = gradients, momentum, EmaEncoder(None, normalise="layer")
 
     def loss(self, params, extra, batch, key, step):
         return optax.tree.vdot(jax.tree.map(lambda g: g[step], self.gradients), params), {}

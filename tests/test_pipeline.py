@@ -66,6 +66,35 @@ def test_shuffled_captions_are_a_neighbours_and_nothing_else_changes():
         assert not np.array_equal(one.caption_words, other.caption_words)
 
 
+def test_noise_swaps_captions_and_drops_words_at_its_rate_and_resumes():
+    """At rate 1 every image has another's captions, of which the ends of sentences are left."""
+    inputs = functools.partial(JepaInputs, AUGMENT, tiny.MASKS, noise_seed=4)
+
+    def noisy(rate, start=0, count=4, size=6):
+        dataset = pipeline.batches(SOURCE, inputs(noise=rate), batch_size=size, seed=0)
+        with contextlib.closing(pipeline.iterate(dataset, start=start, workers=0)) as iterator:
+            return [JepaBatch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
+
+    for clean, batch in zip(eight(), noisy(1.0), strict=False):
+        np.testing.assert_array_equal(batch.images, clean.images)
+        np.testing.assert_array_equal(batch.target_indices, clean.target_indices)
+        for i in range(6):
+            same = [np.array_equal(batch.caption_words[i], words) for words in clean.caption_words]
+            assert any(same) and not same[i]
+        assert (batch.word_valid.sum(axis=-1) == batch.caption_valid).all()
+        assert (batch.caption_words[batch.word_valid] == captions.EOS).all()
+    clean, batch = (pipeline.batches(SOURCE, inputs(noise=rate), batch_size=200, seed=0)[0] for rate in (0.0, 0.25))
+    swapped = [not np.array_equal(x, y) for x, y in zip(batch.caption_words, clean.caption_words, strict=True)]
+    assert 0.15 < np.mean(swapped) < 0.35
+    kept, whole = batch.word_valid[~np.array(swapped)], clean.word_valid[~np.array(swapped)]
+    inner = whole & (whole.cumsum(axis=-1) < whole.sum(axis=-1, keepdims=True))
+    assert not (kept & ~whole).any() and 0.2 < 1 - kept[inner].mean() < 0.3
+    assert_equal(noisy(0.5, start=2, count=2), noisy(0.5)[2:])
+    with pytest.raises(UserError) as error:
+        inputs(noise=0.5).batched(pipeline.grain.MapDataset.source([clean._replace(images=clean.images[:1])]))[0]
+    assert error.value.about == "captions.noise"
+
+
 @pytest.mark.parametrize("kind", MASKS)
 def test_processes_share_out_the_single_processs_batch(kind):
     parts = [batches(count=4, kind=kind, process_index=i, process_count=2) for i in range(2)]

@@ -32,6 +32,8 @@ def look(step: int, **changed) -> dict:
     """A line of metrics.jsonl of a healthy run, with a look at held-out images."""
     values = {
         "rank/rankme": 20.0,
+        "rank/rankme_centred": 20.0,
+        "rank/constant_share": 0.2,
         "rank/feature_std": 0.3,
         "text_worth/shuffled": 0.08 if step else 0.0,
         "layer_0/positive_cosines": 0.01,
@@ -74,13 +76,28 @@ def test_a_healthy_run_has_no_warning():
         (named(text_worth__shuffled=0.004), ["text_worth/shuffled is 0.004", "below 0.01"]),
         (named(layer_0__positive_cosines=5e-5), ["layer_0/positive_cosines", "objective.sparsity"]),
         (named(layer_0__attention_entropy=0.99), ["layer_0/attention_entropy is 0.99", "above 0.98"]),
-        (named(rank__rankme=9.0), ["rank/rankme is 9, below 10", "20"]),
+        (named(rank__rankme_centred=4.0), ["rank/rankme_centred is 4, below 5", "20", "learning_rate"]),
+        (named(rank__constant_share=0.95), ["rank/constant_share is 0.95, above 0.9", "learning_rate"]),
         (named(rank__feature_std=0.01), ["rank/feature_std"]),
     ],
 )
 def test_each_warning_comes_alone_with_its_number_and_first_step(changed, names):
     (warning,) = judge(healthy(**changed), None, JEPA).warnings
     assert all(name in warning for name in [*names, "since step 200"])
+
+
+def test_a_constant_vector_alone_is_no_collapse():
+    """Of a run that came back and was the best of several: RankMe as published fell to a quarter, centred to half."""
+    dip = named(rank__rankme=5.0, rank__rankme_centred=10.2, rank__constant_share=0.77)
+    assert judge(healthy(**dip), None, JEPA).warnings == []
+
+
+def test_a_run_of_an_older_version_is_still_read():
+    new = "rank/rankme_centred", "rank/constant_share"
+    rows = [{key: value for key, value in row.items() if key not in new} for row in healthy()]
+    found = judge(rows, None, JEPA)
+    text = page.render(Run("old", rows, JEPA), [], found, None, trained="", settings={}, commands=[])
+    assert found.warnings == [] and "RankMe</text>" in text and "Constant vector" not in text
 
 
 def test_numbers_of_all_rows_are_checked_too():
@@ -126,7 +143,7 @@ def test_learning_is_judged_by_scores_over_initialisation(gains, text, good):
 
 
 @pytest.mark.parametrize(
-    "key", ["text_worth/shuffled", "rank/rankme", "rank/feature_std", "layer_0/positive_cosines", "captions"]
+    "key", ["text_worth/shuffled", "rank/rankme_centred", "rank/feature_std", "layer_0/positive_cosines", "captions"]
 )
 def test_a_number_that_is_not_finite_is_not_taken_for_a_good_one(key):
     found = judge(healthy(**{key: float("nan")}), None, JEPA)
@@ -320,7 +337,8 @@ def test_the_error_without_words_is_measured_without_words(monkeypatch):
 
 
 def test_spectra_fall_from_one(monkeypatch):
-    features = np.diag([1.0, 8.0, 2.0])
+    directions = np.diag([1.0, 8.0, 2.0])
+    features = np.concatenate([directions, -directions]) + 100.0  # whose constant vector is no direction
     monkeypatch.setattr(
         looks.FeatureStore, "read", lambda self, found, *rest: {name: {"pooled": features} for name in found}
     )
@@ -334,7 +352,7 @@ def test_spectra_fall_from_one(monkeypatch):
 def rendered(pics=None, scores=None, name="runs/a<b>") -> str:
     run = Run(name, healthy(), JEPA, scores)
     found = judge(run.rows, scores, JEPA)
-    other = Run("other", healthy(**named(rank__rankme=11.0)), JEPA)
+    other = Run("other", healthy(**named(rank__rankme_centred=11.0)), JEPA)
     return page.render(run, [other], found, pics, trained="about", settings={"a.b": "<i>"}, commands=["x < y"])
 
 

@@ -52,7 +52,7 @@ def test_targets_are_the_target_encoders_normalised_features_at_their_places():
     method = tiny.jepa()
     params, batch = tiny.lively(tiny.state(method).extra), tiny.batch(2)
     images = layers.normalise_images(batch.images)
-    targets = method.target_features(params, images, batch.target_indices)
+    targets = method.target_features(params, images, batch.target_indices, batch.target_valid)
     whole = np.asarray(method.encoder.apply({"params": params}, images))
     chosen = whole[1, batch.target_indices[1, 0, 2]]
     np.testing.assert_allclose(targets[1, 0, 2], (chosen - chosen.mean()) / chosen.std(), atol=1e-4)
@@ -109,6 +109,8 @@ def test_what_saves_memory_or_compilation_changes_no_gradient(method, accumulate
     assert np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(difference))) <= 1e-5 * norm
     assert metrics.keys() == expected_metrics.keys()
     for name, value in expected_metrics.items():
+        if accumulate > 1 and name.startswith("features/"):
+            continue  # those of a part, see tests/test_feature_metrics.py
         assert float(metrics[name]) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
 
 
@@ -134,8 +136,8 @@ def test_what_is_computed_again_is_what_was_asked_for(blocks, conditioner):
 
 
 def test_a_loss_of_the_whole_batch_is_not_computed_in_parts():
-    method = dataclasses.replace(tiny.jepa())
-    object.__setattr__(method, "mean_over_images", False)
+    method = tiny.jepa()
+    method = dataclasses.replace(method, target=dataclasses.replace(method.target, normalise="batch"))
     with pytest.raises(ValueError, match="accumulate"):
         tiny.step(method)(tiny.state(method), tiny.batch(2), accumulate=2)
     config = importlib.import_module("configs.lejepa_imagenette").get_config()

@@ -8,11 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
+from tc_jepa.config import models
+from tc_jepa.convert import folder, weights
+from tc_jepa.distributed.sharding import batch_sharding, make_mesh
+from tc_jepa.errors import UserError
 from tc_jepa.methods import targets
 from tc_jepa.methods.jepa import join_targets
 from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners.base import Conditioner
+from tc_jepa.optimizer import match_rules, weight_decay_rules
 from tests import tiny
 
 
@@ -23,13 +29,13 @@ def initial(encoder, seed=0):
 def test_a_teacher_of_another_size_is_predicted_and_never_changes():
     teacher = vit.VisionTransformer(vit.Size(width=48, depth=1, heads=2, hidden=64), tiny.PATCH)
     params = tiny.lively(initial(teacher, 5))
-    method = dataclasses.replace(tiny.jepa(output_width=48), target=targets.FrozenTarget(teacher, normalise=True))
+    method = dataclasses.replace(tiny.jepa(output_width=48), target=targets.FrozenTarget(teacher, normalise="layer"))
     state, batch = tiny.state(method, teacher=params), tiny.batch(4)
     after, metrics = tiny.step_function(method)(state, batch)
     jax.tree.map(np.testing.assert_array_equal, after.extra, params)
     assert float(metrics["gradient_norm"]) > 0
     images = layers.normalise_images(batch.images)
-    found = method.target_features(state.extra, images, batch.target_indices)
+    found = method.target_features(state.extra, images, batch.target_indices, batch.target_valid)
     whole = np.asarray(teacher.apply({"params": params}, images))[2, batch.target_indices[2, 1, 0]]
     np.testing.assert_allclose(found[2, 1, 0], (whole - whole.mean()) / whole.std(), atol=1e-3)
     assert method.target.evaluation_params(after.extra, after.params["encoder"]) is after.params["encoder"]
@@ -41,7 +47,7 @@ def test_pixel_targets_are_normalised_patches():
     state, batch = tiny.state(method), tiny.batch(4)
     assert state.extra == {}
     images = np.asarray(layers.normalise_images(batch.images))
-    found = method.target_features({}, images, batch.target_indices)
+    found = method.target_features({}, images, batch.target_indices, batch.target_valid)
     row, column = np.divmod(int(batch.target_indices[3, 0, 1]), tiny.GRID[1])
     p = tiny.PATCH
     patch = images[3, row * p : (row + 1) * p, column * p : (column + 1) * p].reshape(-1)
@@ -55,12 +61,34 @@ def test_pixel_targets_are_normalised_patches():
 
 def test_without_normalisation_the_targets_are_the_features_themselves():
     method = tiny.jepa()
-    bare = dataclasses.replace(method, target=targets.EmaEncoder(method.encoder, normalise=False))
+    bare = dataclasses.replace(method, target=targets.EmaEncoder(method.encoder, normalise="none"))
     params, batch = tiny.lively(tiny.state(method).extra), tiny.batch(2)
     images = layers.normalise_images(batch.images)
     whole = np.asarray(method.encoder.apply({"params": params}, images))
-    found = bare.target_features(params, images, batch.target_indices)
+    found = bare.target_features(params, images, batch.target_indices, batch.target_valid)
     np.testing.assert_allclose(found[0, 1, 0], whole[0, batch.target_indices[0, 1, 0]], atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["batch", "instance"])
+def test_standardised_targets_have_mean_0_and_variance_1_where_it_says(form):
+    """Over eight devices; what the form does not standardise over, it leaves apart. No shared vector survives."""
+    method = tiny.jepa()
+    method = dataclasses.replace(method, target=targets.EmaEncoder(method.encoder, normalise=form))
+    params, batch = tiny.lively(tiny.state(method).extra), tiny.batch(16)
+    params["norm"]["bias"] += 7.0  # a vector that all patches share
+    images = layers.normalise_images(batch.images)
+    whole = np.asarray(method.encoder.apply({"params": params}, images), np.float64)
+    laid = jax.device_put((images, batch.target_indices, batch.target_valid), batch_sharding(make_mesh(8, 1)))
+    found = np.asarray(jax.jit(method.target_features)(params, *laid))
+    chosen, valid = np.take_along_axis(whole[:, None], batch.target_indices[..., None], axis=2), batch.target_valid
+    over = chosen[valid] if form == "batch" else whole
+    axis, keep = (0, False) if form == "batch" else (1, True)
+    mean, deviation = over.mean(axis=axis, keepdims=keep), over.std(axis=axis, keepdims=keep)
+    if form == "instance":
+        mean, deviation = mean[:, None], deviation[:, None]
+    assert not valid.all()
+    np.testing.assert_allclose(found[valid], ((chosen - mean) / deviation)[valid], atol=2e-3)
+    assert method.mean_over_images == (form == "instance")
 
 
 def test_position_noise_is_the_context_projection_of_a_normal_draw():
@@ -161,3 +189,42 @@ def test_depth_rescaled_kernels_shrink_with_depth_where_they_write_to_the_residu
         for kernel in (block["attn"]["proj"]["kernel"], block["mlp"]["fc2"]["kernel"]):
             assert float(kernel.std()) == pytest.approx(0.02 / (2 * (i + 1)) ** 0.5, rel=0.05)
         assert float(block["mlp"]["fc1"]["kernel"].std()) == pytest.approx(0.02, rel=0.05)
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_convolutional_stem_keeps_hidden_patches_hidden(scan):
+    encoder = tiny.jepa().encoder.clone(stem="conv", scan=scan, size=vit.Size(width=32, depth=2, heads=4, hidden=64))
+    params = initial(encoder)
+    assert set(params["stem"]) == {"conv_0", "conv_1", "proj"} and "patch_embed" not in params
+    match_rules(weight_decay_rules(), {"encoder": params})  # ValueError where a parameter has no rule
+    images = np.random.default_rng(0).normal(size=(1, tiny.IMAGE, tiny.IMAGE, 3)).astype(np.float32)
+    seen = np.array([[0, 5, 6]])
+
+    gradient = np.asarray(
+        jax.jit(jax.grad(lambda x: jnp.square(encoder.apply({"params": params}, x, seen)).sum()))(images)
+    )
+    reached = np.abs(np.asarray(layers.patchify(gradient, tiny.PATCH))[0]).max(axis=-1) > 0
+    assert set(np.flatnonzero(reached)) == set(seen[0])
+
+
+def test_a_stem_starts_with_tokens_as_large_as_its_pixels_where_it_is_scaled_by_fan_in():
+    patches = np.random.default_rng(0).normal(size=(64, 9, 3 * 16**2)).astype(np.float32)
+    size = vit.Size(width=256, depth=0, heads=4, hidden=64)
+    images = patches.reshape(64, 3, 3, 16, 16, 3).transpose(0, 1, 3, 2, 4, 5).reshape(64, 48, 48, 3)
+    spread = {}
+    for fan_in in (False, True):
+        encoder = vit.VisionTransformer(size, 16, patch_fan_in=fan_in)
+        params = jax.jit(lambda m=encoder: init_encoder(m, (48, 48, 3), jax.random.key(0)))()
+        spread[fan_in] = float((layers.patchify(images, 16) @ params["patch_embed"]["kernel"]).std())
+    assert spread[True] == pytest.approx(1.0, rel=0.05) and spread[False] == pytest.approx(0.02 * 768**0.5, rel=0.05)
+
+
+def test_a_run_from_before_the_stem_opens_and_a_convolutional_one_is_not_converted(tmp_path):
+    config = base.get_config()
+    with config.unlocked():
+        del config.model["stem"], config.model["patch_init"]
+    assert models.encoder(config).stem == "linear" and not models.encoder(config).patch_fan_in
+    encoder = tiny.jepa().encoder.clone(stem="conv")
+    with pytest.raises(UserError) as error:
+        folder.save(weights.EncoderWeights(encoder, {}, tiny.IMAGE), tmp_path, "a run")
+    assert error.value.about == "model.stem" and not list(tmp_path.iterdir())

@@ -64,7 +64,7 @@ def jepa(reader: conditioner.Conditioner | None = None, dtype=jnp.float32, backe
         encoder,
         Predictor(**(predictor | {"linear": linear, "backend": backend} | changes)),
         text.EmbeddingText(VOCABULARY, 12, WORDS),
-        EmaEncoder(encoder, normalise=True),
+        EmaEncoder(encoder, normalise="layer"),
         OBJECTIVE,
         Momentum(0.9, 1.0, 100),
     )

@@ -16,7 +16,7 @@ VARIANTS = {
     "no_regulariser": {"objective.sparsity": 0.0, "objective.consistency": 0.0},
     "no_warmup": {"objective.warmup_steps": 0},
     "entropy": {"objective.regulariser": "entropy"},
-    "no_target_norm": {"target_encoder.normalise": False},
+    "no_target_norm": {"target_encoder.normalise": "none"},
     "smooth_l1": {"objective.prediction": "smooth_l1"},
     "fuse_first": {"conditioner.fuse_first": True},
     "captions_8": {"captions.per_image": 8},

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 import dataclasses
 
+from flax.core import FrozenDict
 import ml_collections
 
 from tc_jepa.config import data, jepa_rules, models
@@ -41,17 +42,20 @@ def build(
         predictor=models.predictor(config, predicted.width, backend),
         text=text,
         target=predicted,
-        objective=Objective(**config.objective),
+        objective=objective(config),
         momentum=momentum(config),
         joint_targets=config.model.joint_targets,
     )
     heldout_inputs = inputs(config, reader)
-    training_inputs = dataclasses.replace(
+    captions = config.captions
+    trained_on = dataclasses.replace(
         heldout_inputs,
+        shuffle_captions=captions.shuffled,
+        noise=captions.noise,
+        noise_seed=config.train.seed,
         length_multiple=config.masking.length_multiple,
-        shuffle_captions=config.captions.shuffled,
     )
-    return MethodParts(method, training_inputs, heldout_inputs, reader, frozen)
+    return MethodParts(method, trained_on, heldout_inputs, reader, frozen)
 
 
 def check(config: Config) -> None:
@@ -95,6 +99,13 @@ def target(config: Config, encoder: VisionTransformer, teacher: VisionTransforme
     if config.target_encoder.kind == "frozen":
         return FrozenTarget(teacher, config.target_encoder.normalise)
     return Pixels(config.model.patch_size)
+
+
+def objective(config: Config) -> Objective:
+    """The loss. Anti-collapse terms of weight 0 are left out of it."""
+    values = dict(config.objective)
+    weights = {name: weight for name, weight in values.pop("anti_collapse").items() if weight}
+    return Objective(**values, anti_collapse=FrozenDict(weights))
 
 
 def momentum(config: Config) -> Momentum:

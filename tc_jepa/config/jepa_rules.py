@@ -70,9 +70,9 @@ def _check_captions(config: ml_collections.ConfigDict) -> None:
                 "give one for each, separated by commas (scenes drawn on the fly have none)",
                 about="captions.vectors",
             )
-    if config.captions.shuffled and config.train.batch_size < 2:
+    if (config.captions.shuffled or config.captions.noise) and config.train.batch_size < 2:
         raise UserError(
-            "captions.shuffled needs other images in the batch; give a train.batch_size of at least 2",
+            "captions.shuffled and captions.noise need other images in the batch; give a train.batch_size of 2 or more",
             about="train.batch_size",
         )
     if config.image.flip:

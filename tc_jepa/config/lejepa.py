@@ -66,7 +66,7 @@ def teacher_path(config: Config) -> str:
 
 def diagnostics(config: Config) -> Diagnostics:
     """Nothing beyond what every method offers: losses without a description of their own are charted by name."""
-    return Diagnostics()
+    return Diagnostics(against_collapse="Raise lejepa.weight, or lower optimizer.peak_learning_rate.")
 
 
 def inputs(config: Config) -> Views:

@@ -22,6 +22,7 @@ Config = ml_collections.ConfigDict
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 REMATS = {"none": (False, False), "blocks": (True, False), "conditioner": (False, True), "all": (True, True)}
 INITS = {"official": False, "depth_rescaled": True}  # of layers.Linear.depth_rescaled
+PATCH_INITS = {"official": False, "fan_in": True}  # of vit.VisionTransformer.patch_fan_in
 TEXT_ENCODERS = ("embedding", "t5", "stored")
 
 
@@ -42,8 +43,14 @@ def remat(config: Config) -> tuple[bool, bool]:
 
 def encoder(config: Config, backend: Backend = PLAIN) -> vit.VisionTransformer:
     """The encoder as it is evaluated: without what saves memory and compilation in training."""
+    chosen = config.model
     return vit.VisionTransformer(
-        vit.SIZES[config.model.encoder], config.model.patch_size, linear(config), backend=backend
+        vit.SIZES[chosen.encoder],
+        chosen.patch_size,
+        linear(config),
+        stem=chosen.stem if "stem" in chosen else "linear",  # runs older than the keys have the official one
+        patch_fan_in=PATCH_INITS[chosen.patch_init if "patch_init" in chosen else "official"],
+        backend=backend,
     )
 
 

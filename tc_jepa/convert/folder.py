@@ -61,7 +61,16 @@ def load(folder: Path, *, predictor: bool = False) -> EncoderWeights:
 
 
 def named_sizes(weights: EncoderWeights, keys: Sequence[str]) -> dict[str, int]:
-    """Returns the sizes of an encoder by `keys`, which are in the order of SIZES."""
+    """Returns the sizes of an encoder by `keys`, which are in the order of SIZES.
+
+    UserError for an encoder with another stem than a linear one, for which no format has a place.
+    """
+    if weights.encoder.stem != "linear":
+        raise UserError(
+            f"an encoder of model.stem={weights.encoder.stem} cannot be converted: formats have only a linear patch "
+            "embedding; give the workdir itself to --encoder or load_encoder",
+            about="model.stem",
+        )
     sizes = (*dataclasses.astuple(weights.encoder.size), weights.encoder.patch_size, weights.image_size)
     return dict(zip(keys, sizes, strict=True))
 

@@ -5,18 +5,20 @@ The three functions predict, forward and loss read like section 3 of the paper (
 
 from collections.abc import Mapping
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from tc_jepa.batch import JepaBatch
+from tc_jepa.methods.anti_collapse import anti_collapse_terms
 from tc_jepa.methods.attention_metrics import reading_metrics
+from tc_jepa.methods.feature_metrics import feature_metrics
 from tc_jepa.methods.losses import loss_terms, Objective
 from tc_jepa.methods.method import init_encoder, initialise, merge, Metrics
 from tc_jepa.methods.targets import Momentum, Target
-from tc_jepa.models import layers
+from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners.base import Reading, Words
 from tc_jepa.models.layers import Params
 from tc_jepa.models.predictor import Predictor
@@ -27,6 +29,8 @@ class Prediction(NamedTuple):
     """What the hidden patches of a batch are predicted to be, what they are, and what was read on the way."""
 
     batch: JepaBatch  # with its targets as they were predicted: joined where the method says so
+    context: jax.Array  # float32 [B, K, D], features of the visible patches
+    unnormalised: jax.Array | None  # the same before the last LayerNorm, where a term of the loss acts on them
     predicted: jax.Array  # float32 [B, M, T, D]
     targets: jax.Array  # float32 [B, M, T, D]
     words: Words | None  # None where no captions are read
@@ -50,7 +54,10 @@ class Jepa:
     momentum: Momentum
     joint_targets: bool = False
 
-    mean_over_images: ClassVar[bool] = True
+    @property
+    def mean_over_images(self) -> bool:
+        """False where targets are standardised over the batch, or a term of the loss acts on its covariance."""
+        return not self.target.whole_batch and not self.objective.anti_collapse
 
     def init(
         self,
@@ -77,8 +84,13 @@ class Jepa:
         self, params: Params, extra: Params, batch: JepaBatch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
         """The paper's Eq. 1 with the regularisers Eq. 3 and 4, ramped up over the objective's warm-up."""
-        terms, _ = self.forward(params, extra, batch, key)
+        guess = self.predict(params, extra, batch, key)
+        terms = self.terms(guess)
+        if self.objective.anti_collapse:
+            names, features = tuple(self.objective.anti_collapse), guess.unnormalised
+            terms |= anti_collapse_terms(features, batch.context_valid, jax.random.fold_in(key, 1), names)
         metrics = {f"loss/{name}": value for name, value in terms.items()}
+        metrics |= feature_metrics(guess.context, batch.context_valid)
         metrics |= {
             "momentum": self.momentum(step),
             "context_tokens": batch.context_valid.sum(axis=-1).mean(dtype=jnp.float32),
@@ -99,10 +111,12 @@ class Jepa:
     ) -> tuple[dict[str, jax.Array], list[Reading]]:
         """The unweighted loss terms of a batch, and what each predictor layer read. `key` as in `predict`."""
         guess = self.predict(params, extra, batch, key)
-        tokens = token_validity(guess.batch)
-        valid = guess.batch.target_valid
-        terms = loss_terms(guess.predicted, guess.targets, valid, tokens, guess.readings, guess.words, self.objective)
-        return terms, guess.readings
+        return self.terms(guess), guess.readings
+
+    def terms(self, guess: Prediction) -> dict[str, jax.Array]:
+        """The unweighted loss terms of a prediction, float32 scalars."""
+        tokens, valid = token_validity(guess.batch), guess.batch.target_valid
+        return loss_terms(guess.predicted, guess.targets, valid, tokens, guess.readings, guess.words, self.objective)
 
     def predict(self, params: Params, extra: Params, batch: JepaBatch, key: jax.Array | None = None) -> Prediction:
         """Context encoder, predictor and target on a batch. Without a `key`, positions are certain (no StoP noise)."""
@@ -110,11 +124,9 @@ class Jepa:
             batch = join_targets(batch)
         images = layers.normalise_images(batch.images)
         with jax.named_scope("target"):  # scopes are for profiles and for launch.benchmark
-            targets_BxMxTxD = self.target_features(extra, images, batch.target_indices)
+            targets_BxMxTxD = self.target_features(extra, images, batch.target_indices, batch.target_valid)
         with jax.named_scope("context"):
-            context_BxKxD = self.encoder.apply(
-                {"params": params["encoder"]}, images, batch.context_indices, batch.context_valid
-            )
+            context_BxKxD, unnormalised_BxKxD = self._context(params, images, batch)
         with jax.named_scope("text"):
             words = self._words(params, batch)
         with jax.named_scope("predictor"):
@@ -125,14 +137,24 @@ class Jepa:
                 words,
                 rngs=None if key is None else {"positions": key},
             )
-        return Prediction(batch, predicted_BxMxTxD, targets_BxMxTxD, words, readings)
+        return Prediction(batch, context_BxKxD, unnormalised_BxKxD, predicted_BxMxTxD, targets_BxMxTxD, words, readings)
 
-    def target_features(self, extra: Params, images_BxHxWx3: jax.Array, indices_BxMxT: jax.Array) -> jax.Array:
+    def _context(self, params: Params, images: jax.Array, batch: JepaBatch) -> tuple[jax.Array, jax.Array | None]:
+        """Prediction.context and Prediction.unnormalised."""
+        arguments = {"params": params["encoder"]}, images, batch.context_indices, batch.context_valid
+        if not self.objective.anti_collapse:
+            return self.encoder.apply(*arguments), None
+        context_BxKxD, stored = self.encoder.apply(*arguments, mutable=[vit.STORED])
+        return context_BxKxD, stored[vit.STORED][vit.UNNORMALISED][0]
+
+    def target_features(
+        self, extra: Params, images_BxHxWx3: jax.Array, indices_BxMxT: jax.Array, valid_BxMxT: jax.Array
+    ) -> jax.Array:
         """What is to be predicted, [B, M, T, D]: the target sees the whole image, and no gradient flows back."""
         B, M, T = indices_BxMxT.shape
         features_BxNxD = self.target.features(extra, images_BxHxWx3)
         chosen = layers.gather_tokens(features_BxNxD, indices_BxMxT.reshape(B, M * T))
-        return jax.lax.stop_gradient(chosen.reshape(B, M, T, -1))
+        return jax.lax.stop_gradient(self.target.standardise(chosen.reshape(B, M, T, -1), valid_BxMxT))
 
     def _words(self, params: Params, batch: JepaBatch) -> Words | None:
         if self.text is None:

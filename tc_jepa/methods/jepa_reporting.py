@@ -9,6 +9,10 @@ NO_EFFECT = 0.01  # of the held-out loss: below it, other images' captions predi
 HEALTHY_EFFECT = 0.02  # what a run that reads its captions should reach once the warm-up is over
 DEAD_COSINES = 1e-4  # share of positive cosines: below it, the paper's regularisers act on next to nothing
 UNIFORM = 0.98  # attention entropy as a fraction of its maximum: above it, all words are read alike
+AGAINST_COLLAPSE = (
+    "Lower optimizer.peak_learning_rate, give target_encoder.normalise=batch, which removes what all targets share, or "
+    "a weight to objective.anti_collapse.participation."
+)
 MUCH_DROPPED = 1.0  # times the context patches that are kept
 
 LOSSES = Section(
@@ -78,7 +82,7 @@ def diagnostics(*, reads_captions: bool, rectified: bool) -> Diagnostics:
     if not reads_captions:
         held_out = Section("Held-out loss", "", (HELD_OUT_LOSS._replace(label="prediction"),))
         unread = Question(QUESTION, lambda rows: Answer("Captions are not read: model.conditioner=none, as in I-JEPA."))
-        return Diagnostics((LOSSES, held_out), (unread,), (dropped_context,))
+        return Diagnostics((LOSSES, held_out), (unread,), (dropped_context,), AGAINST_COLLAPSE)
     regularisers = Section(
         "Are the regularisers alive?",
         "One line for each layer of the predictor that attends to words.",
@@ -105,7 +109,8 @@ def diagnostics(*, reads_captions: bool, rectified: bool) -> Diagnostics:
         ),
     )
     question = Question(QUESTION, caption_effect)
-    return Diagnostics((LOSSES, CAPTIONS, regularisers), (question,), (no_captions, dropped_context))
+    checks = no_captions, dropped_context
+    return Diagnostics((LOSSES, CAPTIONS, regularisers), (question,), checks, AGAINST_COLLAPSE)
 
 
 QUESTION = "Does it use the captions?"

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from tc_jepa.batch import ViewBatch
+from tc_jepa.methods.feature_metrics import feature_metrics
 from tc_jepa.methods.method import init_encoder, initialise, merge, Stateless
 from tc_jepa.methods.sigreg import sigreg
 from tc_jepa.models import layers
@@ -55,24 +56,27 @@ class LeJepa(Stateless):
     def loss(
         self, params: Params, extra: Params, batch: ViewBatch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss and its unweighted terms, float32 scalars. `key` draws SIGReg's directions."""
+        """The loss, its unweighted terms, and signs of collapse, float32 scalars. `key` draws SIGReg's directions."""
         del extra, step
-        terms = self.terms(params, batch, key)
-        return self.total(terms), {f"loss/{name}": value for name, value in terms.items()}
-
-    def terms(self, params: Params, batch: ViewBatch, key: jax.Array) -> dict[str, jax.Array]:
-        """ "invariance" and "sigreg", unweighted float32 scalars."""
-        projections_VxBxP = self.project(params, batch.views)
-        return {"invariance": invariance(projections_VxBxP), "sigreg": sigreg(projections_VxBxP, key, self.slices)}
+        features = self.features(params, batch.views)
+        projections_VxBxP = self.project(params, features)
+        terms = {"invariance": invariance(projections_VxBxP), "sigreg": sigreg(projections_VxBxP, key, self.slices)}
+        return self.total(terms), {f"loss/{name}": value for name, value in terms.items()} | feature_metrics(features)
 
     def total(self, terms: dict[str, jax.Array]) -> jax.Array:
         return self.weight * terms["sigreg"] + (1.0 - self.weight) * terms["invariance"]
 
-    def project(self, params: Params, views_BxVxHxWx3: jax.Array) -> jax.Array:
-        """uint8 views -> projections float32 [V, B, P]. The projector normalises over all views of the batch."""
+    def features(self, params: Params, views_BxVxHxWx3: jax.Array) -> jax.Array:
+        """uint8 views -> patch features float32 [B, V, N, D]."""
         B, V = views_BxVxHxWx3.shape[:2]
         images = layers.normalise_images(views_BxVxHxWx3.reshape(B * V, *views_BxVxHxWx3.shape[2:]))
-        pooled = self.encoder.apply({"params": params["encoder"]}, images).mean(axis=1)
+        features = self.encoder.apply({"params": params["encoder"]}, images)
+        return features.reshape(B, V, *features.shape[1:])
+
+    def project(self, params: Params, features_BxVxNxD: jax.Array) -> jax.Array:
+        """Patch features -> projections float32 [V, B, P]. The projector normalises over all views of the batch."""
+        B, V = features_BxVxNxD.shape[:2]
+        pooled = features_BxVxNxD.mean(axis=2).reshape(B * V, -1)
         projections = self.projector.apply({"params": params["projector"]}, pooled)
         return projections.reshape(B, V, -1).swapaxes(0, 1)
 

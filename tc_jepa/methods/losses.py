@@ -4,10 +4,11 @@ Every term is a mean over an image's valid tokens, then (regularisers) over its 
 the loss of a batch is the mean of the losses of its equal parts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import dataclasses
 from typing import Literal
 
+from flax.core import FrozenDict
 import jax
 import jax.numpy as jnp
 import optax
@@ -25,6 +26,7 @@ class Objective:
 
     `sparsity` and `consistency` are the paper's lambda and beta; they rise linearly from 0 over `warmup_steps` steps.
     `regulariser` is what they act on, see `regularisers`. `temperature` is used only with regulariser=entropy.
+    `anti_collapse` are the weights of terms of anti_collapse.TERMS by name, none of them 0; they have no warm-up.
     """
 
     prediction: Literal["l2_norm", "smooth_l1", "mse"]
@@ -33,12 +35,16 @@ class Objective:
     warmup_steps: int
     regulariser: Literal["rectified_cosine", "entropy"]
     temperature: float
+    anti_collapse: Mapping[str, float] = FrozenDict()  # which can be hashed
 
     def total(self, terms: dict[str, jax.Array], step: jax.Array) -> jax.Array:
         """The loss at `step`, from 0, from the result of `loss_terms`."""
         ramp = jnp.minimum(1.0, step / max(1, self.warmup_steps)) if self.warmup_steps else 1.0
         regularisers = self.sparsity * terms["sparsity"] + self.consistency * terms["consistency"]
-        return terms["prediction"] + ramp * regularisers
+        total = terms["prediction"] + ramp * regularisers
+        for name, weight in self.anti_collapse.items():
+            total += weight * terms[name]
+        return total
 
 
 def loss_terms(

@@ -49,7 +49,7 @@ class Method(Protocol):
     def loss(
         self, params: Params, extra: Params, batch: Batch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Metrics]:
-        """Returns the loss and what is logged beside it.
+        """Returns the loss and what is logged beside it: terms as "loss/NAME", and `feature_metrics` of features.
 
         Args:
           params: trained and frozen parameters.
@@ -87,7 +87,8 @@ class Stateless:
     def heldout(self, params: Params, extra: Params, batch: Batch, variant: jax.Array) -> Metrics:
         """The loss and its terms, under the same random draws at every step."""
         loss, terms = self.loss(params, extra, batch, jax.random.key(0), jnp.zeros((), jnp.int32))
-        return {"heldout/loss": loss} | {name.replace("loss/", "heldout/"): value for name, value in terms.items()}
+        found = {name: value for name, value in terms.items() if name.startswith("loss/")}
+        return {"heldout/loss": loss} | {name.replace("loss/", "heldout/"): value for name, value in found.items()}
 
     def heldout_summary(self, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
         return dict(means["loss"])

@@ -1,7 +1,7 @@
 """The targets of a JEPA's predictor: three kinds with one contract."""
 
 import dataclasses
-from typing import Protocol
+from typing import Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
 from tc_jepa.models.vit import VisionTransformer
 
+NORMALISATIONS = ("none", "layer", "batch", "instance")
 NORM_EPSILON = 1e-5  # torch's default, which the official code uses here (ijepa src/train.py:301)
 PIXEL_EPSILON = 1e-6  # added to a patch's variance
 
@@ -39,6 +40,14 @@ class Target(Protocol):
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
         """The features to predict at each patch, float32 [B, N, width], from normalised images."""
 
+    @property
+    def whole_batch(self) -> bool:
+        """Whether the targets of an image depend on the other images of its batch."""
+
+    def standardise(self, chosen_BxMxTxD: jax.Array, valid_BxMxT: jax.Array) -> jax.Array:
+        """What is predicted in place of the features at the target patches: the same unless they are standardised
+        over the batch. `valid` marks the patches that are not padding."""
+
     def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
         """The target's parameters after a step."""
 
@@ -48,18 +57,36 @@ class Target(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _EncoderFeatures:
-    """Features of an encoder that sees the whole image. `normalise` applies a LayerNorm without parameters to them."""
+    """Features of an encoder that sees the whole image.
+
+    `normalise` says over what they are standardised, to mean 0 and variance 1 without parameters: "layer" over the
+    channels of each patch, a LayerNorm as in I-JEPA's code; "instance" each channel over the patches of an image;
+    "batch" each channel over the target patches of the global batch; "none". A vector that all patches of a batch share
+    survives "layer" but neither of the others. "instance" removes what the patches of one image have in common, too.
+    """
 
     encoder: VisionTransformer
-    normalise: bool
+    normalise: Literal["none", "layer", "batch", "instance"]
 
     @property
     def width(self) -> int:
         return self.encoder.size.width
 
+    @property
+    def whole_batch(self) -> bool:
+        return self.normalise == "batch"
+
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
-        features = self.encoder.apply({"params": params}, images_BxHxWx3)
-        return jax.nn.standardize(features, axis=-1, epsilon=NORM_EPSILON) if self.normalise else features
+        features_BxNxD = self.encoder.apply({"params": params}, images_BxHxWx3)
+        axis = {"layer": -1, "instance": -2}.get(self.normalise)
+        return features_BxNxD if axis is None else jax.nn.standardize(features_BxNxD, axis=axis, epsilon=NORM_EPSILON)
+
+    def standardise(self, chosen_BxMxTxD: jax.Array, valid_BxMxT: jax.Array) -> jax.Array:
+        if not self.whole_batch:
+            return chosen_BxMxTxD
+        weights = valid_BxMxT[..., None] / jnp.maximum(valid_BxMxT.sum(), 1)
+        centred = chosen_BxMxTxD - (weights * chosen_BxMxTxD).sum(axis=(0, 1, 2))
+        return centred * jax.lax.rsqrt((weights * jnp.square(centred)).sum(axis=(0, 1, 2)) + NORM_EPSILON)
 
 
 class EmaEncoder(_EncoderFeatures):
@@ -98,11 +125,18 @@ class Pixels:
     def width(self) -> int:
         return 3 * self.patch_size**2
 
+    @property
+    def whole_batch(self) -> bool:
+        return False
+
     def init(self, encoder_params: Params) -> Params:
         return {}
 
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
         return jax.nn.standardize(layers.patchify(images_BxHxWx3, self.patch_size), axis=-1, epsilon=PIXEL_EPSILON)
+
+    def standardise(self, chosen_BxMxTxD: jax.Array, valid_BxMxT: jax.Array) -> jax.Array:
+        return chosen_BxMxTxD
 
     def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
         return params

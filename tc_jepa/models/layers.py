@@ -51,6 +51,10 @@ class Linear:
         (ijepa src/models/vision_transformer.py:264-270)."""
         return dataclasses.replace(self, std=self.std / (2 * (block + 1)) ** 0.5) if self.depth_rescaled else self
 
+    def scaled(self, inputs: int) -> "Linear":
+        """LeCun's: std 1 / sqrt(inputs), with which outputs are as large as the inputs whatever their number."""
+        return dataclasses.replace(self, std=inputs**-0.5)
+
     def __call__(self, features: int, name: str, use_bias: bool = True) -> nn.Dense:
         return nn.Dense(
             features,

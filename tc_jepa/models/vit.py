@@ -10,6 +10,7 @@ import numpy as np
 
 from tc_jepa.models import layers
 from tc_jepa.models.kernels.backend import Backend, PLAIN
+from tc_jepa.models.stem import ConvStem
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ SIZES = {
     "huge": Size(1280, 32, 16, 5120),
     "giant": Size(1408, 40, 16, 6144),
 }
+STORED, UNNORMALISED = "intermediates", "unnormalised"
 
 
 class VisionTransformer(nn.Module):
@@ -46,7 +48,10 @@ class VisionTransformer(nn.Module):
     `backend` lays the residual stream over devices before and after every block, and computes attention.
     `remat`: keep the input of each block only for the backward pass, and compute the block again there.
     `residual`: dtype of the residual stream.
+    `stem` is one of stem.STEMS: from the pixels of a patch to its token. `patch_fan_in`: the initial kernel of the
+    linear one has std 1 / sqrt(3 patch_size^2), not that of `linear`.
     `scan`: loop over the blocks, so that one block is compiled. Parameters keep their names.
+    Applied with mutable=[STORED], it stores the features before the last LayerNorm there as UNNORMALISED, [B, K, D].
     Raises ValueError for images that are not divisible into patches.
     """
 
@@ -58,6 +63,8 @@ class VisionTransformer(nn.Module):
     remat: bool = False
     scan: bool = False
     residual: jnp.dtype = jnp.float32
+    stem: str = "linear"
+    patch_fan_in: bool = False
     backend: Backend = PLAIN
 
     @nn.compact
@@ -74,7 +81,7 @@ class VisionTransformer(nn.Module):
         if indices_BxK is not None:
             patches = layers.gather_tokens(patches, indices_BxK)
             positions = positions[indices_BxK]
-        x = (self.linear(self.size.width, "patch_embed")(patches) + positions).astype(self.residual)
+        x = (self._tokens(patches) + positions).astype(self.residual)
         block_of = layers.rematerialised(layers.Block, self.remat)
         sizes = self.size.heads, self.size.hidden, self.linear, self.backend.attend
         blocks = [block_of(i, *sizes, name=f"blocks_{i}") for i in range(self.size.depth)]
@@ -83,7 +90,14 @@ class VisionTransformer(nn.Module):
         else:
             for block in blocks:
                 x = self.backend.constrain(block(self.backend.constrain(x), valid_BxK))
+        self.sow(STORED, UNNORMALISED, x)
         return layers.layer_norm("norm")(x)
+
+    def _tokens(self, patches_BxNxI: jax.Array) -> jax.Array:
+        if self.stem == "conv":
+            return ConvStem(self.patch_size, self.size.width, self.linear, name="stem")(patches_BxNxI)
+        linear = self.linear.scaled(patches_BxNxI.shape[-1]) if self.patch_fan_in else self.linear
+        return linear(self.size.width, "patch_embed")(patches_BxNxI)
 
     def _scanned(self, blocks: Sequence[layers.Block], x_BxLxD: jax.Array, valid_BxL: jax.Array | None) -> jax.Array:
         """The blocks as a loop over their stacked parameters."""

@@ -5,18 +5,28 @@ monitor measures the spread of the evaluation encoder's features, and what the m
 """
 
 from collections.abc import Callable, Iterator
+import functools
 
 from absl import logging
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from tc_jepa.data import pipeline
 from tc_jepa.distributed import sharding
-from tc_jepa.evaluation.tasks.rank import feature_std, rankme
+from tc_jepa.evaluation.tasks.rank import (
+    constant_share,
+    deviations,
+    effective_number,
+    feature_std,
+    participation_ratio,
+    rankme,
+)
 from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.methods.method import Batch
 from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
+from tc_jepa.models.vit import VisionTransformer
 from tc_jepa.state import TrainState
 
 SEED = 0  # the same held-out images and draws in every run
@@ -38,8 +48,8 @@ def held_out_monitor(
         out_shardings=everywhere,
     )
     encoder_layout = method.evaluation_encoder(layout.params, layout.extra)
-    pooled = jax.jit(
-        lambda params, images: method.encoder.apply({"params": params}, layers.normalise_images(images)).mean(axis=1),
+    features_of = jax.jit(
+        functools.partial(pooled_and_energy, method.encoder),
         in_shardings=(encoder_layout, images),
         out_shardings=everywhere,
     )
@@ -47,23 +57,51 @@ def held_out_monitor(
 
     def look(state: TrainState) -> dict[str, float]:
         numbers = {name: [] for name in method.heldout_variants}
-        features = []
+        features, energies = [], []
         for batch in batches():
             batch = sharding.put_batch(mesh, batch)
             # One by one: on CPUs of several processes, programs in flight at once can wait for each other for ever.
             for index, name in enumerate(method.heldout_variants):
                 numbers[name].append(jax.device_get(heldout(state.params, state.extra, frozen, batch, index)))
             encoder = method.evaluation_encoder(state.params, state.extra)
-            features.append(jax.device_get(pooled(encoder, batch.images)))
+            pooled, energy = jax.device_get(features_of(encoder, batch.images))
+            features.append(pooled)
+            energies.append(energy)
         means = {
             name: {key: float(np.mean([one[key] for one in found])) for key in found[0]}
             for name, found in numbers.items()
         }
-        found = np.concatenate(features)
-        ranks = {"rank/rankme": rankme(found), "rank/feature_std": feature_std(found)}
-        return method.heldout_summary(means) | ranks
+        return method.heldout_summary(means) | ranks(np.concatenate(features), float(np.mean(energies)))
 
     return look
+
+
+def pooled_and_energy(encoder: VisionTransformer, params: Params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mean of the patch features of each image, [B, D], and the mean of their squared norms, a scalar."""
+    features_BxNxD = encoder.apply({"params": params}, layers.normalise_images(images))
+    return features_BxNxD.mean(axis=1), jnp.square(features_BxNxD).sum(axis=-1).mean()
+
+
+def ranks(pooled_BxD: np.ndarray, energy: float) -> dict[str, float]:
+    """Returns how many directions pooled features use, and how far they spread, by name in metrics.jsonl.
+
+    `energy` is the mean squared norm of the patch features whose means over images are `pooled_BxD`.
+
+    rank/rankme_centred: RankMe of the features without their mean.
+    rank/rankme: RankMe as published, which a constant vector that all features share pulls to 1.
+    rank/participation: participation ratio of the covariance.
+    rank/constant_share: energy of the constant vector over that of the patch features.
+    rank/feature_std: standard deviation of a channel over images, mean over channels.
+    direction_n/deviation: standard deviation along the n-th principal direction, n = 1, 2, 4, 8, ...: the spectrum.
+    """
+    spectrum = deviations(pooled_BxD)
+    return {
+        "rank/rankme": rankme(pooled_BxD),
+        "rank/rankme_centred": effective_number(spectrum),
+        "rank/participation": participation_ratio(pooled_BxD),
+        "rank/constant_share": constant_share(pooled_BxD.mean(axis=0), energy),
+        "rank/feature_std": feature_std(pooled_BxD),
+    } | {f"direction_{2**i}/deviation": float(spectrum[2**i - 1]) for i in range(len(spectrum).bit_length())}
 
 
 def held_out_size(width: int, batch_size: int, available: int, devices: int) -> tuple[int, int]:

@@ -27,7 +27,16 @@ class Progress:
     processes, only the first one writes.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, log_every: int, batch_size: int):
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        log_every: int,
+        batch_size: int,
+        logged: Callable[[Mapping[str, float]], None] = lambda row: None,
+    ):
+        """`logged` is called with every row of metrics.jsonl that is written."""
         writes = is_first()
         path = workdir / METRICS_FILE if writes else Path(os.devnull)
         if writes:
@@ -40,6 +49,7 @@ class Progress:
         self._bar = tqdm.tqdm(
             total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True, disable=not writes
         )
+        self._logged = logged
         self._log_every, self._steps, self._batch_size = log_every, steps, batch_size
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._clock = start, time.perf_counter()
@@ -82,10 +92,12 @@ class Progress:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs one line and restarts the clock of images_per_second."""
-        self._file.write(json.dumps({"step": step} | dict(metrics)) + "\n")
+        row = {"step": step} | dict(metrics)
+        self._file.write(json.dumps(row) + "\n")
         for name, value in metrics.items():
             self._board.add_scalar(name, value, step)
         self._clock = step, time.perf_counter()
+        self._logged(row)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -94,6 +106,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     UserError, with the number of the line, for one that is not a JSON object with a "step".
     """
     return [row for _, row in _whole_lines(path)]
+
+
+def logged_rows(workdir: Path, step: int) -> list[dict[str, float]]:
+    """Returns the rows of a workdir's metrics.jsonl up to a step; none where there is no such file."""
+    path = workdir / METRICS_FILE
+    return [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -15,6 +15,7 @@ from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.encoder import frozen_vit, FrozenEncoder
 from tc_jepa.evaluation.features import FeatureStore, Part
+from tc_jepa.evaluation.tasks.rank import deviations
 from tc_jepa.experiment.run import TrainedRun
 from tc_jepa.methods.method import init_encoder
 from tc_jepa.report import pictures
@@ -54,12 +55,12 @@ def encoders(run: TrainedRun) -> dict[str, FrozenEncoder]:
 def spectra(found: dict[str, FrozenEncoder], source: Captioned) -> dict[str, np.ndarray]:
     """Returns for each encoder the singular values of the pooled features of held-out images, in falling order.
 
-    They are divided by the largest.
+    They are those of the features without their mean, divided by the largest.
     """
     width = next(iter(found.values())).width
     features = FeatureStore().read(found, Part(source, range(min(len(source), 2 * width)), ["pooled"], "spectra"))
-    values = {name: np.linalg.svd(x["pooled"], compute_uv=False) for name, x in features.items()}
-    return {name: x / x[0] for name, x in values.items()}
+    values = {name: deviations(x["pooled"]) for name, x in features.items()}
+    return {name: x / x[0] for name, x in values.items() if x[0] > 0}
 
 
 def features_in_colours(run: TrainedRun, found: dict[str, FrozenEncoder], source: Captioned) -> Gallery:

@@ -121,7 +121,7 @@ def render(
     sections = [Charts(x.title, x.about, _charts(x.diagnostics, runs)) for x in sections_of(runs)]
     if pictures is not None:
         spectra = {name: (range(1, 1 + len(values)), values) for name, values in pictures.spectra.items()}
-        chart = Chart(line_chart("Singular values, largest as 1", spectra, log=True, x_label="number"))
+        chart = Chart(line_chart("Singular values without the mean, largest as 1", spectra, log=True, x_label="number"))
         sections = [x._replace(charts=[*x.charts, chart]) if x.title == FEATURES else x for x in sections]
     no_pictures = Gallery("Pictures", "There is no checkpoint yet, and pictures are made from one.", ())
     return TEMPLATES.get_template("page.html.jinja").render(
@@ -142,7 +142,7 @@ def sections_of(runs: Sequence[Run]) -> list[Section]:
     Losses and held-out numbers that no method describes are there too, each with a chart of its own.
     """
     offered = [reporting.LOSS_SECTION, *(section for run in runs for section in run.diagnostics.sections)]
-    last = reporting.SCHEDULES_SECTION, reporting.FEATURES_SECTION
+    last = reporting.SCHEDULES_SECTION, reporting.features_section()
     described = {one.name for section in (*offered, *last) for one in section.diagnostics}
     rest = dict.fromkeys(key for run in runs for row in run.rows for key in row if key not in described)
     for prefix, title in (("loss/", TRAINING), ("heldout/", "Held-out numbers")):

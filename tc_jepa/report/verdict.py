@@ -3,15 +3,17 @@
 All of it from what a run logged: the rows of its metrics.jsonl and, if it was evaluated, its scores.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import family, read_results
-from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, FEATURES_SECTION, held_out, Rows
+from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, features_section, held_out, Rows
+from tc_jepa.monitoring.alarms import Alarms, describe
 from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
+from tc_jepa.storage.checkpoint import saved_steps
 
 LEARNED = "Did this run learn?"
 
@@ -25,10 +27,11 @@ class Run(NamedTuple):
     scores: Mapping[str, float] | None = None
     scores_step: int | None = None  # of the checkpoint that was evaluated
     scores_data: str = ""  # that it was evaluated on
+    saved: Sequence[int] = ()  # steps of its checkpoints
 
 
 def read_run(workdir: Path, diagnostics: Diagnostics) -> Run:
-    """Returns the metrics of a run, and the results in eval/STEP of the last step that was evaluated.
+    """Returns the metrics of a run, its checkpoints, and the results in eval/STEP of the last step that was evaluated.
 
     UserError for a workdir without metrics, and for damaged ones.
     """
@@ -41,9 +44,10 @@ def read_run(workdir: Path, diagnostics: Diagnostics) -> Run:
     evaluated = {int(p.parent.name): p for p in workdir.glob("eval/*/results.json") if p.parent.name.isdigit()}
     step = max(evaluated, default=None)
     if step is None:
-        return Run(str(workdir), rows, diagnostics)
+        return Run(str(workdir), rows, diagnostics, saved=saved_steps(workdir))
     found = read_results(evaluated[step])
-    return Run(str(workdir), rows, diagnostics, found["scores"], step, found["about"]["data"])
+    about = found["about"]
+    return Run(str(workdir), rows, diagnostics, found["scores"], step, about["data"], saved_steps(workdir))
 
 
 class Verdict(NamedTuple):
@@ -58,6 +62,9 @@ def judge(run: Run) -> Verdict:
     looks = held_out(run.rows)
     answers = {LEARNED: _learned(run.scores)} | {one.text: one.answer(looks) for one in run.diagnostics.questions}
     warnings = _warnings(looks, run.diagnostics)
+    said = " ".join(warnings)
+    falls = [fall for fall in Alarms(run.rows).falls if fall.number.name not in said]
+    warnings += [describe(fall, run.saved, run.diagnostics.against_collapse) for fall in falls]
     warnings += [text for check in run.diagnostics.checks if (text := check(run.rows)) is not None]
     scored, last = run.scores_step, max(row["step"] for row in run.rows)
     if scored is not None and scored < last:
@@ -111,7 +118,7 @@ def _warnings(looks: Rows, diagnostics: Diagnostics) -> list[str]:
         step = since(looks, key, lambda value: not math.isfinite(value))
         if step is not None:
             found.append(f"{key} has not been finite since step {step}.")
-    for section in (*diagnostics.sections, FEATURES_SECTION):
+    for section in (*diagnostics.sections, features_section(diagnostics.against_collapse)):
         for one in section.diagnostics:
             found += [text for key in one.keys(looks[-1:]) if (text := _warning(one, key, looks)) is not None]
     return found

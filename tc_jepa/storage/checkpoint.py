@@ -6,7 +6,7 @@ Orbax restores flipped bytes without an error, so a fingerprint of every array i
 the data is not stored: it follows from the step.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 import json
 from pathlib import Path
 from typing import Any
@@ -28,20 +28,31 @@ UNSAFE_CHARACTERS = "*?[\\"
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, of which the newest `keep` are kept.
+    """The checkpoints of one workdir, of which the newest `keep` are kept, and those that are protected.
 
     Saving is asynchronous; `close` waits for it and raises its errors.
     """
 
     def __init__(self, workdir: Path, keep: int):
         check_directory(workdir)
-        policy = ocp.checkpoint_managers.LatestN(keep)
+        self._protected: set[int] = set()
+        newest = ocp.checkpoint_managers.LatestN(keep)
+        policy = ocp.checkpoint_managers.AnyPreservationPolicy([newest, _Protected(self._protected)])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(_directory(workdir), options=options)
 
     def latest(self) -> int | None:
         """Returns the newest step; None without a checkpoint."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """Returns the saved steps, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def protect(self, steps: Collection[int]) -> None:
+        """Says which checkpoints are not deleted from the next save on, however old; those said before no longer."""
+        self._protected.clear()
+        self._protected.update(steps)
 
     def save(self, state: TrainState, config: Mapping[str, Any]) -> None:
         """Saves the state as step `state.step`. First waits for the previous save, and raises its errors."""
@@ -73,6 +84,16 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+class _Protected(ocp.checkpoint_managers.PreservationPolicy):
+    """Preserves the steps in a set, as it is when a checkpoint is saved."""
+
+    def __init__(self, steps: set[int]):
+        self._steps = steps
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        return [checkpoint.step in self._steps for checkpoint in checkpoints]
 
 
 def restore_encoder(workdir: Path, step: int | None, abstract_params: Params, *, averaged: bool) -> tuple[Params, int]:

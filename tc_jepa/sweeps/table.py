@@ -10,7 +10,7 @@ import scipy.stats
 
 from tc_jepa.config import methods
 from tc_jepa.evaluation.results import BASELINES, chance, own_scores, read_results
-from tc_jepa.methods.reporting import Diagnostic, held_out, RANKME
+from tc_jepa.methods.reporting import CONSTANT_SHARE, Diagnostic, held_out, RANKME, RANKME_CENTRED
 from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
 from tc_jepa.storage.files import replace_text, replacing
 from tc_jepa.sweeps.jobs import Job
@@ -72,10 +72,10 @@ def last_held_out(job: Job) -> dict[str, float]:
 def main_metrics(values: pd.DataFrame, shown: dict[str, Diagnostic]) -> dict[str, int]:
     """Returns what the table shows and the factor that it is shown times: 100 for a percentage.
 
-    These are the evaluated encoder's own scores, its rank, and the numbers that methods offer.
+    These are the evaluated encoder's own scores, its ranks and constant share, and the numbers that methods offer.
     """
     names = list(values["metric"].unique())
-    factors = dict.fromkeys(own_scores(names), 100) | {RANKME: 1}
+    factors = dict.fromkeys(own_scores(names), 100) | {RANKME_CENTRED: 1, RANKME: 1, CONSTANT_SHARE: 100}
     factors |= {column: 100 if one.percent else 1 for column, one in shown.items()}
     return {name: factor for name, factor in factors.items() if name in names}
 

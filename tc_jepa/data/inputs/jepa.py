@@ -47,6 +47,29 @@ class AddMasks(grain.transforms.MapWithIndex):
 
 
 @dataclasses.dataclass(frozen=True)
+class CaptionNoise(grain.transforms.RandomMap):
+    """A JepaBatch of at least 2 images -> the same with wrong captions and missing words.
+
+    With probability `rate`, an image gets all captions of another one, drawn from the process's part of the batch; and
+    with the same probability a word of a caption is dropped, except its last one, the end of the sentence.
+    """
+
+    rate: float
+
+    def random_map(self, batch: JepaBatch, rng: np.random.Generator) -> JepaBatch:
+        here = np.arange(len(batch.images))
+        if len(here) < 2:
+            raise UserError(
+                "captions.noise needs 2 images in each process; raise train.batch_size", about="captions.noise"
+            )
+        other = (here + rng.integers(1, len(here), len(here))) % len(here)
+        batch = _with_captions_of(batch, np.where(rng.random(len(here)) < self.rate, other, here))
+        valid = batch.word_valid
+        last = valid & (valid.cumsum(axis=-1) == valid.sum(axis=-1, keepdims=True))
+        return batch._replace(word_valid=valid & (last | (rng.random(valid.shape) >= self.rate)))
+
+
+@dataclasses.dataclass(frozen=True)
 class JepaInputs:
     """A pipeline.Inputs whose rows are those of a JepaBatch.
 
@@ -57,6 +80,8 @@ class JepaInputs:
     crop: CropAndCaptions
     masks: MaskSampler
     shuffle_captions: bool = False  # a control: images get their neighbours' captions, in the process's part of a batch
+    noise: float = 0.0  # CaptionNoise.rate
+    noise_seed: int = 0  # its draws are a function of this and the step
     length_multiple: int = 0
 
     def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
@@ -66,6 +91,8 @@ class JepaInputs:
         """UserError where processes would cut their parts of a batch to different lengths."""
         if self.shuffle_captions:
             batches = batches.map(roll_captions)
+        if self.noise:
+            batches = batches.random_map(CaptionNoise(self.noise), seed=self.noise_seed)
         if not self.length_multiple:
             return batches
         if process_count > 1:
@@ -110,5 +137,10 @@ def cut_padding(batch: JepaBatch, multiple: int) -> JepaBatch:
 
 def roll_captions(batch: JepaBatch) -> JepaBatch:
     """Image i with the captions of image i - 1."""
+    return _with_captions_of(batch, np.roll(np.arange(len(batch.images)), 1))
+
+
+def _with_captions_of(batch: JepaBatch, source_B: np.ndarray) -> JepaBatch:
+    """Image i with the captions of image source_B[i]."""
     names = ("caption_words", "word_valid", "caption_valid")
-    return batch._replace(**{name: np.roll(getattr(batch, name), 1, axis=0) for name in names})
+    return batch._replace(**{name: getattr(batch, name)[source_B] for name in names})

@@ -17,12 +17,16 @@ def run(inputs: TaskInputs) -> Outcome:
     if len(inputs.test) < 2:
         raise UserError(f"rank has only {len(inputs.test)} test image; give it at least 2")
     pooled, views = inputs.features["pooled"]["pooled"], inputs.features["views"]["pooled"]
-    patches = position_centred(np.asarray(inputs.features["patches"]["patches"]))
+    patches_BxNxD = np.asarray(inputs.features["patches"]["patches"], np.float32)
+    patches = position_centred(patches_BxNxD)
+    energy = np.square(patches_BxNxD).sum(axis=-1).mean()
     numbers = {
+        "rankme_centred": effective_number(deviations(pooled)),
         "rankme": rankme(pooled),
         "lidar": lidar(views),
         "participation": participation_ratio(pooled),
         "std": feature_std(pooled),
+        "constant_share": constant_share(patches_BxNxD.mean(axis=(0, 1)), energy),
         "patch_rankme": rankme(patches),
         "patch_participation": participation_ratio(patches),
         "patch_std": feature_std(patches),
@@ -39,18 +43,21 @@ TASK = Task(
         "views": FeatureRequest("test", ("pooled",), at_most=LIDAR_IMAGES, views=LIDAR_VIEWS),
     },
     measures={
+        "rankme_centred": "RankMe of pooled features minus their mean",
         "rankme": "RankMe, pooled",
         "lidar": "LiDAR, pooled",
         "participation": "participation ratio, pooled",
         "std": "deviation over images, pooled",
+        "constant_share": "share of the constant vector, patches",
         "patch_rankme": "RankMe, patches",
         "patch_participation": "participation ratio, patches",
         "patch_std": "deviation over images, patches",
     },
-    about_measures="How many directions the test features use, and how far images differ. Patches are those of some "
-    "images, without the mean at their position. LiDAR counts the directions in which an image differs more from other "
-    "images than from its own crops. RankMe and LiDAR are at most the number of images or channels: compare them only "
-    "where both are equal.",
+    about_measures="How many directions the test features use, and how far images differ. A constant vector that all "
+    "features share lowers RankMe though images differ as before: judge by RankMe without the mean. Patches are those "
+    "of some images, without the mean at their position (the share of the constant vector: with it). LiDAR counts the "
+    "directions in which an image differs more from other images than from its own crops. RankMe and LiDAR are at most "
+    "the number of images or channels: compare them only where both are equal.",
     during_training=True,
     context_encoder=True,
 )
@@ -70,6 +77,24 @@ def effective_number(values: np.ndarray) -> float:
         return 1.0  # all features are the same
     p = values / values.sum() + EPSILON
     return float(np.exp(-np.sum(p * np.log(p))))
+
+
+def deviations(features_BxD: np.ndarray) -> np.ndarray:
+    """The spectrum of features without their mean: their standard deviations along the principal directions, falling.
+
+    These are the singular values of the centred features, divided by sqrt(B): float32 [min(B, D)].
+    """
+    features = np.asarray(features_BxD, np.float32)
+    return np.linalg.svd(features - features.mean(axis=0), compute_uv=False) / len(features) ** 0.5
+
+
+def constant_share(mean_D: np.ndarray, energy: float) -> float:
+    """The share of the features' energy that one vector holds which all of them have in common: between 0 and 1.
+
+    `mean_D` is the mean feature over all patches and images, `energy` the mean of the features' squared norms. A
+    constant vector carries no information, but counts as a direction in RankMe, and the largest.
+    """
+    return float(np.square(mean_D).sum() / energy) if energy > 0 else 1.0
 
 
 def participation_ratio(features_BxD: np.ndarray) -> float:
