@@ -18,7 +18,8 @@ from safetensors.numpy import load_file, save_file
 
 from tc_jepa.convert import folder, hf_ijepa, ijepa, t5, tensors, torch_files
 from tc_jepa.errors import UserError
-from tc_jepa.models import layers, vit
+from tc_jepa.models import vit
+from tc_jepa.models.positions import sincos_positions
 from tc_jepa.storage.files import new_folder
 from tests import tiny
 
@@ -118,8 +119,8 @@ def test_the_released_files_have_a_place_for_every_key(name):
         assert trained / 1e6 == pytest.approx(of, abs=0.1)
     side = int(N**0.5)
     zero = {net: {k: np.broadcast_to(np.float32(0), s) for k, s in shapes[net].items()} for net in shapes}
-    zero["target_encoder"]["pos_embed"] = layers.sincos_positions((side, side), size.width)[None]
-    zero["predictor"]["predictor_pos_embed"] = layers.sincos_positions((side, side), 384)[None]
+    zero["target_encoder"]["pos_embed"] = sincos_positions((side, side), size.width)[None]
+    zero["predictor"]["predictor_pos_embed"] = sincos_positions((side, side), 384)[None]
     weights = ijepa.from_checkpoint(zero, "target_encoder", None, name)
     assert weights.encoder.size == size and weights.image_size == side * patch
     assert weights.params[f"blocks_{size.depth - 1}"]["mlp"]["fc1"]["kernel"].shape == (size.width, size.hidden)
@@ -170,7 +171,7 @@ def test_positions_are_kept_unless_they_differ_by_rounding_alone(official):
 @pytest.mark.parametrize("size", ((64, 64), (80, 48)))
 def test_stored_positions_are_read_and_resized_as_computed_ones(official, size):
     computed = ijepa.from_checkpoint(official, "encoder", 4, "x")
-    positions = layers.sincos_positions((8, 8), 48)
+    positions = sincos_positions((8, 8), 48)
     stored = computed._replace(
         encoder=computed.encoder.clone(stored_positions=True), params=computed.params | {"positions": positions}
     )

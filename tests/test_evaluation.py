@@ -31,6 +31,7 @@ from tc_jepa.evaluation.task import Findings
 from tc_jepa.evaluation.tasks import knn, linear_fast, rank, segmentation
 from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit
+from tc_jepa.models.positions import sincos_positions
 from tc_jepa.pretrained import encoder as pretrained
 from tc_jepa.state import TrainState
 from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE
@@ -441,7 +442,7 @@ def test_results_are_replaced_whole(tmp_path):
 def test_a_folder_with_an_encoder_is_judged_as_its_run_is(workdir, tmp_path):
     weights = pretrained.open_encoder(workdir, step=3)
     # Positions of its own, which its initialisation does not begin with: that computes them.
-    positions = layers.sincos_positions((4, 4), 16)
+    positions = sincos_positions((4, 4), 16)
     weights = weights._replace(
         encoder=weights.encoder.clone(stored_positions=True), params=weights.params | {"positions": positions}
     )

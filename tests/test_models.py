@@ -11,6 +11,7 @@ from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners.base import Words
 from tc_jepa.models.conditioners.word_cross_attention import CrossAttentionLayer
+from tc_jepa.models.positions import sincos_positions
 from tests import tiny
 
 
@@ -151,7 +152,7 @@ def test_cosines_are_cosines_of_query_and_key(method, params):
 
 def test_positions_are_the_official_ones():
     # First half the column, second the row; sines then cosines; frequencies 10000 ** (-i / (width / 4)).
-    table = layers.sincos_positions((3, 5), 16).reshape(3, 5, 16)
+    table = sincos_positions((3, 5), 16).reshape(3, 5, 16)
     np.testing.assert_allclose(table[2, 4, :4], np.sin(4 / 10000 ** (np.arange(4) / 4)), rtol=1e-6)
     np.testing.assert_allclose(table[2, 4, 12:], np.cos(2 / 10000 ** (np.arange(4) / 4)), rtol=1e-6)
 

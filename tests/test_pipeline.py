@@ -91,7 +91,7 @@ def test_noise_swaps_captions_and_drops_words_at_its_rate_and_resumes():
     assert not (kept & ~whole).any() and 0.2 < 1 - kept[inner].mean() < 0.3
     assert_equal(noisy(0.5, start=2, count=2), noisy(0.5)[2:])
     with pytest.raises(UserError) as error:
-        inputs(noise=0.5).batched(pipeline.grain.MapDataset.source([clean._replace(images=clean.images[:1])]))[0]
+        inputs(noise=0.5).batched(pipeline.grain.MapDataset.source([clean._replace(images=clean.images[:1])]), 1, 1)[0]
     assert error.value.about == "captions.noise"
 
 

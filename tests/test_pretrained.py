@@ -17,6 +17,7 @@ from tc_jepa.convert import folder, hf_ijepa
 from tc_jepa.convert.weights import abstract_params, EncoderWeights
 from tc_jepa.errors import UserError
 from tc_jepa.models import layers, vit
+from tc_jepa.models.positions import resized_positions, sincos_positions
 from tc_jepa.models.text.embedding import EmbeddingText
 from tc_jepa.pretrained import encoder as pretrained
 from tc_jepa.state import TrainState
@@ -183,7 +184,7 @@ def test_positions_are_interpolated_for_images_of_another_size(run, encoder, siz
     batch = images(1, *size)
     features = encoder(batch)
     assert features.shape == (1, rows * columns, 16)
-    positions = layers.resized_positions(layers.sincos_positions((4, 4), 16), (4, 4), (rows, columns))
+    positions = resized_positions(sincos_positions((4, 4), 16), (4, 4), (rows, columns))
     given = vit.VisionTransformer(SIZE, 4, trained_grid=(rows, columns), stored_positions=True)
     params = run[1][5].extra | {"positions": positions}
     close(features, jax.jit(given.apply)({"params": params}, layers.normalise_images(batch)), atol=1e-4)

@@ -18,6 +18,7 @@ from tc_jepa.methods.jepa import join_targets
 from tc_jepa.methods.method import init_encoder
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners.base import Conditioner
+from tc_jepa.models.positions import resized_positions, sincos_positions
 from tc_jepa.optimizer import match_rules, weight_decay_rules
 from tests import tiny
 
@@ -152,7 +153,7 @@ def test_joint_targets_see_each_other_and_weigh_the_same():
 @pytest.mark.parametrize("new", [(14, 14), (7, 9), (16, 11), (3, 2)])
 def test_positions_on_another_grid_are_bicubic(new):
     grid = (6, 8)
-    table = layers.sincos_positions(grid, 16)
+    table = sincos_positions(grid, 16)
     # OpenCV's cubic kernel is torch's (a = -0.75, half-pixel centres, borders repeated, no antialiasing).
     expected = np.stack(
         [
@@ -161,8 +162,8 @@ def test_positions_on_another_grid_are_bicubic(new):
         ],
         axis=-1,
     )
-    np.testing.assert_allclose(layers.resized_positions(table, grid, new), expected.reshape(-1, 16), atol=1e-5)
-    np.testing.assert_array_equal(layers.resized_positions(table, grid, grid), table)
+    np.testing.assert_allclose(resized_positions(table, grid, new), expected.reshape(-1, 16), atol=1e-5)
+    np.testing.assert_array_equal(resized_positions(table, grid, grid), table)
 
 
 def test_images_of_other_sizes_have_positions_interpolated_from_the_trained_grid():

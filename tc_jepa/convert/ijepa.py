@@ -2,7 +2,7 @@
 
 Official names are those of a network's state dict without the prefix `module.` of its training wrapper
 (facebookresearch/ijepa, src/models/vision_transformer.py). The official position embeddings are fixed: those of
-layers.sincos_positions. Where a file's encoder has others, they become the parameter `positions`.
+models.positions.sincos_positions. Where a file's encoder has others, they become the parameter `positions`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,8 @@ from tc_jepa.convert import torch_files
 from tc_jepa.convert.tensors import kernel, Place, shapes, to_ours, to_theirs
 from tc_jepa.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.errors import UserError
-from tc_jepa.models import layers, vit
+from tc_jepa.models import vit
+from tc_jepa.models.positions import sincos_positions
 
 WRAPPER = "module."
 NETWORKS = ("target_encoder", "encoder")
@@ -127,7 +128,7 @@ def from_official(tensors: Mapping[str, Array], size: vit.Size, patch_size: int,
 def to_official(weights: EncoderWeights) -> dict[str, Array]:
     """Returns the encoder's official tensors, positions included."""
     encoder = weights.encoder
-    computed = layers.sincos_positions(encoder.trained_grid, encoder.size.width)
+    computed = sincos_positions(encoder.trained_grid, encoder.size.width)
     places = encoder_places(encoder.size, encoder.patch_size, math.prod(encoder.trained_grid))
     return to_theirs({"positions": computed, **weights.params}, places)
 
@@ -141,7 +142,7 @@ def are_sincos(embedding: Array, grid: tuple[int, int]) -> bool:
     """Returns whether `embedding` [1, N, width] is the sine-cosine one of a grid, within POSITION_TOLERANCE."""
     if embedding.shape[-1] % 4:
         return False
-    expected = layers.sincos_positions(grid, embedding.shape[-1])
+    expected = sincos_positions(grid, embedding.shape[-1])
     return embedding.shape[1:] == expected.shape and np.abs(embedding[0] - expected).max() <= POSITION_TOLERANCE
 
 

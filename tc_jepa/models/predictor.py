@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from tc_jepa.models import layers
 from tc_jepa.models.conditioners.base import BlockFunction, Conditioner, Reading, Tokens, Words
 from tc_jepa.models.kernels.backend import Backend, PLAIN
+from tc_jepa.models.positions import sincos_positions
 
 
 class Predictor(nn.Module):
@@ -51,7 +52,7 @@ class Predictor(nn.Module):
     ) -> tuple[jax.Array, list[Reading]]:
         B, K, D = context_BxKxD.shape
         M, T = target_indices_BxMxT.shape[1:]
-        positions = jnp.asarray(layers.sincos_positions(self.grid, self.width))
+        positions = jnp.asarray(sincos_positions(self.grid, self.width))
         mask_token = self.param("mask_token", self.linear.init, (self.width,))
 
         embed = self.linear(self.width, "predictor_embed")

@@ -10,6 +10,7 @@ import numpy as np
 
 from tc_jepa.models import layers
 from tc_jepa.models.kernels.backend import Backend, PLAIN
+from tc_jepa.models.positions import resized_positions, sincos_positions
 from tc_jepa.models.stem import ConvStem
 
 
@@ -42,7 +43,7 @@ class VisionTransformer(nn.Module):
     With `indices` int [B, K] the result is [B, K, D] and depends on the pixels of those patches alone. `valid` bool
     [B, K] marks the indices that are not padding.
     `trained_grid` (rows, columns) is the patch grid that the encoder was trained on: on another grid, positions are
-    interpolated from it (layers.resized_positions). Without it every grid has its own exact positions. With
+    interpolated from it (resized_positions). Without it every grid has its own exact positions. With
     `stored_positions`, positions are not computed but a parameter, `positions` [N of trained_grid, D]: for weights of
     other projects, never trained here.
     `backend` lays the residual stream over devices before and after every block, and computes attention.
@@ -77,7 +78,7 @@ class VisionTransformer(nn.Module):
         grid = (height // self.patch_size, width // self.patch_size)
         patches = layers.patchify(images_BxHxWx3, self.patch_size)
         known = self.trained_grid or grid
-        positions = jnp.asarray(layers.resized_positions(self._positions(known), known, grid))
+        positions = jnp.asarray(resized_positions(self._positions(known), known, grid))
         if indices_BxK is not None:
             patches = layers.gather_tokens(patches, indices_BxK)
             positions = positions[indices_BxK]
@@ -112,7 +113,7 @@ class VisionTransformer(nn.Module):
     def _positions(self, grid: tuple[int, int]) -> jax.Array | np.ndarray:
         """[rows * columns, D]"""
         if not self.stored_positions:
-            return layers.sincos_positions(grid, self.size.width)
+            return sincos_positions(grid, self.size.width)
         if self.trained_grid is None:
             raise ValueError("stored_positions needs trained_grid, the grid that they belong to")
         init = nn.initializers.normal(layers.OFFICIAL_STD)
