@@ -20,7 +20,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.experiment.warm_start import warm_start, WarmStart
 from tc_jepa.models.layers import Params
-from tc_jepa.monitoring.alarms import Alarms, describe
+from tc_jepa.monitoring.alarms import Alarms, warn
 from tc_jepa.monitoring.held_out import held_out_monitor
 from tc_jepa.monitoring.profile import StepTrace
 from tc_jepa.monitoring.progress import logged_rows, Progress
@@ -124,9 +124,7 @@ def _train_steps(
     advice = methods.chosen(config).diagnostics(config).against_collapse
 
     def watch(row: Mapping[str, float]) -> None:
-        for fall in alarms.observe(row):
-            if is_first():
-                logging.warning("%s", describe(fall, checkpoints.steps(), advice))
+        warn(alarms.observe(row), checkpoints.steps(), advice)
 
     step_function = compiled_step(experiment, layout)
     with contextlib.ExitStack() as stack:

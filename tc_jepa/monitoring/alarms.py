@@ -4,9 +4,12 @@ They are a function of the rows of metrics.jsonl alone. So a resumed run knows w
 repeats it.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from absl import logging
+
+from tc_jepa.distributed.processes import is_first
 from tc_jepa.methods.feature_metrics import CONSTANT_SHARE, PARTICIPATION
 from tc_jepa.methods.reporting import ANTI_COLLAPSE, RANKME_CENTRED, Rows
 
@@ -100,3 +103,9 @@ def describe(fall: Fall, saved: Iterable[int], advice: str = ANTI_COLLAPSE) -> s
         f"{number.name} went from {fall.best:.3g} at step {fall.best_step} to {fall.value:.3g} at step {fall.step}. "
         f"{number.meaning} {advice} {checkpoint} from before the fall."
     )
+
+
+def warn(falls: Iterable[Fall], saved: Sequence[int], advice: str) -> None:
+    """Logs alarms as in `describe`, in the first process alone."""
+    for fall in falls if is_first() else ():
+        logging.warning("%s", describe(fall, saved, advice))
