@@ -64,6 +64,7 @@ def test_ranks_see_the_constant_vector_apart_from_what_differs():
     assert found["rank/participation"] == pytest.approx(varied**2 / (4 + 2 * 2**4), rel=0.05)
     assert found["rank/rankme_centred"] == pytest.approx(2 * 4**0.5 * 2**0.5, rel=0.05)  # p: 2 of 1/4, 4 of 1/8
     assert found["rank/rankme"] < 3
+    assert monitor.ranks(np.ones((1, 4)), 4.0)["rank/participation"] == 1.0  # a single held-out image
     deviations = [found[f"direction_{n}/deviation"] for n in (1, 4, 8)]
     np.testing.assert_allclose(deviations, np.array([2, 1, 0]) / 3**0.5, rtol=0.1, atol=1e-5)
 

@@ -102,9 +102,8 @@ def participation_ratio(features_BxD: np.ndarray) -> float:
 
     Between 1 and D. Unlike RankMe it ignores the mean, and a long tail of small eigenvalues counts little.
     """
-    features = np.asarray(features_BxD, np.float64)
-    variances = np.linalg.eigvalsh(np.cov(features, rowvar=False))
-    if not np.square(variances).sum() > 0:
+    variances = np.square(deviations(features_BxD), dtype=np.float64)
+    if not variances.sum() > 0:
         return 1.0
     return float(variances.sum() ** 2 / np.square(variances).sum())
 
