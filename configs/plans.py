@@ -33,6 +33,7 @@ PLANS = (
     Row("tc_jepa_in1k_b16", "v5e:4x4", KERNELS | STORED),
     Row("tc_jepa_in1k_b16", "v6e:4x4", KERNELS | STORED),
     Row("tc_jepa_in1k_b16", "h100:2x8", STORED),
+    Row("tc_jepa_in1k_b16", "h100:2x8", STORED | {"model.remat": "all"}),
     Row("ijepa_in1k_l16", "v5p:2x2x4", KERNELS, cost=True),
     Row("tc_jepa_in1k_l16", "v5p:2x2x4", KERNELS | STORED, cost=True),
     Row("tc_jepa_in1k_l16", "v5p:2x2x4", KERNELS | STORED | FUSED_FIRST, cost=True),

@@ -122,7 +122,7 @@ def test_projections_keep_image_and_view_apart():
     """Permuting images permutes projections; the projector alone sees the whole batch, which stays the same."""
     chosen = method()
     params, batch = tiny.lively(initial(chosen)), view_batch(4)
-    project = jax.jit(chosen.project)
+    project = jax.jit(lambda params, views: chosen.project(params, chosen.features(params, views)))
     projections = project(params, batch.views)
     assert projections.shape == (3, 4, 8)
     np.testing.assert_allclose(project(params, batch.views[::-1]), projections[:, ::-1], atol=1e-3)

@@ -347,4 +347,4 @@ def test_the_keys_that_have_an_effect_are_a_samplers_fields(kind):
     values = flatten(base.get_config()) | {"masking.kind": kind}
     used = {key.name for key in base.KEYS if key.name.startswith("masking.") and base.KEYS.is_used(key.name, values)}
     fields = {f"masking.{field.name}" for field in dataclasses.fields(MASKS[kind])}
-    assert used - {"masking.kind"} == fields - {"masking.grid"}
+    assert used - {"masking.kind", "masking.length_multiple"} == fields - {"masking.grid"}

@@ -63,10 +63,10 @@ def test_it_trains_on_images_alone_without_text_in_its_state(run):
 def test_the_text_encoder_that_was_idle_changed_nothing(run, old_run):
     found, expected = final_state(run), final_state(old_run)
     assert any("text" in name for name in expected)
-    for name, value in found.items():
-        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=1e-8, err_msg=name)
+    for name, value in found.items():  # the biases of keys have no gradient but rounding, and stay near 1e-7
+        np.testing.assert_allclose(value, expected[name], rtol=1e-4, atol=5e-7, err_msg=name)
     for line, old in zip(lines(run), lines(old_run), strict=True):
-        assert line == pytest.approx({name: old[name] for name in line}, rel=1e-5)
+        assert line == pytest.approx({name: old[name] for name in line}, rel=1e-5, abs=1e-7)
 
 
 def test_what_looks_at_a_run_finds_no_text(run, images):
