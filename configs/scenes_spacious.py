@@ -1,10 +1,18 @@
 """TC-JEPA on spacious scenes: large objects with a theme, crops that are drawn, captioned and labelled anew.
 
   python -m launch.train --config=configs/scenes_spacious.py --workdir=runs/spacious
-  python -m launch.train --config=configs/scenes_spacious.py --config.method.name=supervised --workdir=runs/ceiling
+  python -m launch.train --config=configs/scenes_spacious.py --config.method.name=supervised \\
+    --config.supervised.tasks="('shape', 'colour', 'count')" --workdir=runs/ceiling
+  python -m launch.evaluate --encoder=runs/ceiling --tasks=linear_fast,knn --set=evaluation.train_examples=5000
 
 The quickstart on other scenes, evaluated on 5,000 test scenes. The second command trains the same encoder with the
-labels: the ceiling for the first.
+labels: the ceiling for the first. Linear probe / 20 nearest neighbours in percent, by the third command (seed 0,
+2026-11-29):
+
+                   ceiling       initialisation  pixels        chance
+  shape, mAP       80.0 / 74.9   29.9 / 21.1     31.8 / 42.1   18.9
+  colour, mAP      99.9 / 99.6   67.9 / 33.9     58.0 / 61.2   19.0
+  count, accuracy  87.3 / 80.3   68.3 / 57.9     65.0 / 57.6   41.5
 """
 
 from configs import quickstart
