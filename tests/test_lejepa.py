@@ -25,6 +25,7 @@ from tc_jepa.evaluation.tasks.rank import participation_ratio
 from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.methods import lejepa
 from tc_jepa.methods.lejepa import LeJepa
+from tc_jepa.methods.method import init_encoder
 from tc_jepa.methods.sigreg import epps_pulley, sigreg
 from tc_jepa.models import layers, vit
 from tc_jepa.models.kernels.backend import Backend, PLAIN
@@ -152,7 +153,7 @@ def test_the_initial_encoder_is_that_of_every_method():
     chosen = method()
     example = jax.tree.map(lambda x: x[0], view_batch(1))
     params, extra = chosen.init(jax.random.key(3), example, {})
-    expected = lejepa.init_encoder(chosen.encoder, (tiny.IMAGE, tiny.IMAGE, 3), jax.random.key(3))
+    expected = init_encoder(chosen.encoder, (tiny.IMAGE, tiny.IMAGE, 3), jax.random.key(3))
     jax.tree.map(np.testing.assert_array_equal, params["encoder"], expected)
     assert extra == {} and chosen.after_update(extra, params, 0) == {}
     assert chosen.evaluation_encoder(params, extra) is params["encoder"]

@@ -19,6 +19,7 @@ from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.experiment.run import open_run
+from tc_jepa.methods.feature_metrics import feature_metrics
 from tc_jepa.methods.supervised import Supervised, Task
 from tc_jepa.models.label_heads import LabelHeads
 from tc_jepa.optimizer import match_rules, weight_decay_rules
@@ -47,7 +48,8 @@ def parameters():
 def test_losses_are_the_mean_log_likelihoods_of_each_image():
     batch = labelled_batch(5)
     loss, terms = METHOD.loss(parameters(), {}, batch, jax.random.key(0), 0)
-    logits = {name: np.asarray(x, np.float64) for name, x in METHOD.logits(parameters(), batch.images).items()}
+    features = METHOD.features(parameters(), batch.images)
+    logits = {name: np.asarray(x, np.float64) for name, x in METHOD.logits(parameters(), features).items()}
     single, multi = [], []
     for row in range(5):
         probabilities = np.exp(logits["kind"][row]) / np.exp(logits["kind"][row]).sum()
@@ -55,7 +57,8 @@ def test_losses_are_the_mean_log_likelihoods_of_each_image():
         there = 1 / (1 + np.exp(-logits["parts"][row]))
         multi.append(-sum(np.log(p if label else 1 - p) for p, label in zip(there, batch.labels["parts"][row])))
     expected = {"loss/kind": np.mean(single), "loss/parts": np.mean(multi)}
-    assert {name: float(value) for name, value in terms.items()} == pytest.approx(expected, rel=1e-4)
+    signs = {name: float(value) for name, value in feature_metrics(features).items()}
+    assert {name: float(value) for name, value in terms.items()} == pytest.approx(expected | signs, rel=1e-4)
     assert float(loss) == pytest.approx((expected["loss/kind"] + expected["loss/parts"]) / 2, rel=1e-4)
 
 

@@ -6,6 +6,9 @@ import ml_collections
 
 from tc_jepa.config import models
 from tc_jepa.config.parts import MethodParts
+from tc_jepa.config.stateless import averages_encoder as averages_encoder
+from tc_jepa.config.stateless import reads_captions as reads_captions
+from tc_jepa.config.stateless import teacher_path as teacher_path
 from tc_jepa.data.inputs.views import Views
 from tc_jepa.data.photometric import Photometric
 from tc_jepa.data.transforms import Crop
@@ -48,24 +51,12 @@ def check(config: Config) -> None:
         )
 
 
-def reads_captions(config: Config) -> bool:
-    return False
-
-
 def reads_labels(config: Config) -> bool:
     return False
 
 
-def averages_encoder(config: Config) -> bool:
-    return False
-
-
-def teacher_path(config: Config) -> str:
-    return ""
-
-
 def diagnostics(config: Config) -> Diagnostics:
-    """Nothing beyond what every method offers: losses without a description of their own are charted by name."""
+    """What to change against collapse. Losses without a description of their own are charted by name."""
     return Diagnostics(against_collapse="Raise lejepa.weight, or lower optimizer.peak_learning_rate.")
 
 

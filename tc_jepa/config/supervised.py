@@ -6,6 +6,9 @@ import ml_collections
 
 from tc_jepa.config import data, models
 from tc_jepa.config.parts import MethodParts
+from tc_jepa.config.stateless import averages_encoder as averages_encoder
+from tc_jepa.config.stateless import reads_captions as reads_captions
+from tc_jepa.config.stateless import teacher_path as teacher_path
 from tc_jepa.data.inputs.labels import CropAndLabels
 from tc_jepa.data.sources import LabelSet, TRAIN
 from tc_jepa.data.transforms import Crop
@@ -64,20 +67,8 @@ def check(config: Config) -> None:
         )
 
 
-def reads_captions(config: Config) -> bool:
-    return False
-
-
 def reads_labels(config: Config) -> bool:
     return True
-
-
-def averages_encoder(config: Config) -> bool:
-    return False
-
-
-def teacher_path(config: Config) -> str:
-    return ""
 
 
 def diagnostics(config: Config) -> Diagnostics:

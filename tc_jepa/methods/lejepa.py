@@ -7,13 +7,14 @@ linear layer, here the projector reads the mean of the patch features.
 """
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 
 from tc_jepa.batch import ViewBatch
 from tc_jepa.methods.feature_metrics import feature_metrics
-from tc_jepa.methods.method import init_encoder, initialise, merge, Stateless
+from tc_jepa.methods.method import Stateless
 from tc_jepa.methods.sigreg import sigreg
 from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
@@ -35,23 +36,7 @@ class LeJepa(Stateless):
     weight: float
     slices: int
 
-    def init(
-        self,
-        key: jax.Array,
-        example: ViewBatch,
-        frozen: Params,
-        given: Params | None = None,
-        given_extra: Params | None = None,
-    ) -> tuple[Params, Params]:
-        """The parameters before training, and no extra state. `example` is one row of a batch, for its shapes.
-
-        `given` parameters, nested as the trained ones, take the place of their initial values.
-        """
-        del frozen, given_extra  # nothing is frozen and there is no teacher
-        params = {"encoder": init_encoder(self.encoder, example.images.shape, key)}
-        features = jnp.zeros((1, self.encoder.size.width))
-        params["projector"], _ = initialise(self.projector, jax.random.fold_in(key, 1), features)
-        return (merge(params, given) if given else params), {}
+    head: ClassVar[str] = "projector"
 
     def loss(
         self, params: Params, extra: Params, batch: ViewBatch, key: jax.Array, step: jax.Array

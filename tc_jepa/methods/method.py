@@ -73,10 +73,30 @@ class Method(Protocol):
 
 
 class Stateless:
-    """What methods without extra state share: they train an encoder, evaluate it as it is, and report their loss."""
+    """What methods without extra state share: they train an encoder, evaluate it as it is, and report their loss.
 
+    `head` names the field with the network that reads the encoder's pooled features [B, D], and so its parameters.
+    """
+
+    encoder: VisionTransformer
+    head: ClassVar[str]
     mean_over_images: ClassVar[bool] = False
     heldout_variants: ClassVar[tuple[str, ...]] = ("loss",)
+
+    def init(
+        self,
+        key: jax.Array,
+        example: Batch,
+        frozen: Params,
+        given: Params | None = None,
+        given_extra: Params | None = None,
+    ) -> tuple[Params, Params]:
+        """The parameters before training, and no extra state: see Method.init. Nothing is frozen."""
+        del frozen, given_extra
+        params = {"encoder": init_encoder(self.encoder, example.images.shape, key)}
+        features = jnp.zeros((1, self.encoder.size.width))
+        params[self.head], _ = initialise(getattr(self, self.head), jax.random.fold_in(key, 1), features)
+        return (merge(params, given) if given else params), {}
 
     def after_update(self, extra: Params, params: Params, step: jax.Array) -> Params:
         return extra

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from tc_jepa.batch import LabelledBatch
-from tc_jepa.methods.method import init_encoder, initialise, merge, Stateless
+from tc_jepa.methods.feature_metrics import feature_metrics
+from tc_jepa.methods.method import Stateless
 from tc_jepa.models import layers
 from tc_jepa.models.label_heads import LabelHeads
 from tc_jepa.models.layers import Params
@@ -39,39 +40,27 @@ class Supervised(Stateless):
     heads: LabelHeads  # of the same tasks
     tasks: tuple[Task, ...]
 
+    head: ClassVar[str] = "heads"
     mean_over_images: ClassVar[bool] = True
-
-    def init(
-        self,
-        key: jax.Array,
-        example: LabelledBatch,
-        frozen: Params,
-        given: Params | None = None,
-        given_extra: Params | None = None,
-    ) -> tuple[Params, Params]:
-        """The parameters before training, and no extra state. `example` is one row of a batch, for its shapes.
-
-        `given` parameters, nested as the trained ones, take the place of their initial values.
-        """
-        del frozen, given_extra  # nothing is frozen and there is no teacher
-        params = {"encoder": init_encoder(self.encoder, example.images.shape, key)}
-        features = jnp.zeros((1, self.encoder.size.width))
-        params["heads"], _ = initialise(self.heads, jax.random.fold_in(key, 1), features)
-        return (merge(params, given) if given else params), {}
 
     def loss(
         self, params: Params, extra: Params, batch: LabelledBatch, key: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """The loss and that of each task, "loss/TASK", float32 scalars."""
+        """The loss; that of each task, "loss/TASK", and signs of collapse, float32 scalars."""
         del extra, key, step
-        logits = self.logits(params, batch.images)
+        features = self.features(params, batch.images)
+        logits = self.logits(params, features)
         terms = {task.name: task_loss(task.kind, logits[task.name], batch.labels[task.name]) for task in self.tasks}
-        return jnp.stack(list(terms.values())).mean(), {f"loss/{name}": value for name, value in terms.items()}
+        metrics = {f"loss/{name}": value for name, value in terms.items()} | feature_metrics(features)
+        return jnp.stack(list(terms.values())).mean(), metrics
 
-    def logits(self, params: Params, images: jax.Array) -> dict[str, jax.Array]:
-        """uint8 [B, H, W, 3] -> by task, float32 [B, classes]."""
-        patches = self.encoder.apply({"params": params["encoder"]}, layers.normalise_images(images))
-        return self.heads.apply({"params": params["heads"]}, patches.mean(axis=1))
+    def features(self, params: Params, images: jax.Array) -> jax.Array:
+        """uint8 [B, H, W, 3] -> patch features float32 [B, N, D]."""
+        return self.encoder.apply({"params": params["encoder"]}, layers.normalise_images(images))
+
+    def logits(self, params: Params, features_BxNxD: jax.Array) -> dict[str, jax.Array]:
+        """Patch features -> by task, float32 [B, classes]."""
+        return self.heads.apply({"params": params["heads"]}, features_BxNxD.mean(axis=1))
 
 
 def task_loss(kind: Literal["single", "multi"], logits_BxC: jax.Array, labels: jax.Array) -> jax.Array:

@@ -2,17 +2,17 @@
 
 import dataclasses
 
-import grain
 import numpy as np
 
 from tc_jepa.batch import ViewBatch
+from tc_jepa.data.inputs.row_by_row import RowByRow
 from tc_jepa.data.photometric import Photometric
 from tc_jepa.data.sources import Drawn, Example
 from tc_jepa.data.transforms import Crop
 
 
 @dataclasses.dataclass(frozen=True)
-class Views(grain.transforms.RandomMap):
+class Views(RowByRow):
     """`count` views of an example, drawn independently and alike: crop, colours, flip. Captions are not read.
 
     All views have one size, as in lejepa MINIMAL.md (the paper's larger runs use global and local views).
@@ -28,17 +28,3 @@ class Views(grain.transforms.RandomMap):
 
     def _view(self, example: Example | Drawn, rng: np.random.Generator) -> np.ndarray:
         return self.crop.flipped(self.photometric.apply(self.crop.seen(example, rng).image, rng), rng)
-
-    def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
-        """Examples -> rows. The draws are a function of (seeds[0], position in the stream)."""
-        return examples.random_map(self, seed=seeds[0])
-
-    def batched(self, batches: grain.MapDataset, batch_size: int, process_count: int) -> grain.MapDataset:
-        return batches
-
-    def warning(self, batch: ViewBatch) -> str:
-        return ""
-
-    def example(self, example: Example | Drawn) -> ViewBatch:
-        """One row, for its shapes."""
-        return self.random_map(example, np.random.default_rng(0))
