@@ -18,7 +18,7 @@ SIZES = ("nano", "tiny", "small", "base", "large", "huge", "giant")
 DTYPES = ("float32", "bfloat16")
 TEXTS = ("embedding", "t5", "stored")
 MASKS = ("fixed", "official", "random")
-TARGETS = ("ema", "frozen", "pixels")
+TARGETS = ("ema", "online", "frozen", "pixels")
 NORMALISATIONS = ("none", "layer", "batch", "instance")
 INITS = ("official", "depth_rescaled")
 STEMS = ("linear", "conv")
@@ -290,7 +290,8 @@ KEYS = Keys(
     key(
         "target_encoder.kind",
         "ema",
-        "what to predict; ema: features of the moving average; frozen: of a teacher; pixels",
+        "what to predict; ema: features of the moving average; online: of the encoder itself, with their gradient; "
+        "frozen: of a teacher; pixels",
         choices=TARGETS,
     ),
     key("target_encoder.teacher", "", "workdir or encoder folder of the teacher, read once, at the start", path=True),

@@ -6,10 +6,11 @@ import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from configs import base
-from tc_jepa.config import models
+from tc_jepa.config import jepa_rules, models
 from tc_jepa.convert import folder, weights
 from tc_jepa.distributed.sharding import batch_sharding, make_mesh
 from tc_jepa.errors import UserError
@@ -58,6 +59,37 @@ def test_pixel_targets_are_normalised_patches():
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss/prediction"]))
     assert losses[-1] < losses[0]
+
+
+def test_without_a_teacher_the_encoder_learns_through_its_targets_too():
+    with_teacher = tiny.jepa()
+    method = dataclasses.replace(with_teacher, target=targets.OnlineEncoder(with_teacher.encoder, normalise="layer"))
+    state, batch = tiny.state(method), tiny.batch(4)
+    assert state.extra == {}
+    params = tiny.lively(state.params)
+
+    def gradient(method, extra):
+        return jax.jit(jax.value_and_grad(lambda params: method.forward(params, extra, batch)[0]["prediction"]))(params)
+
+    loss, through_both = gradient(method, {})
+    same, through_context = gradient(with_teacher, params["encoder"])
+    assert float(loss) == pytest.approx(float(same))
+    difference = jax.tree.map(jnp.subtract, through_both, through_context)
+    norms, before = ({name: optax.tree.norm(part) for name, part in x.items()} for x in (difference, through_context))
+    assert norms["encoder"] > 0.01 * before["encoder"]
+    assert norms["predictor"] < 1e-5 * before["predictor"]  # the predictor is not part of the targets
+    after, _ = tiny.step_function(method)(state, batch)
+    assert method.evaluation_encoder(after.params, after.extra) is after.params["encoder"]
+
+
+def test_without_a_teacher_a_term_against_collapse_is_needed():
+    config = base.get_config()
+    config.target_encoder.kind = "online"
+    with pytest.raises(UserError) as caught:
+        jepa_rules.check(config)
+    assert caught.value.about == "objective.anti_collapse"
+    config.objective.anti_collapse.sigreg = 0.1
+    jepa_rules.check(config)
 
 
 def test_without_normalisation_the_targets_are_the_features_themselves():

@@ -16,14 +16,14 @@ from tc_jepa.methods import jepa_reporting
 from tc_jepa.methods.jepa import Jepa
 from tc_jepa.methods.losses import Objective
 from tc_jepa.methods.reporting import Diagnostics
-from tc_jepa.methods.targets import EmaEncoder, FrozenTarget, Momentum, Pixels, Target
+from tc_jepa.methods.targets import EmaEncoder, FrozenTarget, Momentum, OnlineEncoder, Pixels, Target
 from tc_jepa.models.conditioners import CONDITIONERS
 from tc_jepa.models.kernels.backend import Backend, PLAIN
 from tc_jepa.models.vit import VisionTransformer
 
 Config = ml_collections.ConfigDict
 
-TARGETS = ("ema", "frozen", "pixels")
+TARGETS = ("ema", "online", "frozen", "pixels")
 
 
 def build(
@@ -98,6 +98,8 @@ def target(config: Config, encoder: VisionTransformer, teacher: VisionTransforme
         return EmaEncoder(encoder, config.target_encoder.normalise)
     if config.target_encoder.kind == "frozen":
         return FrozenTarget(teacher, config.target_encoder.normalise)
+    if config.target_encoder.kind == "online":
+        return OnlineEncoder(encoder, config.target_encoder.normalise)
     return Pixels(config.model.patch_size)
 
 

@@ -45,6 +45,12 @@ def _check_target(config: ml_collections.ConfigDict) -> None:
             "target_encoder.kind=frozen needs target_encoder.teacher, a workdir or a folder with an encoder",
             about="target_encoder.teacher",
         )
+    if target.kind == "online" and not any(config.objective.anti_collapse.values()):
+        raise UserError(
+            "target_encoder.kind=online needs a term that keeps features from collapsing, such as "
+            "objective.anti_collapse.sigreg=0.1",
+            about="objective.anti_collapse",
+        )
     if target.kind == "pixels" and config.objective.prediction != "mse":
         raise UserError(
             f"target_encoder.kind=pixels needs objective.prediction=mse, not {config.objective.prediction}",

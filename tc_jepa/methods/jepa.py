@@ -124,7 +124,8 @@ class Jepa:
             batch = join_targets(batch)
         images = layers.normalise_images(batch.images)
         with jax.named_scope("target"):  # scopes are for profiles and for launch.benchmark
-            targets_BxMxTxD = self.target_features(extra, images, batch.target_indices, batch.target_valid)
+            given = self.target.chosen_params(extra, params["encoder"])
+            targets_BxMxTxD = self.target_features(given, images, batch.target_indices, batch.target_valid)
         with jax.named_scope("context"):
             context_BxKxD, unnormalised_BxKxD = self._context(params, images, batch)
         with jax.named_scope("text"):
@@ -148,13 +149,15 @@ class Jepa:
         return context_BxKxD, stored[vit.STORED][vit.UNNORMALISED][0]
 
     def target_features(
-        self, extra: Params, images_BxHxWx3: jax.Array, indices_BxMxT: jax.Array, valid_BxMxT: jax.Array
+        self, params: Params, images_BxHxWx3: jax.Array, indices_BxMxT: jax.Array, valid_BxMxT: jax.Array
     ) -> jax.Array:
-        """What is to be predicted, [B, M, T, D]: the target sees the whole image, and no gradient flows back."""
+        """What is to be predicted, [B, M, T, D]: the target sees the whole image. No gradient flows back, unless the
+        target learns. `params` are its `chosen_params`."""
         B, M, T = indices_BxMxT.shape
-        features_BxNxD = self.target.features(extra, images_BxHxWx3)
+        features_BxNxD = self.target.features(params, images_BxHxWx3)
         chosen = layers.gather_tokens(features_BxNxD, indices_BxMxT.reshape(B, M * T))
-        return jax.lax.stop_gradient(self.target.standardise(chosen.reshape(B, M, T, -1), valid_BxMxT))
+        targets_BxMxTxD = self.target.standardise(chosen.reshape(B, M, T, -1), valid_BxMxT)
+        return targets_BxMxTxD if self.target.learns else jax.lax.stop_gradient(targets_BxMxTxD)
 
     def _words(self, params: Params, batch: JepaBatch) -> Words | None:
         if self.text is None:

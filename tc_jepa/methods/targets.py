@@ -1,7 +1,7 @@
-"""The targets of a JEPA's predictor: three kinds with one contract."""
+"""The targets of a JEPA's predictor: four kinds with one contract."""
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,13 @@ class Target(Protocol):
     def init(self, encoder_params: Params) -> Params:
         """The target's parameters at the start of a run."""
 
+    @property
+    def learns(self) -> bool:
+        """Whether gradients flow back through the targets."""
+
+    def chosen_params(self, params: Params, encoder_params: Params) -> Params:
+        """The parameters that `features` takes: the target's own, or the encoder's."""
+
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
         """The features to predict at each patch, float32 [B, N, width], from normalised images."""
 
@@ -68,9 +75,14 @@ class _EncoderFeatures:
     encoder: VisionTransformer
     normalise: Literal["none", "layer", "batch", "instance"]
 
+    learns: ClassVar[bool] = False
+
     @property
     def width(self) -> int:
         return self.encoder.size.width
+
+    def chosen_params(self, params: Params, encoder_params: Params) -> Params:
+        return params
 
     @property
     def whole_batch(self) -> bool:
@@ -115,11 +127,35 @@ class FrozenTarget(_EncoderFeatures):
         return encoder_params
 
 
+class OnlineEncoder(_EncoderFeatures):
+    """The trained encoder itself, with its gradient: no teacher, as in LeJEPA. Has no parameters of its own.
+
+    Constant features are predicted without error, so only a term that acts on their distribution prevents them
+    (methods/anti_collapse.py).
+    """
+
+    learns = True
+
+    def init(self, encoder_params: Params) -> Params:
+        return {}
+
+    def chosen_params(self, params: Params, encoder_params: Params) -> Params:
+        return encoder_params
+
+    def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
+        return params
+
+    def evaluation_params(self, params: Params, encoder_params: Params) -> Params:
+        return encoder_params
+
+
 @dataclasses.dataclass(frozen=True)
 class Pixels:
     """The hidden patches, each with its own mean and deviation removed (MAE, He et al. 2021). Has no parameters."""
 
     patch_size: int
+
+    learns: ClassVar[bool] = False
 
     @property
     def width(self) -> int:
@@ -131,6 +167,9 @@ class Pixels:
 
     def init(self, encoder_params: Params) -> Params:
         return {}
+
+    def chosen_params(self, params: Params, encoder_params: Params) -> Params:
+        return params
 
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
         return jax.nn.standardize(layers.patchify(images_BxHxWx3, self.patch_size), axis=-1, epsilon=PIXEL_EPSILON)
