@@ -10,10 +10,13 @@ Sources: facebookresearch/ijepa configs/*.yaml at commit 52c1ae95; Assran et al.
 Huang et al. 2026 (arXiv 2605.03245), section 4 and appendix C. Global batch 2048, peak learning rate 1e-3, weight decay
 0.04 to 0.4, EMA momentum 0.996 to 1 and crops of 30 % to 100 % without flips are the defaults of configs/base.py.
 
-Slices that the compilers say they fit, a tenth of the memory to spare (configs/plans.py, tc_jepa/planning/README.md):
-B/16: v5p:2x2x4, v5e:4x4, v6e:4x4 with model.kernels=tpu; 16 H100. L/16: v5p:2x2x4 with kernels; with model.remat=all,
-too, v5e:8x8 and v6e:4x4; 16 H100 with remat=all. g/16: v5p:2x4x4 with kernels and remat=all. H/14 and H/16 at 448 px
-have not been planned.
+Slices on which the compilers say that they fit, at least a third of the memory to spare (configs/plans.py has the
+settings, tc_jepa/planning/README.md the table):
+  B/16          v5e:4x4, v6e:4x4, v5p:2x2x4, 16 H100
+  L/16          v5e:8x8, v6e:4x4, v5p:2x2x4, 16 H100
+  H/14          v5e:8x8, v6e:8x8, v5p:2x4x4, 32 H100
+  g/16          v5e:8x8, v6e:8x8, v5p:2x4x4, 32 H100
+  H/16, 448 px  v5e:8x16, v6e:8x8, v5p:4x4x4, 64 H100
 """
 
 import dataclasses

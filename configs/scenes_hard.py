@@ -2,15 +2,15 @@
 
   python -m launch.train --config=configs/scenes_hard.py --workdir=runs/scenes_hard
 
-The quickstart, 64,000 images long, with 5 to 8 objects that hide each other, 4 captions, and a context of 8 of 36
+scenes_standard.py, 64,000 images long, with 5 to 8 objects that hide each other, 4 captions, and a context of 8 of 36
 patches at most: what is hidden cannot be guessed from what is seen, while the words tell it.
 """
 
-from configs import quickstart
+from configs import scenes_standard
 
 
 def get_config():
-    config = quickstart.get_config()
+    config = scenes_standard.get_config()
     config.train.steps = 2000
     config.train.eval_every = 500
     config.data.scenes_level = "hard"

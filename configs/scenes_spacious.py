@@ -5,7 +5,7 @@
     --config.supervised.tasks="('shape', 'colour', 'count')" --workdir=runs/ceiling
   python -m launch.evaluate --encoder=runs/ceiling --tasks=linear_fast,knn --set=evaluation.train_examples=5000
 
-The quickstart on other scenes, evaluated on 5,000 test scenes. The second command trains the same encoder with the
+scenes_standard.py on other scenes, evaluated on 5,000 test scenes. The second command trains the same encoder with the
 labels: the ceiling for the first. Linear probe / 20 nearest neighbours in percent, by the third command (seed 0,
 2026-11-29):
 
@@ -15,11 +15,11 @@ labels: the ceiling for the first. Linear probe / 20 nearest neighbours in perce
   count, accuracy  87.3 / 80.3   68.3 / 57.9     65.0 / 57.6   41.5
 """
 
-from configs import quickstart
+from configs import scenes_standard
 
 
 def get_config():
-    config = quickstart.get_config()
+    config = scenes_standard.get_config()
     config.data.scenes_level = "spacious"
     config.evaluation.test_examples = 5000
     return config

@@ -1,6 +1,6 @@
 """Measures the speed of this machine's training, input or evaluation. Run nothing else meanwhile.
 
-  python -m launch.benchmark --what=step --config=configs/quickstart.py [--texts=1 --texts=8] [--config.KEY=VALUE ...]
+  python -m launch.benchmark --what=step --config=FILE [--texts=1 --texts=8] [--config.KEY=VALUE ...]
   python -m launch.benchmark --what=input --config=FILE --config.data.path=DATA [--rate=IMAGES_PER_SECOND]
   python -m launch.benchmark --what=encode --config=FILE --config.data.path=DATA --config.model.text=t5 ...
   python -m launch.benchmark --what=eval --config=FILE

@@ -1,6 +1,6 @@
 """Writes one picture of your own images: masks, features in colours, the map of a word, or prediction errors.
 
-  python -m launch.show --what=masks --config=configs/quickstart.py --image=a.jpg --output=masks.png
+  python -m launch.show --what=masks --config=configs/scenes_standard.py --image=a.jpg --output=masks.png
   python -m launch.show --what=pca --encoder=runs/photos --image=a.jpg,b.jpg --output=pca.png
   python -m launch.show --what=words --encoder=runs/photos --image=a.jpg \\
     --caption='a dog runs' --word=dog --output=words.png

@@ -1,6 +1,6 @@
 """Trains an encoder, or resumes: the same command with the same workdir continues from the newest checkpoint.
 
-  python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart [--config.train.steps=1000 ...]
+  python -m launch.train --config=configs/scenes_standard.py --workdir=runs/scenes [--config.train.steps=1000 ...]
 
 Writes WORKDIR/config.json, metrics.jsonl, tensorboard/ and checkpoints/, and at the end report/index.html (see
 launch.report). Batch sizes are global.

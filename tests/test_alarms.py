@@ -22,7 +22,7 @@ def rows(name: str, values) -> list[dict]:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        # Steps 10 to 100 of the quickstart, where participation is high for a moment and low after it.
+        # Steps 10 to 100 of scenes_standard.py, where participation is high for a moment and low after it.
         (PARTICIPATION, [5.69, 1.84, 1.78, 2.35, 2.37, 4.09, 3.48, 3.83, 3.94, 2.38]),
         (PARTICIPATION, [8.0] * 3 + [1.0] * (LINES - 1) + [8.0] + [1.0] * (LINES - 1)),
         (CONSTANT_SHARE, [0.18] + [0.77] * 20),  # flickr8k, a run that came back and was the best

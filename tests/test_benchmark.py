@@ -100,7 +100,7 @@ def test_a_comparison_marks_what_lies_apart():
 
 
 def test_the_command_writes_what_it_can_compare_with(tmp_path):
-    arguments = ["--what=input", "--config=configs/quickstart.py", "--images=8", "--repeats=1"]
+    arguments = ["--what=input", "--config=configs/scenes_standard.py", "--images=8", "--repeats=1"]
     done = launch(*arguments, f"--output={tmp_path}/new/one.json", command="benchmark")
     assert done.returncode == 0, done.stderr
     result = figures.read(tmp_path / "new" / "one.json")

@@ -126,7 +126,7 @@ def test_the_commands_read_and_write_a_run_in_a_bucket(store, tmp_path):
     sizes = tiny.SMALL_RUN | STEPS | {"data.train_scenes": 40, "evaluation.batch_size": 20}
     sizes |= {f"evaluation.{name}_examples": 60 for name in ("train", "test", "dense")}
     keys = [f"--config.{name}={value}" for name, value in sizes.items()]
-    command("train", "--config=configs/quickstart.py", f"--workdir={run}", *keys)
+    command("train", "--config=configs/scenes_standard.py", f"--workdir={run}", *keys)
     command("evaluate", f"--encoder={run}", "--tasks=knn,rank")
     command("report", f"--workdir={run}")
     assert b"knn" in store.objects["runs/commands/report/index.html"].content
@@ -143,7 +143,7 @@ def test_two_processes_train_in_a_bucket_and_stop_together_when_all_get_sigterm(
     rare = {f"train.{name}": 10_000 for name in ("steps", "checkpoint_every", "eval_every")}
     sizes = tiny.SMALL_RUN | rare | {"data.train_scenes": 40, "mesh.fsdp": 2}
     keys = [f"--config.{name}={value}" for name, value in sizes.items()]
-    started = start(2, 2, "launch.train", "--config=configs/quickstart.py", f"--workdir={run}", *keys)
+    started = start(2, 2, "launch.train", "--config=configs/scenes_standard.py", f"--workdir={run}", *keys)
     while log not in store.objects:  # for a minute
         assert [process.poll() for process in started] == [None, None]
         time.sleep(0.5)

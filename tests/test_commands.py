@@ -64,17 +64,20 @@ def launch(*arguments: str, command: str = "train", home: Path | None = None) ->
     [
         (["--config=configs/nope.py", "--workdir=x"], "--config=configs/nope.py"),
         (
-            ["--config=configs/quickstart.py", "--workdir=x", "--config.train.stpes=3"],
+            ["--config=configs/scenes_standard.py", "--workdir=x", "--config.train.stpes=3"],
             "did you mean --config.train.steps?",
         ),
         (
-            ["--config=configs/quickstart.py", "--workdir=x", "--config.trian.steps=3"],
+            ["--config=configs/scenes_standard.py", "--workdir=x", "--config.trian.steps=3"],
             "did you mean --config.train.steps?",
         ),
-        (["--config=configs/quickstart.py", "--workdir=x", "steps=3"], "unexpected argument 'steps=3'"),
-        (["--config=configs/quickstart.py"], "--workdir"),
-        (["--config=configs/quickstart.py", "--config.optimizer.beta1=2.0", "--workdir=x"], "optimizer.beta1=2.0"),
-        (["--config=configs/quickstart.py", "--config.masking.group_size=2", "--workdir=x"], "masking.group_size=2"),
+        (["--config=configs/scenes_standard.py", "--workdir=x", "steps=3"], "unexpected argument 'steps=3'"),
+        (["--config=configs/scenes_standard.py"], "--workdir"),
+        (["--config=configs/scenes_standard.py", "--config.optimizer.beta1=2.0", "--workdir=x"], "optimizer.beta1=2.0"),
+        (
+            ["--config=configs/scenes_standard.py", "--config.masking.group_size=2", "--workdir=x"],
+            "masking.group_size=2",
+        ),
         (["--config=configs/paper.py:vit", "--workdir=x"], "configs/paper.py:vit"),
         (["--config=configs/paper.py", "--workdir=x"], "one of ijepa_in1k_b16"),
         (["--config=configs/paper.py:tc_jepa_in1k_b16", "--workdir=x"], "model.text_weights"),
@@ -222,7 +225,7 @@ for flag in flags.FLAGS.get_key_flags_for_module({command}):
     ],
 )
 def test_a_url_is_refused_before_anything_is_written(tmp_path, command, arguments, named):
-    (tmp_path / "mine.py").write_text("from configs.quickstart import get_config")
+    (tmp_path / "mine.py").write_text("from configs.scenes_standard import get_config")
     done = launch(*arguments, command=command, home=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {named}=") and done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
@@ -240,7 +243,7 @@ def test_a_tilde_is_the_home_folder(tmp_path):
 
 @pytest.mark.parametrize("written", [["--config=~/mine.py"], ["--config", "~/mine.py"]])
 def test_a_tilde_is_the_home_folder_in_config(tmp_path, written):
-    (tmp_path / "mine.py").write_text("from configs.quickstart import get_config")
+    (tmp_path / "mine.py").write_text("from configs.scenes_standard import get_config")
     done = launch(*written, "--config.data.path=~/photos", "--workdir=run", command="train", home=tmp_path)
     assert done.returncode == 2 and f"{tmp_path}/photos" in done.stderr and not (tmp_path / "run").exists()
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, paper
+from configs import base, paper, quickstart
 from tc_jepa.config import models
 from tc_jepa.config.validate import validate
 from tc_jepa.experiment.experiment import build_experiment
@@ -26,6 +26,7 @@ CONFIGS = sorted(
             {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "base", "keys", "paper", "plans"}
         )
     ]
+    + [("quickstart", stage) for stage in quickstart.STAGES]
     + [("paper", name) for name in (*paper.IJEPA, *paper.TC_JEPA)]
 )
 

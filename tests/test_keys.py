@@ -5,7 +5,7 @@ import json
 import ml_collections
 import pytest
 
-from configs import base, paper, quickstart
+from configs import base, paper, scenes_standard
 from configs.keys import flatten, given, Key, Keys, unless, when
 from launch import common
 from tc_jepa.config import data as config_data
@@ -226,7 +226,7 @@ def test_a_key_whose_condition_is_unused_itself_is_unused():
 
 
 def test_what_the_user_switches_off_may_stay_in_the_file_but_not_be_set():
-    config = quickstart.get_config()
+    config = scenes_standard.get_config()
     config.model.conditioner = "none"
     base.KEYS.check(config, {"model.conditioner", "train.seed"})
     assert refused(config, {"train.seed"}).about == "captions.per_image"
@@ -235,7 +235,7 @@ def test_what_the_user_switches_off_may_stay_in_the_file_but_not_be_set():
 
 def test_of_several_layers_each_may_switch_off_what_lower_ones_set():
     settings, variant = {"model.text": "stored", "objective.warmup_steps": 5}, {"model.conditioner": "none"}
-    config = quickstart.get_config()
+    config = scenes_standard.get_config()
     config.update_from_flattened_dict(settings)
     base.KEYS.check(config, settings)  # model.text_width stands in the file
     config.update_from_flattened_dict(variant)

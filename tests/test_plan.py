@@ -74,7 +74,8 @@ def test_collectives_in_a_loop_are_told_apart():
 
 
 def plan(folder, *arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "launch.plan", "--config=configs/quickstart.py", f"--output={folder}", *arguments]
+    config = "--config=configs/scenes_standard.py"
+    command = [sys.executable, "-m", "launch.plan", config, f"--output={folder}", *arguments]
     return subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True)
 
 

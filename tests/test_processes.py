@@ -163,7 +163,7 @@ def start(count: int, devices: int, *command: str) -> list[subprocess.Popen]:
 
 def train(workdir: Path, **changes) -> list[str]:
     flags = [f"--config.{name}={value}" for name, value in (SIZES | changes).items()]
-    return ["launch.train", "--config=configs/quickstart.py", f"--workdir={workdir}", *flags]
+    return ["launch.train", "--config=configs/scenes_standard.py", f"--workdir={workdir}", *flags]
 
 
 def statuses(started: list[subprocess.Popen]) -> list[int]:

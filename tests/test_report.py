@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from configs import base, quickstart
+from configs import base, scenes_standard
 from launch import reporting
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.errors import UserError
@@ -246,7 +246,7 @@ def test_the_last_evaluated_step_is_read_and_named(tmp_path):
 
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_inputs_are_rows_of_the_first_batch_even_where_captions_are_shuffled(shuffled):
-    config = quickstart.get_config()
+    config = scenes_standard.get_config()
     config.captions.shuffled = shuffled
     experiment = build_experiment(config)
     whole = experiment.batches(16)[0]
@@ -318,7 +318,7 @@ def test_a_word_of_several_pieces_has_the_mean_of_their_maps():
 
 
 def test_the_error_without_words_is_measured_without_words(monkeypatch):
-    config = quickstart.get_config()
+    config = scenes_standard.get_config()
     experiment = build_experiment(config)
     patches = int(np.prod(experiment.method.predictor.grid))
 
@@ -426,7 +426,7 @@ def test_masks_are_previewed_from_a_configuration_alone(tmp_path):
     cv2.imwrite(str(image), np.full((50, 80, 3), 255, np.uint8))
     output = tmp_path / "masks.png"
     where = f"--image={image},{image}", f"--output={output}"
-    done = launch("show", "--what=masks", "--config=configs/quickstart.py", *where)
+    done = launch("show", "--what=masks", "--config=configs/scenes_standard.py", *where)
     assert done.returncode == 0, done.stderr
     picture = cv2.imread(str(output))
     assert picture.shape == (2 * 192 + 6, 5 * 192 + 4 * 6, 3)  # the image and four draws, twice
@@ -443,7 +443,7 @@ def test_masks_are_previewed_from_a_configuration_alone(tmp_path):
         ("show", ["--what=masks", "--image=a", "--output=b"], "--config"),
         (
             "show",
-            ["--what=masks", "--image=a", "--output=b", "--config=configs/quickstart.py"],
+            ["--what=masks", "--image=a", "--output=b", "--config=configs/scenes_standard.py"],
             "--image=a",
         ),
         ("show", ["--what=errors", "--image=a", "--output=b", "--encoder=c", "--caption=d"], "c "),

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from configs import quickstart
+from configs import scenes_standard
 from launch import sweep
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import read_results
@@ -40,7 +40,7 @@ TINY = """
 from configs.sweeps import Sweep
 short = {"train.steps": 2, "train.batch_size": 8, "evaluation.train_examples": 300, "evaluation.test_examples": 200}
 variants = {"none": {"model.conditioner": "none"}, "words": {"conditioner.layers": (0,)}}
-SWEEPS = {"tiny": Sweep("configs/quickstart.py", short, variants, seeds=(0, 3))}
+SWEEPS = {"tiny": Sweep("configs/scenes_standard.py", short, variants, seeds=(0, 3))}
 """
 
 
@@ -68,7 +68,7 @@ def launch(path: Path, workdir: Path, *arguments: str) -> subprocess.CompletedPr
 
 
 def job(variant: str, seed: int, workdir: Path) -> jobs.Job:
-    config = quickstart.get_config()
+    config = scenes_standard.get_config()
     config.train.steps = 2
     return jobs.Job(variant, seed, workdir, config, [])
 
@@ -98,9 +98,9 @@ def test_every_job_of_every_sweep_can_start(text, tmp_path, monkeypatch):
 
 def test_the_paper_s_ablations_have_the_same_variants_on_scenes():
     for path in FILES:
-        if path.stem not in ("choices", "evidence"):
+        if path.stem not in ("choices", "evidence", "levers"):
             full, scenes = importlib.import_module(f"configs.sweeps.{path.stem}").SWEEPS.values()
-            assert full.variants == scenes.variants and scenes.config == "configs/quickstart.py"
+            assert full.variants == scenes.variants and scenes.config == "configs/scenes_standard.py"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_the_paper_s_ablations_have_the_same_variants_on_scenes():
         ("(0,)", "(7,)", [], ["variant words, seed 0", "conditioner.layers=(7,)"]),
         ("(0,)", "'first'", [], ["variant words, seed 0", "conditioner.layers='first'"]),
         ('"train.steps": 2', '"train.seed": 2', [], ["train.seed"]),
-        ("quickstart.py", "quick.py", [], ["configs/quick.py"]),
+        ("scenes_standard.py", "quick.py", [], ["configs/quick.py"]),
         ("SWEEPS", "SWEEP", [], ["tiny.py", "SWEEPS"]),
         ("(0, 3)", "(0, 3), baseline='nothing'", [], ["'nothing'", "none, words"]),
         ("", "", ["train.stpes=3"], ["train.stpes", "train.steps"]),
@@ -119,7 +119,7 @@ def test_the_paper_s_ablations_have_the_same_variants_on_scenes():
         ("", "", ["model.conditioner=none"], ["variant none", "model.conditioner"]),
         ("", "", ["masking.ratio=(0.1,0.2)"], ["variant none", "masking.ratio"]),
         ("(0,)", "(0,), 'objective.temperature': 1.0", [], ["variant words", "objective.temperature"]),
-        ("quickstart.py", "paper.py:nothing", [], ["configs/paper.py:nothing"]),
+        ("scenes_standard.py", "paper.py:nothing", [], ["configs/paper.py:nothing"]),
     ],
 )
 def test_a_mistake_in_any_variant_is_found_before_a_job_starts(

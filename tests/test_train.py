@@ -180,7 +180,12 @@ def test_a_second_training_in_a_workdir_is_refused_before_it_writes(tmp_path):
     lock.parent.mkdir()
     lock.touch()
     # The size would be refused when JAX is loaded, and the data when it is opened.
-    command = ["launch.train", "--config=configs/quickstart.py", f"--workdir={lock.parent}", "--config.image.size=225"]
+    command = [
+        "launch.train",
+        "--config=configs/scenes_standard.py",
+        f"--workdir={lock.parent}",
+        "--config.image.size=225",
+    ]
     with held(lock):
         with pytest.raises(UserError, match=f"^{lock.parent} "):
             tiny.train(tiny_config(), lock.parent)

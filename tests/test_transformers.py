@@ -171,7 +171,7 @@ def test_files_without_a_checkpoint_are_refused_and_no_code_in_them_runs(checkpo
 
 def test_an_exported_encoder_gives_the_same_features_in_transformers(tmp_path):
     short = ["--config.train.steps=3", "--config.train.batch_size=8", "--config.optimizer.warmup_steps=1"]
-    done = launch("train", "--config=configs/quickstart.py", f"--workdir={tmp_path}/run", *short)
+    done = launch("train", "--config=configs/scenes_standard.py", f"--workdir={tmp_path}/run", *short)
     assert done.returncode == 0, done.stderr
     done = launch("convert", "--to=hf_ijepa", f"--input={tmp_path}/run", f"--output={tmp_path}/theirs")
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """Sweeps: one configuration, its variants, and seeds.
 
 A file beside this one defines SWEEPS, its sweeps by name: `--sweep=FILE:NAME`, or the first without a NAME. The paper's
-ablations are there at the paper's size, with one seed, and on the quickstart's scenes, for two CPU cores:
+ablations are there at the paper's size, with one seed, and on scenes of the standard level, for two CPU cores:
 
   python -m launch.sweep --sweep=configs/sweeps/fusion.py --set=data.path=DATA --set=model.text_weights=T5 \\
     --workdir=runs/fusion
@@ -25,7 +25,7 @@ class Sweep(NamedTuple):
 
 
 def on_scenes(variants: Mapping[str, Settings], settings: Settings | None = None) -> Sweep:
-    """Returns variants on the quickstart's scenes, a quarter as long, with three seeds: for two CPU cores.
+    """Returns variants on scenes of the standard level, a quarter as long, with three seeds: for two CPU cores.
 
     So few steps show large differences only. Compare differences with the spread over seeds.
     """
@@ -38,4 +38,4 @@ def on_scenes(variants: Mapping[str, Settings], settings: Settings | None = None
         "evaluation.train_examples": 4000,
         "evaluation.test_examples": 1000,
     }
-    return Sweep("configs/quickstart.py", short | dict(settings or {}), variants, seeds=(0, 1, 2))
+    return Sweep("configs/scenes_standard.py", short | dict(settings or {}), variants, seeds=(0, 1, 2))

@@ -5,7 +5,7 @@ imagenet: 10 runs of ViT-B/16 on ImageNet-1k. scenes: 30 runs for two CPU cores.
 The figure is the paper's, the scales are ours. The two halves differ in captions only: both have the same objective,
 which is not the one of configs/paper.py:ijepa_in1k_b16. At the paper's size contexts fit uncut at every scale (at most
 121 patches were seen in 12 groups of 128), and the smallest blocks, of 9 patches, are why masking.min_context is 8
-instead of 10. On scenes contexts are not cut either (the quickstart cuts them to 12 patches): otherwise all scales
+instead of 10. On scenes contexts are not cut either (scenes_standard.py cuts them to 12 patches): otherwise all scales
 would show equally much.
 """
 

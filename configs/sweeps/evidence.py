@@ -15,8 +15,8 @@ baseline, with sigma 0.25.
 yfcc15m: 12 runs at the paper's smallest size, ViT-B/16 on captioned YFCC15M.
 scenes: 12 runs on crowded scenes, for two CPU cores.
 photos: 9 runs on photographs, for two CPU cores. DATA is prepared photographs with splits train and val, PROBE their
-  val images labelled by words (launch.word_labels). At the quickstart's size: 72 px, 6 x 6 patches, learned word
-  vectors, 38,400 crops.
+  val images labelled by words (launch.word_labels). At the size of scenes_standard.py: 72 px, 6 x 6 patches, learned
+  word vectors, 38,400 crops.
 photos_stored: 9 runs like `photos`, with the word vectors of a frozen encoder that has read far more than these
   captions. Are the vectors of `photos`, learned from 38,400 crops, the reason why captions are not used?
   `no_regulariser` asks the same of the regularisers. The run without captions is the one of `photos`.
@@ -45,6 +45,6 @@ SEEDS = (0, 1, 2)
 SWEEPS = {
     "yfcc15m": Sweep("configs/paper.py:tc_jepa_yfcc15m_b16", {}, VARIANTS, SEEDS, baseline="none"),
     "scenes": Sweep("configs/scenes_hard.py", {}, VARIANTS, SEEDS, baseline="none"),
-    "photos": Sweep("configs/quickstart.py", PHOTOS, PHOTO_VARIANTS, SEEDS, baseline="none"),
-    "photos_stored": Sweep("configs/quickstart.py", STORED, STORED_VARIANTS, SEEDS, baseline="shuffled"),
+    "photos": Sweep("configs/scenes_standard.py", PHOTOS, PHOTO_VARIANTS, SEEDS, baseline="none"),
+    "photos_stored": Sweep("configs/scenes_standard.py", STORED, STORED_VARIANTS, SEEDS, baseline="shuffled"),
 }

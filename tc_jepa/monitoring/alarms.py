@@ -14,9 +14,9 @@ from tc_jepa.methods.feature_metrics import CONSTANT_SHARE, PARTICIPATION
 from tc_jepa.methods.reporting import ANTI_COLLAPSE, RANKME_CENTRED, Rows
 
 # Shares of the best so far. Below FALLEN there is an alarm; from HEALTHY on, a checkpoint is from before any fall. Runs
-# that were healthy in the end have dipped to a half of RankMe without the mean (the quickstart from 30 to 15 in 300
-# steps; photographs of flickr8k from 41 to 21, back at 37 later), to 0.28 of what is not the constant vector (the
-# photographs), and for 20 steps to 0.31 of participation (the quickstart, steps 10 to 30).
+# that were healthy in the end have dipped to a half of RankMe without the mean (scenes_standard.py from 30 to 15 in
+# 300 steps; photographs of flickr8k from 41 to 21, back at 37 later), to 0.28 of what is not the constant vector (the
+# photographs), and for 20 steps to 0.31 of participation (scenes_standard.py, steps 10 to 30).
 FALLEN = 0.25
 HEALTHY = 0.5
 
