@@ -79,6 +79,7 @@ def launch(*arguments: str, command: str = "train", home: Path | None = None) ->
             "masking.group_size=2",
         ),
         (["--config=configs/paper.py:vit", "--workdir=x"], "configs/paper.py:vit"),
+        (["--config=configs/quickstart.py:pupil", "--workdir=x"], "configs/quickstart.py:pupil"),
         (["--config=configs/paper.py", "--workdir=x"], "one of ijepa_in1k_b16"),
         (["--config=configs/paper.py:tc_jepa_in1k_b16", "--workdir=x"], "model.text_weights"),
     ],

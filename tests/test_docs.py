@@ -17,7 +17,7 @@ import sys
 
 import pytest
 
-from configs import base, paper
+from configs import base
 from tc_jepa.data.captions.tokenizer import scenes_vocabulary_path
 
 ROOT = Path(__file__).parent.parent
@@ -166,7 +166,7 @@ def test_named_configurations(readme):
         if name.isupper():
             continue
         module = importlib.import_module(file.removesuffix(".py").replace("/", "."))
-        assert paper.get_config(name) if module is paper else name in module.SWEEPS
+        assert name in module.SWEEPS if "sweeps" in file else module.get_config(name)
 
 
 def test_every_command_is_in_the_table():
