@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT, *ROOMS = READMES = [
     ROOT / "README.md",
     ROOT / "launch" / "README.md",
-    ROOT / "configs" / "README.md",
+    *sorted((ROOT / "configs").rglob("README.md")),
     *sorted((ROOT / "tc_jepa").rglob("README.md")),
 ]
 PHOTOS = ROOT / "tests" / "fixtures" / "photos"
