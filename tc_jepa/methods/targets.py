@@ -62,8 +62,23 @@ class Target(Protocol):
         """The parameters of the encoder that is monitored and evaluated."""
 
 
+class _Fixed:
+    """What targets have in common that training does not change, unless they say otherwise."""
+
+    learns: ClassVar[bool] = False
+
+    def chosen_params(self, params: Params, encoder_params: Params) -> Params:
+        return params
+
+    def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
+        return params
+
+    def evaluation_params(self, params: Params, encoder_params: Params) -> Params:
+        return encoder_params
+
+
 @dataclasses.dataclass(frozen=True)
-class _EncoderFeatures:
+class _EncoderFeatures(_Fixed):
     """Features of an encoder that sees the whole image.
 
     `normalise` says over what they are standardised, to mean 0 and variance 1 without parameters: "layer" over the
@@ -75,14 +90,9 @@ class _EncoderFeatures:
     encoder: VisionTransformer
     normalise: Literal["none", "layer", "batch", "instance"]
 
-    learns: ClassVar[bool] = False
-
     @property
     def width(self) -> int:
         return self.encoder.size.width
-
-    def chosen_params(self, params: Params, encoder_params: Params) -> Params:
-        return params
 
     @property
     def whole_batch(self) -> bool:
@@ -120,12 +130,6 @@ class FrozenTarget(_EncoderFeatures):
     def init(self, encoder_params: Params) -> Params:
         raise ValueError("a frozen target takes its parameters from a teacher: pass them to Jepa.init as given_extra")
 
-    def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
-        return params
-
-    def evaluation_params(self, params: Params, encoder_params: Params) -> Params:
-        return encoder_params
-
 
 class OnlineEncoder(_EncoderFeatures):
     """The trained encoder itself, with its gradient: no teacher, as in LeJEPA. Has no parameters of its own.
@@ -142,20 +146,12 @@ class OnlineEncoder(_EncoderFeatures):
     def chosen_params(self, params: Params, encoder_params: Params) -> Params:
         return encoder_params
 
-    def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
-        return params
-
-    def evaluation_params(self, params: Params, encoder_params: Params) -> Params:
-        return encoder_params
-
 
 @dataclasses.dataclass(frozen=True)
-class Pixels:
+class Pixels(_Fixed):
     """The hidden patches, each with its own mean and deviation removed (MAE, He et al. 2021). Has no parameters."""
 
     patch_size: int
-
-    learns: ClassVar[bool] = False
 
     @property
     def width(self) -> int:
@@ -168,17 +164,8 @@ class Pixels:
     def init(self, encoder_params: Params) -> Params:
         return {}
 
-    def chosen_params(self, params: Params, encoder_params: Params) -> Params:
-        return params
-
     def features(self, params: Params, images_BxHxWx3: jax.Array) -> jax.Array:
         return jax.nn.standardize(layers.patchify(images_BxHxWx3, self.patch_size), axis=-1, epsilon=PIXEL_EPSILON)
 
     def standardise(self, chosen_BxMxTxD: jax.Array, valid_BxMxT: jax.Array) -> jax.Array:
         return chosen_BxMxTxD
-
-    def update(self, params: Params, encoder_params: Params, momentum: jax.Array) -> Params:
-        return params
-
-    def evaluation_params(self, params: Params, encoder_params: Params) -> Params:
-        return encoder_params
