@@ -1,9 +1,8 @@
 """The README's first command: a LeJEPA teacher on captioned scenes, then a TC-JEPA student that reads the captions.
 
-  python -m launch.train --config=configs/quickstart.py:teacher --workdir=runs/teacher
-  python -m launch.train --config=configs/quickstart.py:student --config.target_encoder.teacher=runs/teacher \\
+  python -m launch.train --config=configs/quickstart.py:student --teacher=configs/quickstart.py:teacher \\
     --workdir=runs/quickstart
-  python -m launch.evaluate --encoder=runs/quickstart --compare=runs/teacher
+  python -m launch.evaluate --encoder=runs/quickstart --compare=runs/quickstart/teacher
 
 In minutes on two CPU cores an encoder does not learn much from its own moving average (configs/sweeps/levers.py). Two
 views of an image teach it sooner, and the student predicts what that teacher sees, in two stages as in "Rethinking

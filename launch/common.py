@@ -1,6 +1,7 @@
 """What the commands share: how they start, how they fail, and how they read the configuration of a run."""
 
 from collections.abc import Callable, Sequence
+import functools
 from pathlib import Path
 import re
 import sys
@@ -17,10 +18,17 @@ flags.disclaim_key_flags()  # flags that define_path defines are those of its ca
 CONFIG_FLAG = "config"
 
 
-def run(main: Callable[[Sequence[str]], None], leave: Callable[[int], None] = sys.exit) -> None:
-    """Parses the flags and calls `main`. A UserError becomes one line on stderr and exit status 2, through `leave`."""
+def run(
+    main: Callable[[Sequence[str]], None],
+    leave: Callable[[int], None] = sys.exit,
+    configs: Sequence[str] = (CONFIG_FLAG,),
+) -> None:
+    """Parses the flags and calls `main`. A UserError becomes one line on stderr and exit status 2, through `leave`.
+
+    `configs` are the flags that are configuration files; a command may have none of them.
+    """
     try:
-        app.run(main, flags_parser=_parse)
+        app.run(main, flags_parser=functools.partial(_parse, configs))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         leave(2)
@@ -71,37 +79,38 @@ def define_workdir(name: str, description: str) -> flags.FlagHolder[str]:
     return flags.DEFINE(WorkdirParser(name), name, None, description)
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    """Parses flags as absl does, and checks the keys of --config. UserError for anything that absl cannot read, and
-    for arguments that are not flags."""
+def _parse(configs: Sequence[str], argv: Sequence[str]) -> list[str]:
+    """Parses flags as absl does, and checks the keys of configurations. UserError for anything that absl cannot read,
+    and for arguments that are not flags."""
     argv = list(argv)
     for place, argument in enumerate(argv):
         flag, equals, value = argument.lstrip("-").partition("=")
-        if argument.startswith("-") and flag == CONFIG_FLAG:
-            given = local_path(value if equals else "".join(argv[place + 1 : place + 2]), f"--{CONFIG_FLAG}")
+        name, dot, key = flag.partition(".")
+        if not argument.startswith("-") or name not in configs:
+            continue
+        if not dot:
+            given = local_path(value if equals else "".join(argv[place + 1 : place + 2]), f"--{name}")
             path, _, _ = given.partition(":")  # FILE:STRING gives STRING to its get_config
             if not Path(path).is_file():
-                raise UserError(f"--config={path} is not a file; try --config=configs/quickstart.py", about="config")
-            argv[place : place + 2 - bool(equals)] = [f"--{CONFIG_FLAG}={given}"]
-        if argument.startswith("-") and flag.startswith(f"{CONFIG_FLAG}."):
-            name = flag.removeprefix(f"{CONFIG_FLAG}.")
-            if not any(key.name.startswith(f"{name}.") for key in base.KEYS):  # a group is left to ml_collections
-                base.KEYS.named(name, f"--{CONFIG_FLAG}.")
+                raise UserError(f"--{name}={path} is not a file; try configs/quickstart.py", about=name)
+            argv[place : place + 2 - bool(equals)] = [f"--{name}={given}"]
+        elif not any(declared.name.startswith(f"{key}.") for declared in base.KEYS):  # ml_collections refuses groups
+            base.KEYS.named(key, f"--{name}.")
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError) as error:  # a config file that sets a key which configs/base.py does not declare
         reason, _, _ = str(error.args[0]).partition(". Other fields present")
         guess = re.search(r'Did you mean "(.+?)"', str(error.args[0]))
         hint = f"keys are declared in configs/base.py{f'; did you mean {guess[1]!r}?' if guess else ''}"
-        raise UserError(f"--config: {reason}; {hint}", about="config") from error
+        raise UserError(f"--{' or --'.join(configs)}: {reason}; {hint}", about=configs[0]) from error
     except flags.Error as error:
         raise UserError(f"{error}; see --help") from error
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    if CONFIG_FLAG in flags.FLAGS and flags.FLAGS[CONFIG_FLAG].value is not None:
-        flag = flags.FLAGS[CONFIG_FLAG]
-        base.expand_paths(flag.value)
-        base.KEYS.check(flag.value, config_flags.get_override_values(flag))
+    for name in configs:
+        if name in flags.FLAGS and flags.FLAGS[name].value is not None:
+            base.expand_paths(flags.FLAGS[name].value)
+            base.KEYS.check(flags.FLAGS[name].value, config_flags.get_override_values(flags.FLAGS[name]))
     return rest
 
 

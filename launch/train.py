@@ -2,16 +2,21 @@
 
   python -m launch.train --config=configs/scenes_standard.py --workdir=runs/scenes [--config.train.steps=1000 ...]
 
+With --teacher=configs/quickstart.py:teacher, say, a teacher is trained first, in WORKDIR/teacher, then --config as a
+student that predicts its features: two stages, as SALT has them ("Rethinking JEPA", arXiv 2509.24317).
+
 Writes WORKDIR/config.json, metrics.jsonl, tensorboard/ and checkpoints/, and at the end report/index.html (see
 launch.report). Batch sizes are global.
 Keys of the configuration, with defaults; those marked * do not change results and may differ between resumes:
 """
 
 from collections.abc import Sequence
+import os
 from pathlib import Path
 
 from absl import flags, logging
 from ml_collections import config_flags
+from ml_collections import ConfigDict as Config
 
 from configs import base
 from launch import common
@@ -19,10 +24,14 @@ from launch import distributed as processes
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import as_path, refuse_held, TRAINING_LOCK
 
+TEACHER_FOLDER = "teacher"  # in the workdir
 __doc__ += base.KEYS.describe()
 
 CONFIG = config_flags.DEFINE_config_file(
     common.CONFIG_FLAG, help_string="Configuration file; --config.KEY=VALUE overrides one of its keys."
+)
+TEACHER = config_flags.DEFINE_config_file(
+    "teacher", help_string="Configuration of a teacher to train first; --teacher.KEY=VALUE overrides one of its keys."
 )
 WORKDIR = common.define_workdir(
     "workdir", "Directory of the run, local or gs://BUCKET/PATH: made if missing, resumed if there."
@@ -33,9 +42,27 @@ flags.adopt_module_key_flags(processes)  # --distributed
 def main(argv: Sequence[str]) -> None:
     del argv
     common.require("config", "workdir")
-    workdir = as_path(WORKDIR.value)
-    if processes.DISTRIBUTED.value is None:  # of several processes the first alone holds the lock
-        refuse_held(workdir / TRAINING_LOCK)  # before JAX is loaded, which takes seconds
+    train_all(stages(CONFIG.value, TEACHER.value, as_path(WORKDIR.value)))
+
+
+def stages(config: Config, teacher: Config | None, workdir: Path) -> list[tuple[Config, Path]]:
+    """Configurations and workdirs in the order to train in. A teacher becomes the target of `config`."""
+    if teacher is None:
+        return [(config, workdir)]
+    target = config.target_encoder
+    if config.method.name != "jepa" or target.kind != "frozen" or target.teacher:
+        raise UserError(
+            "--teacher needs --config.target_encoder.kind=frozen, and no target_encoder.teacher beside it",
+            about="target_encoder",
+        )
+    target.teacher = os.fspath(workdir / TEACHER_FOLDER)
+    return [(teacher, workdir / TEACHER_FOLDER), (config, workdir)]
+
+
+def train_all(runs: Sequence[tuple[Config, Path]]) -> None:
+    """Trains each configuration in its workdir, one after another. All are checked before the first one starts."""
+    if processes.DISTRIBUTED.value is None:  # of several processes the first alone holds the locks
+        _refuse_held(runs)  # before JAX is loaded, which takes seconds
     # Imported here: data workers import this module again, and need none of it.
     from tc_jepa.config.validate import validate
     from tc_jepa.distributed.processes import is_first
@@ -44,15 +71,20 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa.train import train
 
     logging.set_verbosity(logging.WARNING)
-    config = CONFIG.value
-    validate(config)
-    common.check_workdir(workdir, config)
+    for config, workdir in runs:
+        validate(config)
+        common.check_workdir(workdir, config)
     processes.start(stops_together=True)
     if is_first():
-        refuse_held(workdir / TRAINING_LOCK)  # before data and weights are read, which can take minutes
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    train(build_experiment(config, mesh), workdir)
-    report_on(workdir)
+        _refuse_held(runs)  # before data and weights are read, which can take minutes
+    for config, workdir in runs:
+        train(build_experiment(config, make_mesh(config.mesh.data, config.mesh.fsdp)), workdir)
+        report_on(workdir)
+
+
+def _refuse_held(runs: Sequence[tuple[Config, Path]]) -> None:
+    for _, workdir in runs:
+        refuse_held(workdir / TRAINING_LOCK)
 
 
 def report_on(workdir: Path) -> None:
@@ -71,4 +103,4 @@ def report_on(workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, processes.leave)
+    common.run(main, processes.leave, configs=("config", "teacher"))

@@ -78,6 +78,19 @@ def launch(*arguments: str, command: str = "train", home: Path | None = None) ->
             ["--config=configs/scenes_standard.py", "--config.masking.group_size=2", "--workdir=x"],
             "masking.group_size=2",
         ),
+        (
+            ["--config=configs/quickstart.py:student", "--teacher=configs/nope.py", "--workdir=x"],
+            "--teacher=configs/no",
+        ),
+        (
+            ["--config=configs/quickstart.py", "--teacher=configs/quickstart.py", "--workdir=x"],
+            "--config.target_encoder.kind=frozen",
+        ),
+        (
+            ["--config=configs/quickstart.py:student", "--teacher=configs/quickstart.py"]
+            + ["--teacher.train.stpes=3", "--workdir=x"],
+            "did you mean --teacher.train.steps?",
+        ),
         (["--config=configs/paper.py:vit", "--workdir=x"], "configs/paper.py:vit"),
         (["--config=configs/quickstart.py:pupil", "--workdir=x"], "configs/quickstart.py:pupil"),
         (["--config=configs/paper.py", "--workdir=x"], "one of ijepa_in1k_b16"),
@@ -211,7 +224,7 @@ for flag in flags.FLAGS.get_key_flags_for_module({command}):
         assert f"--{{flag.name}}=s3:" in str(error)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) <= TEXTS | {"config"}  # it is opened later
+    assert set(done.stdout.split()) <= TEXTS | {"config", "teacher"}  # they are opened later
 
 
 @pytest.mark.parametrize(

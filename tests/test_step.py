@@ -14,11 +14,11 @@ import pytest
 from configs import base
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
+from tc_jepa.experiment.devices import check_step
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners.base import Conditioner
 from tc_jepa.models.conditioners.word_cross_attention import WordCrossAttention
 from tc_jepa.models.kernels.backend import Backend
-from tc_jepa.train import check_step
 from tests import tiny
 
 

@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 
+from absl import flags
 import jax
 import numpy as np
 import pytest
 
 from configs import base
+from launch.train import stages, train_all
 from tc_jepa.config.validate import validate
 from tc_jepa.data.captions import tokenizer as captions
 from tc_jepa.distributed import sharding
@@ -259,15 +261,25 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
 
 def test_a_teacher_made_from_pixels_teaches_a_student_of_another_size(tmp_path, monkeypatch):
     monkeypatch.setitem(vit.SIZES, "midge", vit.Size(width=16, depth=2, heads=2, hidden=32))
-    teacher, student = tmp_path / "teacher", tmp_path / "student"
+    teacher, student = tmp_path / "teacher", tmp_path
     pixels = {"target_encoder.kind": "pixels", "objective.prediction": "mse", "model.conditioner": "none"}
-    tiny.train(tiny_config(**pixels), teacher)
-    taught = {"target_encoder.kind": "frozen", "target_encoder.teacher": str(teacher), "model.encoder": "midge"}
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
-        with pytest.raises(SystemExit):
-            tiny.train(tiny_config(**taught), student)
-    tiny.train(tiny_config(**taught), student)
+    taught = {"target_encoder.kind": "frozen", "model.encoder": "midge"}
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+    def both():
+        config = tiny_config()
+        config.update_from_flattened_dict(taught)
+        train_all(stages(config, tiny_config(**pixels), student))
+
+    for stopped in (teacher, student):
+        with monkeypatch.context() as patch:
+            interrupt_after(patch, 3)
+            with pytest.raises(SystemExit):
+                both()
+        assert saved_steps(stopped) == [3]
+    both()
+    taught["target_encoder.teacher"] = str(teacher)
 
     before, after = final_state(teacher), final_state(student)
     kernel = "['patch_embed']['kernel']"

@@ -17,11 +17,12 @@ import numpy as np
 
 from tc_jepa.benchmark.figures import Figure, Figures, of_repeats, Options, per_second
 from tc_jepa.distributed import sharding
+from tc_jepa.experiment.devices import check_step
 from tc_jepa.experiment.experiment import Experiment
 from tc_jepa.models.conditioners import CONDITIONERS
 from tc_jepa.planning import loops
 from tc_jepa.planning.step import planned
-from tc_jepa.train import check_step, compiled_step, first_state
+from tc_jepa.train import compiled_step, first_state
 
 WARM_UP = 2  # steps before those that are timed
 LEAST_PRODUCT_SECONDS = 0.05  # of a matrix product that measures the rate of the device

@@ -119,7 +119,7 @@ def build_experiment(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh 
 
 
 def _backend(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Backend:
-    """The kernels that a run asks for, or plain ones on other devices, where train.check_step refuses to train."""
+    """The kernels that a run asks for, or plain ones on other devices, where devices.check_step refuses to train."""
     name = config.model.kernels if config.model.kernels == sharding.platform(mesh) else "plain"
     return BACKENDS[name](sharding.constrain_to(mesh), sharding.on_each_device(mesh))
 

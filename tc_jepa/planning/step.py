@@ -13,12 +13,13 @@ import ml_collections
 import numpy as np
 
 from tc_jepa.distributed import sharding
+from tc_jepa.experiment.devices import check_step
 from tc_jepa.experiment.experiment import build_experiment, Experiment
 from tc_jepa.models.text.embedding import StoredWords
 from tc_jepa.models.text.t5 import T5Config, T5Encoder
 from tc_jepa.planning import loops
 from tc_jepa.planning.chips import Chip, COMPILER_OPTIONS
-from tc_jepa.train import check_step, compiled_step
+from tc_jepa.train import compiled_step
 
 T5_BASE = T5Config(32128, 768, 64, 3072, 12, 12, 32, 128, gated=False, epsilon=1e-6)  # t5-base, the recipes' T5 1.0
 
