@@ -25,6 +25,7 @@ STEMS = ("linear", "conv")
 PATCH_INITS = ("official", "fan_in")
 REMATS = ("none", "blocks", "conditioner", "all")
 KERNELS = ("plain", "tpu")
+RATE_RULES = ("none", "sqrt", "linear")
 SHRINKS = ("area", "fast")
 REGULARISERS = ("rectified_cosine", "entropy")
 CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
@@ -282,6 +283,14 @@ KEYS = Keys(
     key("optimizer.start_learning_rate", 2e-4, "learning rate at the start of the warm-up", low=0),
     key("optimizer.peak_learning_rate", 1e-3, "learning rate at the end of the warm-up", above=0),
     key("optimizer.final_learning_rate", 1e-6, "learning rate at the end of the run", low=0),
+    key(
+        "optimizer.batch_rule",
+        "none",
+        "how learning rates follow train.batch_size; none: not; linear: they are given for 2,048 images, and scaled by "
+        "the ratio of the batch sizes; sqrt: by its square root",
+        choices=RATE_RULES,
+        before="none",
+    ),
     key("optimizer.start_weight_decay", 0.04, "weight decay at the start of the run", low=0),
     key("optimizer.final_weight_decay", 0.4, "weight decay at the end of the run, reached on a cosine", low=0),
     key("optimizer.beta1", 0.9, "AdamW's decay of the first moment", low=0, below=1),

@@ -44,6 +44,18 @@ class Schedules:
         return cosine(self.start_weight_decay, self.final_weight_decay, update / self.steps)
 
 
+REFERENCE_BATCH = 2048  # images a step, as in I-JEPA's and the paper's recipes
+EXPONENTS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+
+
+def rate_scale(rule: str, batch_size: int) -> float:
+    """The factor of learning rates that are given for REFERENCE_BATCH images, at another batch size.
+
+    "linear" is for SGD (Goyal et al. 2017, arXiv 1706.02677), "sqrt" for Adam (Malladi et al. 2022, arXiv 2205.10287).
+    """
+    return (batch_size / REFERENCE_BATCH) ** EXPONENTS[rule]
+
+
 def linear(start: float, end: float, progress: jax.Array) -> jax.Array:
     """`start` at progress 0, `end` at 1, on a line."""
     return start + progress * (end - start)

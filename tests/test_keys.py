@@ -8,6 +8,7 @@ import pytest
 from configs import base, paper, scenes_standard
 from configs.keys import flatten, given, Key, Keys, unless, when
 from launch import common
+from tc_jepa import optimizer
 from tc_jepa.config import data as config_data
 from tc_jepa.config import jepa, models
 from tc_jepa.config.methods import METHODS
@@ -87,6 +88,7 @@ def test_choices_are_those_of_the_code():
         "conditioner.fusion": FUSIONS,
         "objective.prediction": losses.PREDICTION_FORMS,
         "objective.regulariser": losses.REGULARISER_FORMS,
+        "optimizer.batch_rule": optimizer.EXPONENTS,
         "target_encoder.kind": jepa.TARGETS,
         "target_encoder.normalise": targets.NORMALISATIONS,
         "evaluation.tasks": tasks.TASKS,

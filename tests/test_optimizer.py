@@ -1,5 +1,6 @@
 """Schedules, AdamW and the EMA have the official code's values, and the same parameters decay."""
 
+import dataclasses
 import functools
 import math
 
@@ -10,6 +11,8 @@ import numpy as np
 import optax
 import pytest
 
+from configs import base
+from tc_jepa.experiment.experiment import schedules
 from tc_jepa.methods.targets import EmaEncoder, Momentum
 from tc_jepa.optimizer import adamw, match_rules, Schedules, weight_decay_rules
 from tc_jepa.state import TrainState
@@ -51,6 +54,17 @@ def test_weight_decay_is_a_cosine_and_momentum_a_line():
 def test_a_run_shorter_than_its_warmup_stays_on_the_ramp():
     short = Schedules(3, 100, 0.0, 1.0, 0.5, 0.04, 0.4)
     assert [float(short.learning_rate(jnp.array(i))) for i in (1, 2, 3)] == pytest.approx([0.01, 0.02, 0.03])
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("none", 1.0), ("sqrt", 1 / 8), ("linear", 1 / 64)])
+def test_learning_rates_follow_the_batch_size(rule, factor):
+    config = base.get_config()
+    config.train.batch_size, config.optimizer.batch_rule = 32, rule
+    expected = dataclasses.replace(schedules(base.get_config()), start_learning_rate=2e-4 * factor)
+    expected = dataclasses.replace(expected, peak_learning_rate=1e-3 * factor, final_learning_rate=1e-6 * factor)
+    assert schedules(config) == expected
+    config.train.batch_size = 2048
+    assert schedules(config) == schedules(base.get_config())
 
 
 def test_only_matrices_and_the_mask_token_decay():
@@ -115,10 +129,10 @@ def test_five_steps_are_those_of_the_official_training_loop():
     single = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, jnp.float32))
     params = single(traverse_util.unflatten_dict(start))
     method = GivenGradients(single(traverse_util.unflatten_dict(gradients)), Momentum(0.9, 1.0, steps))
-    schedules = Schedules(steps, warmup, 2e-2, 5e-2, 1e-3, 0.04, 0.4)
-    optimizer = adamw(schedules, 0.9, 0.999, 1e-8)
+    chosen = Schedules(steps, warmup, 2e-2, 5e-2, 1e-3, 0.04, 0.4)
+    optimizer = adamw(chosen, 0.9, 0.999, 1e-8)
     state = TrainState(jnp.zeros((), jnp.int32), params, params["encoder"], optimizer.init(params))
-    settings = {"method": method, "optimizer": optimizer, "schedules": schedules, "seed": 0}
+    settings = {"method": method, "optimizer": optimizer, "schedules": chosen, "seed": 0}
     step = jax.jit(lambda state: train_step(state, None, {}, **settings)[0])
     for expected, average in official_training(start, gradients, decaying, steps, warmup):
         state = step(state)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from launch.train import stages, train_all
+from launch.training import stages, train_all
 from tc_jepa.config.validate import validate
 from tc_jepa.data.captions import tokenizer as captions
 from tc_jepa.distributed import sharding

@@ -41,7 +41,7 @@ VARIANTS = {
     "online": {"target_encoder.kind": "online", "objective.anti_collapse.sigreg": 1.0},
     "pixels": {"target_encoder.kind": "pixels", "objective.prediction": "mse"},
     "blocks_8": {"masking.target_blocks": 8, "masking.target_scale": (0.06, 0.12)},
-    "low_rate": {"optimizer.peak_learning_rate": 2e-4, "optimizer.start_learning_rate": 4e-5},
+    "sqrt_rate": {"optimizer.batch_rule": "sqrt"},
     "fan_in": {"model.patch_init": "fan_in"},
     "conv": {"model.stem": "conv"},
     "lejepa": LEJEPA,

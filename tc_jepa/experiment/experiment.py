@@ -17,7 +17,7 @@ from tc_jepa.distributed import sharding
 from tc_jepa.methods.method import Batch, Method
 from tc_jepa.models.kernels.backend import Backend, BACKENDS, PLAIN
 from tc_jepa.models.layers import Params
-from tc_jepa.optimizer import adamw, Schedules
+from tc_jepa.optimizer import adamw, rate_scale, Schedules
 from tc_jepa.pretrained import encoder as pretrained
 from tc_jepa.state import initial_state, TrainState
 from tc_jepa.storage.run_data import Found
@@ -126,12 +126,13 @@ def _backend(config: ml_collections.ConfigDict, mesh: jax.sharding.Mesh) -> Back
 
 def schedules(config: ml_collections.ConfigDict) -> Schedules:
     chosen = config.optimizer
+    scale = rate_scale(chosen.batch_rule, config.train.batch_size)
     return Schedules(
         steps=config.train.steps,
         warmup_steps=chosen.warmup_steps,
-        start_learning_rate=chosen.start_learning_rate,
-        peak_learning_rate=chosen.peak_learning_rate,
-        final_learning_rate=chosen.final_learning_rate,
+        start_learning_rate=scale * chosen.start_learning_rate,
+        peak_learning_rate=scale * chosen.peak_learning_rate,
+        final_learning_rate=scale * chosen.final_learning_rate,
         start_weight_decay=chosen.start_weight_decay,
         final_weight_decay=chosen.final_weight_decay,
     )
