@@ -28,6 +28,7 @@ SWEEPS = {
 # What each of them leaves to the user.
 LEFT = {
     "scenes": [],
+    "crossed": [],
     "screened": [],
     "seeds": [],
     "photos": ["data.path=DATA"],
