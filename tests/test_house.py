@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, paper, quickstart
+from configs import base, imagenette, paper, quickstart
 from tc_jepa.config import models
 from tc_jepa.config.validate import validate
 from tc_jepa.experiment.experiment import build_experiment
@@ -27,6 +27,7 @@ CONFIGS = sorted(
         )
     ]
     + [("quickstart", stage) for stage in quickstart.STAGES]
+    + [("imagenette", method) for method in imagenette.STEPS]
     + [("paper", name) for name in (*paper.IJEPA, *paper.TC_JEPA)]
 )
 

@@ -140,7 +140,7 @@ def test_a_loss_of_the_whole_batch_is_not_computed_in_parts():
     method = dataclasses.replace(method, target=dataclasses.replace(method.target, normalise="batch"))
     with pytest.raises(ValueError, match="accumulate"):
         tiny.step(method)(tiny.state(method), tiny.batch(2), accumulate=2)
-    config = importlib.import_module("configs.lejepa_imagenette").get_config()
+    config = importlib.import_module("configs.imagenette").get_config()
     config.data.path, config.train.accumulate, config.train.batch_size = "", 2, 16
     with pytest.raises(UserError) as raised:
         tiny.train(config, Path("/nowhere"))
