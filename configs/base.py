@@ -48,7 +48,7 @@ USED = (
     (
         when("method.name", "jepa"),
         "captions conditioner masking objective target_encoder model.conditioner model.predictor model.text "
-        "model.position_noise model.joint_targets",
+        "model.position_noise model.joint_targets image.context_corruption",
     ),
     (when("method.name", "lejepa"), "lejepa"),
     (when("method.name", "supervised"), "supervised"),
@@ -151,6 +151,15 @@ KEYS = Keys(
         before="area",
     ),
     key("image.flip", False, "mirror half the images; makes 'left of' in captions false"),
+    key(
+        "image.context_corruption",
+        0.0,
+        "IWM: the context encoder sees a copy changed in colour and sharpness, and the predictor reads how; factor of "
+        "the colour jitter of its recipe; 0: off",
+        low=0,
+        high=5,
+        before=0.0,
+    ),
     key("captions.per_image", 8, "captions sampled from an image's candidates, at most", low=1),
     key("captions.candidates", 0, "only the first so many of an image's captions are candidates; 0: all", low=0),
     key("captions.shuffled", False, "a control: images of a batch get the captions of others, which are wrong"),

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import numpy as np
+
 Array = Any  # numpy.ndarray in the pipeline, jax.Array in the step
 
 
@@ -10,7 +12,8 @@ class JepaBatch(NamedTuple):
 
     Padded entries of the index arrays hold 0 and are marked False in the mask beside them; they influence nothing.
     A caption that is marked missing influences nothing either, whatever its words are.
-    Where no captions are read (I-JEPA), C = S = 0.
+    Where no captions are read (I-JEPA), C = S = 0. Where the context encoder sees `images` themselves, context_images
+    have no pixels and corruption has no parameters, A = 0: see `uncorrupted`.
     """
 
     images: Array  # uint8 [B, height, width, 3], RGB
@@ -22,6 +25,13 @@ class JepaBatch(NamedTuple):
     target_indices: Array  # int32 [B, M, T]
     target_valid: Array  # bool [B, M, T]
     context_dropped: Array  # int32 [B], context patches that did not fit into K
+    context_images: Array  # uint8 [B, height, width, 3], RGB, the corrupted copy that the context encoder sees
+    corruption: Array  # float32 [B, A], what was done to it: see data/photometric.py
+
+
+def uncorrupted(*batch: int) -> dict[str, np.ndarray]:
+    """The fields of a JepaBatch whose context encoder sees `images`. `batch` is B, or nothing for one example."""
+    return {"context_images": np.zeros((*batch, 0, 0, 3), np.uint8), "corruption": np.zeros((*batch, 0), np.float32)}
 
 
 class ViewBatch(NamedTuple):

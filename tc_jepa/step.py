@@ -72,7 +72,7 @@ def mean_over_parts(function: Callable[[Batch, jax.Array], Any], batch: Batch, k
     Part i is every row whose number is i modulo `parts`: so every device that holds a section of the batch holds an
     equal section of each part.
     """
-    split = jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    split = jax.tree.map(lambda x: x.reshape(len(x) // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
 
     def step(total, part_and_key):
         return jax.tree.map(jnp.add, total, function(*part_and_key)), None

@@ -282,7 +282,7 @@ def test_operations_happen_as_often_as_asked():
 
     def share(**changes):
         chosen = dataclasses.replace(NO_COLOURS, blur_sigma=(1.0, 2.0), **changes)
-        return np.mean([not np.array_equal(chosen.apply(image, rng), image) for _ in range(400)])
+        return np.mean([not np.array_equal(chosen.apply(image, rng)[0], image) for _ in range(400)])
 
     assert share() == 0.0
     for name in ("jitter_probability", "grey_probability", "blur_probability", "solarise_probability"):
@@ -316,6 +316,30 @@ def test_solarise_inverts_the_bright_half_and_blur_keeps_the_mean():
     blurred = photometric.blur(image, 2.0)
     assert blurred.mean() == pytest.approx(image.mean(), abs=3)
     assert blurred.std() < 0.5 * image.std()
+
+
+@pytest.mark.parametrize(
+    ("parameter", "changes", "again"),
+    [
+        ("brightness", {"brightness": 0.4}, lambda x, s: photometric.adjust_brightness(x, 1 + s)),
+        ("contrast", {"contrast": 0.4}, lambda x, s: photometric.adjust_contrast(x, 1 + s)),
+        ("saturation", {"saturation": 0.4}, lambda x, s: photometric.adjust_saturation(x, 1 + s)),
+        ("hue", {"hue": 0.1}, photometric.shift_hue),
+        ("grey", {"grey_probability": 1.0}, lambda x, _: photometric.adjust_saturation(x, 0.0)),
+        ("blur", {"blur_probability": 1.0}, photometric.blur),
+        ("solarise", {"solarise_probability": 1.0}, lambda x, _: photometric.solarise(x)),
+    ],
+)
+def test_parameters_are_those_of_what_was_done(parameter, changes, again):
+    still = Photometric(0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, (1.0, 2.0), 0.0)
+    place, image = photometric.PARAMETERS.index(parameter), np.array(SOURCE[0].image)
+    chosen = dataclasses.replace(still, jitter_probability=float(place < 4), **changes)
+    assert not still.apply(image, np.random.default_rng(0))[1].any()
+    for seed in range(5):
+        found, done = chosen.apply(image, np.random.default_rng(seed))
+        assert done.dtype == np.float32 and np.flatnonzero(done).tolist() == [place]
+        expected = again(image, float(done[place]))
+        assert np.abs(found.astype(int) - expected).mean() < 1  # hues are rounded
 
 
 # The configuration

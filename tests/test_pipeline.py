@@ -8,10 +8,11 @@ import itertools
 import numpy as np
 import pytest
 
-from tc_jepa.batch import JepaBatch
+from tc_jepa.batch import JepaBatch, uncorrupted
 from tc_jepa.data import pipeline, transforms
 from tc_jepa.data.captions import tokenizer as captions
 from tc_jepa.data.inputs.jepa import CropAndCaptions, JepaInputs
+from tc_jepa.data.photometric import Photometric
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.transforms import Crop
 from tc_jepa.errors import UserError
@@ -21,6 +22,8 @@ from tests import tiny
 TOKENIZER = captions.CaptionTokenizer(captions.scenes_vocabulary_path(), 12)
 AUGMENT = CropAndCaptions(Crop(tiny.IMAGE, (0.3, 1.0), (3 / 4, 4 / 3), False), TOKENIZER, 3)
 SOURCE = SceneSource(0, "train", 20, 32)
+COLOURS = Photometric(0.5, 0.4, 0.4, 0.2, 0.1, 0.2, 0.3, (1.0, 2.0), 0.2)
+DRAWN = ("corruption", "images", "context_images")
 MASKS = {
     "fixed": tiny.MASKS,
     "official": OfficialMasks(  # groups straddle batches of 6
@@ -188,6 +191,29 @@ def test_without_a_reader_there_are_no_captions_and_nothing_else_changes(workers
             )
             for name in set(JepaBatch._fields) - {"caption_words", "word_valid", "caption_valid"}:
                 np.testing.assert_array_equal(getattr(batch, name), getattr(read, name), err_msg=name)
+
+
+def test_corruption_has_draws_of_its_own_and_is_a_function_of_the_position():
+    inputs = JepaInputs(AUGMENT, tiny.MASKS, corruption=COLOURS)
+
+    def corrupted(start, count, **process):
+        dataset = pipeline.batches(SOURCE, inputs, batch_size=6, seed=0, **process)
+        with contextlib.closing(pipeline.iterate(dataset, start=start, workers=0)) as iterator:
+            return [JepaBatch(*(np.array(x) for x in batch)) for batch in itertools.islice(iterator, count)]
+
+    whole = corrupted(0, 4)
+    without = [batch._replace(**uncorrupted(6)) for batch in whole]
+    assert_equal(without, eight()[:4])  # whose crops, captions and masks are drawn alike
+    assert_equal(corrupted(2, 2), whole[2:])
+    assert_equal(corrupted(1, 1, process_index=1, process_count=2), [JepaBatch(*(x[1::2] for x in whole[1]))])
+    done, images, context = (np.concatenate([getattr(batch, name) for batch in whole]) for name in DRAWN)
+    assert done.shape == (24, 7) and done.dtype == np.float32 and len(np.unique(done, axis=0)) > 12
+    assert [np.array_equal(*pair) for pair in zip(images, context)] == (done == 0).all(axis=1).tolist()
+    examples = pipeline.grain.MapDataset.source(SOURCE)
+    drawn = [np.stack([inputs.rows(examples, (1, 2, seed))[i].corruption for i in range(8)]) for seed in (1, 3)]
+    assert not np.array_equal(*drawn)
+    row = inputs.example(SOURCE[0])
+    assert row.context_images.shape == row.images.shape and row.corruption.shape == (7,)
 
 
 class Positions:

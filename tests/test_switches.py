@@ -1,6 +1,8 @@
-"""Targets other than the EMA encoder's, noisy and interpolated positions, joint prediction, initialisation."""
+"""Targets other than the EMA encoder's, noisy and interpolated positions, joint prediction, corrupted context images,
+initialisation."""
 
 import dataclasses
+import functools
 
 import cv2
 import jax
@@ -10,9 +12,12 @@ import optax
 import pytest
 
 from configs import base
+from tc_jepa.batch import JepaBatch
+from tc_jepa.config import jepa as config_jepa
 from tc_jepa.config import jepa_rules, models
 from tc_jepa.convert import folder, weights
-from tc_jepa.distributed.sharding import batch_sharding, make_mesh
+from tc_jepa.data.photometric import PARAMETERS
+from tc_jepa.distributed.sharding import batch_sharding, make_mesh, put_batch
 from tc_jepa.errors import UserError
 from tc_jepa.methods import targets
 from tc_jepa.methods.jepa import join_targets
@@ -154,18 +159,23 @@ class InputRecorder(Conditioner):
         return tokens
 
 
-def test_sigma_is_the_variance_of_the_noise_in_mask_tokens_alone():
-    predictor, batch = tiny.jepa(InputRecorder(), position_noise=0.25, depth=0).predictor, tiny.batch(8)
+def position_noise(batch, *key, **changes):
+    """What StoP's noise of sigma 0.25 adds to the predictor's input [B, M, K + T, P]: its first P channels."""
+    predictor = tiny.jepa(InputRecorder(), position_noise=0.25, depth=0, **changes).predictor
     context = np.zeros((*batch.context_indices.shape, 32), np.float32)
     places = batch.context_indices, batch.context_valid, batch.target_indices, batch.target_valid
     params = dict(predictor.init(jax.random.key(0), context, *places, None)["params"])
     params["predictor_embed"] = {"kernel": jnp.eye(32, 16), "bias": jnp.zeros(16)}
 
-    def inputs(**rngs):
+    def inputs(predictor, **rngs):
         _, stored = predictor.apply({"params": params}, context, *places, None, rngs=rngs, mutable="intermediates")
         return stored["intermediates"]["conditioner"]["input"][0]
 
-    noise = np.asarray(inputs(positions=jax.random.key(1)) - inputs())
+    return np.asarray(inputs(predictor, **dict(zip(["positions"], key))) - inputs(predictor.clone(position_noise=0.0)))
+
+
+def test_sigma_is_the_variance_of_the_noise_in_mask_tokens_alone():
+    noise = position_noise(tiny.batch(8), jax.random.key(1))
     assert not noise[:, :, : tiny.MASKS.context_tokens].any()
     assert noise[:, :, tiny.MASKS.context_tokens :].var() == pytest.approx(0.25, rel=0.2)
 
@@ -180,6 +190,75 @@ def test_joint_targets_see_each_other_and_weigh_the_same():
     by_hand = tiny.loss_function(method)(params, state.extra, joined)
     apart = tiny.loss_function(method)(params, state.extra, batch)
     assert float(joint["prediction"]) == float(by_hand["prediction"]) != float(apart["prediction"])
+
+
+def corrupted(size: int, seed: int = 0) -> JepaBatch:
+    """A batch whose context images are others, with parameters of ordinary size."""
+    rng, others = np.random.default_rng(seed), tiny.batch(size, seed + 100).images
+    return tiny.batch(size)._replace(context_images=others, corruption=rng.normal(size=(size, 7)).astype(np.float32))
+
+
+def test_the_context_alone_is_corrupted_and_its_parameters_change_predictions_image_by_image():
+    method, batch = tiny.jepa(corruption=7), corrupted(4)
+    state = tiny.state(method)
+    predict = jax.jit(functools.partial(method.predict, tiny.lively(state.params), tiny.lively(state.extra)))
+    first = predict(batch)
+
+    def changed(**fields):
+        guess = predict(batch._replace(**fields))
+        parts = ("context", "targets", "predicted")
+        return {name for name in parts if np.any(getattr(guess, name) != getattr(first, name))}
+
+    assert changed(context_images=batch.images) == {"context", "predicted"}
+    assert changed(images=batch.context_images) == {"targets"}
+    parameters = batch.corruption.copy()
+    for column in range(7):
+        parameters[2, column] += 1.0
+        assert changed(corruption=parameters) == {"predicted"}
+        moved = np.abs(predict(batch._replace(corruption=parameters)).predicted - first.predicted).max(axis=(1, 2, 3))
+        assert moved[2] > 1e-3 and not moved[[0, 1, 3]].any()
+        parameters[2] = batch.corruption[2]
+    clean, unchanged = predict(tiny.batch(4)), {"context_images": batch.images, "corruption": 0 * batch.corruption}
+    np.testing.assert_allclose(clean.predicted, predict(batch._replace(**unchanged)).predicted, atol=1e-5)
+
+
+def test_a_corrupted_step_without_captions_is_the_same_in_parts_on_eight_devices():
+    method = dataclasses.replace(tiny.jepa(Conditioner(), corruption=7), text=None)
+    wordless = {name: np.zeros((16, 0, 0), int) for name in ("caption_words", "word_valid")}
+    batch = corrupted(16)._replace(**wordless, caption_valid=np.zeros((16, 0), bool))
+    state = tiny.state(method)
+    state = state.replace(params=tiny.lively(state.params))
+
+    def gradient(batch, accumulate):
+        after, _ = jax.jit(functools.partial(tiny.step(method), accumulate=accumulate))(state, batch)
+        return jax.device_get(after.opt_state[0].mu)  # a tenth of the gradient
+
+    whole = gradient(batch, 1)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(whole["predictor"]["corruption_mlp"]))
+    assert np.any(whole["predictor"]["mask_token"])
+    difference = jax.tree.map(np.subtract, whole, gradient(put_batch(make_mesh(8, 1), batch), 2))
+    assert optax.tree.norm(difference) < 1e-5 * optax.tree.norm(whole)
+
+
+def test_conditioning_adds_an_mlp_and_changes_no_other_initial_parameter():
+    plain, conditioned = (tiny.state(tiny.jepa(corruption=n)).params for n in (0, 7))
+    added = conditioned["predictor"].pop("corruption_mlp")
+    assert [added[name]["kernel"].shape for name in ("fc1", "fc2", "fc3")] == [(16 + 7, 16), (16, 16), (16, 16)]
+    jax.tree.map(np.testing.assert_array_equal, plain, conditioned)
+
+
+def test_the_configuration_corrupts_training_and_no_held_out_images():
+    config = base.get_config()
+    config.update_from_flattened_dict(tiny.SMALL_RUN | {"model.conditioner": "none", "model.encoder": "nano"})
+    built = config_jepa.build(config)
+    assert built.inputs.corruption is None and not built.method.predictor.corruption
+    config.image.context_corruption = 0.5
+    method, inputs, heldout, *_ = config_jepa.build(config)
+    assert method.predictor.corruption == len(PARAMETERS) and heldout.corruption is None
+    found = inputs.corruption
+    assert (found.brightness, found.contrast, found.saturation, found.hue) == (0.2, 0.2, 0.1, 0.05)
+    assert (found.jitter_probability, found.grey_probability, found.solarise_probability) == (0.8, 0.2, 0.2)
+    assert (found.blur_probability, found.blur_sigma) == (0.5, (0.1, 2.0))
 
 
 @pytest.mark.parametrize("new", [(14, 14), (7, 9), (16, 11), (3, 2)])

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tc_jepa import train as train_loop
-from tc_jepa.batch import JepaBatch
+from tc_jepa.batch import JepaBatch, uncorrupted
 from tc_jepa.convert import t5
 from tc_jepa.data.captions.tokenizer import CaptionTokenizer, scenes_vocabulary_path
 from tc_jepa.distributed.sharding import make_mesh
@@ -83,6 +83,7 @@ def batch(size: int, seed: int = 0) -> JepaBatch:
         np.arange(WORDS) < lengths[..., None],
         caption_valid,
         *(np.stack(rows) for rows in zip(*masks, strict=True)),
+        **uncorrupted(size),
     )
 
 

@@ -21,7 +21,7 @@ from tc_jepa.config import data, methods
 from tc_jepa.data import pipeline
 from tc_jepa.data.captions import tokenizer
 from tc_jepa.data.images import decode_image, EncodedImage
-from tc_jepa.data.inputs.jepa import AddMasks, JepaInputs
+from tc_jepa.data.inputs.jepa import JepaInputs
 from tc_jepa.data.inputs.labels import CropAndLabels
 from tc_jepa.data.inputs.views import Views
 from tc_jepa.data.sources import Example
@@ -80,7 +80,7 @@ def row_of(inputs: Any, example: Example, number: int) -> Any:
 
 @row_of.register
 def _(inputs: JepaInputs, example: Example, number: int) -> Any:
-    return AddMasks(inputs.masks, 0).map_with_index(number, inputs.crop.random_map(example, _generator(number)))
+    return inputs.row(example, number, _generator(number))
 
 
 @row_of.register
@@ -171,6 +171,9 @@ def _(inputs: JepaInputs, examples: Sequence[Example]) -> dict[str, Callable[[],
             inputs.masks.draw_at(seed, i)
 
     found = {"crop": cut, "mask": mask}
+    if inputs.corruption is not None:
+        images = [crop.seen(example, _generator(i)).image for i, example in enumerate(examples)]
+        found["corrupt"] = each(lambda i: inputs.corruption.apply(images[i], _generator(i)), range(len(images)))
     return found if work.reader is None else {"tokenise": tokenise, **found}
 
 

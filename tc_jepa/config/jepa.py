@@ -10,6 +10,7 @@ from tc_jepa.config import data, jepa_rules, models
 from tc_jepa.config.parts import MethodParts
 from tc_jepa.data.captions.tokenizer import CaptionReader
 from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
+from tc_jepa.data.photometric import Photometric
 from tc_jepa.data.word_vectors.folder import WordVectorFolder
 from tc_jepa.masking import MASKS, MaskSampler
 from tc_jepa.methods import jepa_reporting
@@ -54,6 +55,7 @@ def build(
         noise=captions.noise,
         noise_seed=config.train.seed,
         length_multiple=config.masking.length_multiple,
+        corruption=corruption(config),
     )
     return MethodParts(method, trained_on, heldout_inputs, reader, frozen)
 
@@ -119,6 +121,27 @@ def inputs(config: Config, reader: CaptionReader | None) -> JepaInputs:
     image, captions = config.image, config.captions
     crop = Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
     return JepaInputs(CropAndCaptions(crop, reader, captions.per_image, captions.candidates), masks(config))
+
+
+def corruption(config: Config) -> Photometric | None:
+    """What is done to the images that the context encoder sees, by IWM's recipe (arXiv 2403.00504); None for nothing.
+
+    image.context_corruption scales the strengths of the colour jitter, not the probabilities.
+    """
+    strength = config.image.context_corruption
+    if not strength:
+        return None
+    return Photometric(
+        jitter_probability=0.8,
+        brightness=0.4 * strength,
+        contrast=0.4 * strength,
+        saturation=0.2 * strength,
+        hue=0.1 * strength,
+        grey_probability=0.2,
+        blur_probability=0.5,
+        blur_sigma=(0.1, 2.0),
+        solarise_probability=0.2,
+    )
 
 
 def masks(config: Config) -> MaskSampler:

@@ -9,6 +9,7 @@ import ml_collections
 
 from tc_jepa.convert import t5
 from tc_jepa.data.captions.tokenizer import CaptionReader
+from tc_jepa.data.photometric import PARAMETERS
 from tc_jepa.models import layers, vit
 from tc_jepa.models.conditioners import Conditioner, CONDITIONERS
 from tc_jepa.models.kernels.backend import Backend, PLAIN
@@ -71,6 +72,7 @@ def predictor(config: Config, output_width: int, backend: Backend = PLAIN) -> Pr
         conditioner=conditioner(config, backend),
         linear=linear(config),
         position_noise=config.model.position_noise,
+        corruption=len(PARAMETERS) if config.image.context_corruption else 0,
         remat=remat(config)[0],
         residual=DTYPES[config.model.residual_dtype],
         backend=backend,

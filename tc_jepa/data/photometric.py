@@ -12,6 +12,8 @@ GREY_WEIGHTS = (0.299, 0.587, 0.114)  # ITU-R 601-2, as Pillow and torchvision h
 BLUR_KERNEL = 7  # side of the Gaussian kernel in pixels (lejepa MINIMAL.md)
 SOLARISE_THRESHOLD = 128  # values from here on are inverted
 VALUES = np.arange(256, dtype=np.float32)
+PARAMETERS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarise")
+JITTER, GREY, BLUR, SOLARISE = slice(4), 4, 5, 6  # their places among PARAMETERS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,26 +37,33 @@ class Photometric:
     blur_sigma: tuple[float, float]
     solarise_probability: float
 
-    def apply(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A changed copy of `image`, or `image` itself where nothing was drawn."""
-        if rng.random() < self.jitter_probability:
-            image = self._jitter(image, rng)
-        if rng.random() < self.grey_probability:
-            image = adjust_saturation(image, 0.0)
-        if rng.random() < self.blur_probability:
-            image = blur(image, rng.uniform(*self.blur_sigma))
-        if rng.random() < self.solarise_probability:
-            image = solarise(image)
-        return image
+    def apply(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """A changed copy of `image`, or `image` itself where nothing was drawn; and what was done, float32 [7].
 
-    def _jitter(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        In the order of PARAMETERS: the factors of brightness, contrast and saturation minus 1, the shift of the hue, 1
+        for grey, the blur's standard deviation in pixels, 1 for solarise. What was not drawn is 0. The order of the
+        jitter's changes is not part of it.
+        """
+        done = np.zeros(len(PARAMETERS), np.float32)
+        if rng.random() < self.jitter_probability:
+            image, done[JITTER] = self._jitter(image, rng)
+        if rng.random() < self.grey_probability:
+            image, done[GREY] = adjust_saturation(image, 0.0), 1.0
+        if rng.random() < self.blur_probability:
+            sigma = rng.uniform(*self.blur_sigma)
+            image, done[BLUR] = blur(image, sigma), sigma
+        if rng.random() < self.solarise_probability:
+            image, done[SOLARISE] = solarise(image), 1.0
+        return image, done
+
+    def _jitter(self, image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         strengths = (self.brightness, self.contrast, self.saturation)
         amounts = [rng.uniform(max(0.0, 1.0 - strength), 1.0 + strength) for strength in strengths]
         amounts.append(rng.uniform(-self.hue, self.hue))
         changes = (adjust_brightness, adjust_contrast, adjust_saturation, shift_hue)
         for i in rng.permutation(len(changes)):
             image = changes[i](image, amounts[i])
-        return image
+        return image, np.subtract(amounts, (1.0, 1.0, 1.0, 0.0))
 
 
 def adjust_brightness(image: np.ndarray, factor: float) -> np.ndarray:

@@ -20,13 +20,14 @@ Batch = Any  # a NamedTuple of tc_jepa.batch
 # Batches held ready by each worker. Grain's own default, 500, counts batches here: gigabytes.
 PREFETCHED_BATCHES = 4
 READ_THREADS = 4
+SEEDS = 3  # that inputs have for random draws of their own
 
 
 class Inputs(Protocol):
     """What a method reads of an example: which random draws, and the typed row that results."""
 
-    def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
-        """Examples -> rows of a batch. Random draws are functions of the seeds and the position in the stream."""
+    def rows(self, examples: grain.MapDataset, seeds: tuple[int, ...]) -> grain.MapDataset:
+        """Examples -> rows of a batch. Random draws are functions of the SEEDS seeds and the position in the stream."""
 
     def batched(self, batches: grain.MapDataset, batch_size: int, process_count: int) -> grain.MapDataset:
         """What is done to the parts of batches that a process has; most inputs return them as they are.
@@ -50,7 +51,7 @@ def batches(
     """
     if batch_size % process_count:
         raise ValueError(f"a global batch of {batch_size} does not split over {process_count} processes")
-    shuffle_seed, *seeds = (int(word) for word in np.random.SeedSequence(seed).generate_state(3))
+    shuffle_seed, *seeds = (int(word) for word in np.random.SeedSequence(seed).generate_state(1 + SEEDS))
     if isinstance(source, Mixture):
         examples = source.stream(shuffle_seed)
     else:

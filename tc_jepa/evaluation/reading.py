@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tc_jepa.batch import JepaBatch
+from tc_jepa.batch import JepaBatch, uncorrupted
 from tc_jepa.masking import MaskSampler
 from tc_jepa.masking.masks import pack
 from tc_jepa.methods.jepa import Jepa
@@ -69,7 +69,7 @@ class FrozenReader:
 
 def _batch(images: np.ndarray, caption_words: np.ndarray, word_valid: np.ndarray, masks: Sequence) -> JepaBatch:
     rows = (np.stack(column) for column in zip(*masks, strict=True))
-    return JepaBatch(images, caption_words, word_valid, word_valid.any(axis=-1), *rows)
+    return JepaBatch(images, caption_words, word_valid, word_valid.any(axis=-1), *rows, **uncorrupted(len(images)))
 
 
 def _cosines(method: Jepa, params: Params, extra: Params, batch: JepaBatch) -> jax.Array:

@@ -127,7 +127,8 @@ class Jepa:
             given = self.target.chosen_params(extra, params["encoder"])
             targets_BxMxTxD = self.target_features(given, images, batch.target_indices, batch.target_valid)
         with jax.named_scope("context"):
-            context_BxKxD, unnormalised_BxKxD = self._context(params, images, batch)
+            seen = layers.normalise_images(batch.context_images) if batch.context_images.size else images
+            context_BxKxD, unnormalised_BxKxD = self._context(params, seen, batch)
         with jax.named_scope("text"):
             words = self._words(params, batch)
         with jax.named_scope("predictor"):
@@ -136,6 +137,7 @@ class Jepa:
                 context_BxKxD,
                 *_places(batch),
                 words,
+                batch.corruption,
                 rngs=None if key is None else {"positions": key},
             )
         return Prediction(batch, context_BxKxD, unnormalised_BxKxD, predicted_BxMxTxD, targets_BxMxTxD, words, readings)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from tc_jepa.models import layers
 from tc_jepa.models.conditioners.base import BlockFunction, Conditioner, Reading, Tokens, Words
 from tc_jepa.models.kernels.backend import Backend, PLAIN
+from tc_jepa.models.mask_tokens import FeatureConditioning, UNCORRUPTED
 from tc_jepa.models.positions import sincos_positions
 
 
@@ -26,6 +27,9 @@ class Predictor(nn.Module):
     projection of context features, a mask token is A n_j + p_j + m, n_j ~ Normal(0, sigma I), as if its position were
     uncertain. A is shared with the context, so that training cannot remove the noise. The noise needs the random key
     "positions"; without one, as in monitoring, there is no noise.
+
+    `corruption` is the number of parameters of what was done to the context images, by which IWM changes the mask token
+    (mask_tokens.FeatureConditioning); with 0 they are ignored.
     """
 
     grid: tuple[int, int]
@@ -36,6 +40,7 @@ class Predictor(nn.Module):
     conditioner: Conditioner
     linear: layers.Linear = layers.Linear()
     position_noise: float = 0.0
+    corruption: int = 0
     remat: bool = False
     residual: jnp.dtype = jnp.float32
     backend: Backend = PLAIN
@@ -49,6 +54,7 @@ class Predictor(nn.Module):
         target_indices_BxMxT: jax.Array,
         target_valid_BxMxT: jax.Array,
         words: Words | None,
+        corruption_BxA: jax.Array = UNCORRUPTED,
     ) -> tuple[jax.Array, list[Reading]]:
         B, K, D = context_BxKxD.shape
         M, T = target_indices_BxMxT.shape[1:]
@@ -57,6 +63,11 @@ class Predictor(nn.Module):
 
         embed = self.linear(self.width, "predictor_embed")
         context = embed(context_BxKxD) + positions[context_indices_BxK]
+        if self.corruption:
+            conditioned_BxP = FeatureConditioning(self.corruption, self.linear, name="corruption_mlp")(
+                mask_token, corruption_BxA
+            )
+            mask_token = conditioned_BxP[:, None, None]
         targets = mask_token + positions[target_indices_BxMxT]
         if self.position_noise and self.has_rng("positions"):
             noise = jax.random.normal(self.make_rng("positions"), (B, M, T, D)) * self.position_noise**0.5

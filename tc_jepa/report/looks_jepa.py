@@ -67,6 +67,8 @@ def _input(row: JepaBatch, grid: tuple[int, int], captions: CaptionReader | None
     seen, dropped = row.context_valid.sum(), int(row.context_dropped)
     label = f"{seen} patches seen, {dropped} dropped; blocks to predict of {sizes} patches"
     shown = [(label, pictures.drawn_masks(row.images, masks, grid))]
+    if row.context_images.size:
+        shown.append(("as the context encoder sees it", pictures.drawn_masks(row.context_images, masks, grid)))
     if captions is None:
         return Figure(shown)
     if not isinstance(captions, CaptionTokenizer):

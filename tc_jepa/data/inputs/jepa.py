@@ -6,8 +6,9 @@ import functools
 import grain
 import numpy as np
 
-from tc_jepa.batch import JepaBatch
+from tc_jepa.batch import JepaBatch, uncorrupted
 from tc_jepa.data.captions import tokenizer
+from tc_jepa.data.photometric import Photometric
 from tc_jepa.data.sources import Drawn, Example
 from tc_jepa.data.transforms import Crop
 from tc_jepa.errors import UserError
@@ -43,7 +44,21 @@ class AddMasks(grain.transforms.MapWithIndex):
     seed: int
 
     def map_with_index(self, index: int, row: dict[str, np.ndarray]) -> JepaBatch:
-        return JepaBatch(**row, **self.masks.draw_at(self.seed, index)._asdict())
+        return JepaBatch(**row, **self.masks.draw_at(self.seed, index)._asdict(), **uncorrupted())
+
+
+@dataclasses.dataclass(frozen=True)
+class CorruptContext(grain.transforms.RandomMap):
+    """A JepaBatch row -> the same with a corrupted copy of the image for the context encoder, and what was done to it.
+
+    As in Image World Models (IWM, Garrido et al. 2024, arXiv 2403.00504): the target encoder sees the clean image.
+    """
+
+    photometric: Photometric
+
+    def random_map(self, row: JepaBatch, rng: np.random.Generator) -> JepaBatch:
+        image, done = self.photometric.apply(row.images, rng)
+        return row._replace(context_images=image, corruption=done)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +98,12 @@ class JepaInputs:
     noise: float = 0.0  # CaptionNoise.rate
     noise_seed: int = 0  # its draws are a function of this and the step
     length_multiple: int = 0
+    corruption: Photometric | None = None  # of the images that the context encoder sees
 
-    def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
-        return examples.random_map(self.crop, seed=seeds[0]).map_with_index(AddMasks(self.masks, seeds[1]))
+    def rows(self, examples: grain.MapDataset, seeds: tuple[int, ...]) -> grain.MapDataset:
+        """The seeds are those of crops and captions, of masks, and of corruption: none changes another's draws."""
+        rows = examples.random_map(self.crop, seed=seeds[0]).map_with_index(AddMasks(self.masks, seeds[1]))
+        return rows if self.corruption is None else rows.random_map(CorruptContext(self.corruption), seed=seeds[2])
 
     def batched(self, batches: grain.MapDataset, batch_size: int, process_count: int) -> grain.MapDataset:
         """UserError where processes would cut their parts of a batch to different lengths."""
@@ -115,7 +133,12 @@ class JepaInputs:
         return "no image of the first batch has a caption: model.conditioner reads null captions"
 
     def example(self, example: Example | Drawn) -> JepaBatch:
-        return AddMasks(self.masks, 0).map_with_index(0, self.crop.random_map(example, np.random.default_rng(0)))
+        return self.row(example, 0, np.random.default_rng(0))
+
+    def row(self, example: Example | Drawn, index: int, rng: np.random.Generator) -> JepaBatch:
+        """One row outside a stream; all its draws but those of masks are from `rng`."""
+        row = AddMasks(self.masks, 0).map_with_index(index, self.crop.random_map(example, rng))
+        return row if self.corruption is None else CorruptContext(self.corruption).random_map(row, rng)
 
 
 def cut_padding(batch: JepaBatch, multiple: int) -> JepaBatch:

@@ -10,7 +10,7 @@ from tc_jepa.data.sources import Drawn, Example
 class RowByRow(grain.transforms.RandomMap):
     """A pipeline.Inputs. Subclasses have random_map(example, rng), which returns one row."""
 
-    def rows(self, examples: grain.MapDataset, seeds: tuple[int, int]) -> grain.MapDataset:
+    def rows(self, examples: grain.MapDataset, seeds: tuple[int, ...]) -> grain.MapDataset:
         """Examples -> rows. The draws are a function of (seeds[0], position in the stream)."""
         return examples.random_map(self, seed=seeds[0])
 

@@ -27,4 +27,5 @@ class Views(RowByRow):
         return ViewBatch(np.stack([self._view(example, rng) for _ in range(self.count)]))
 
     def _view(self, example: Example | Drawn, rng: np.random.Generator) -> np.ndarray:
-        return self.crop.flipped(self.photometric.apply(self.crop.seen(example, rng).image, rng), rng)
+        image, _ = self.photometric.apply(self.crop.seen(example, rng).image, rng)
+        return self.crop.flipped(image, rng)
