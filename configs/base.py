@@ -64,6 +64,7 @@ USED = (
     (when("model.text", "stored"), "captions.vectors"),
     (unless("model.text", "t5"), "captions.vocabulary"),
     (when("model.stem", "linear"), "model.patch_init"),
+    (unless("model.position_noise", 0), "model.position_noise_levels"),
     (when("masking.kind", "official"), "masking.group_size"),
     (when("masking.kind", "random"), "masking.ratio"),
     (unless("masking.kind", "random"), "masking.target_scale masking.target_aspect"),
@@ -225,6 +226,13 @@ KEYS = Keys(
     ),
     key("model.text_dtype", "float32", "type of the T5's parameters and products", choices=DTYPES),
     key("model.position_noise", 0.0, "StoP's sigma, variance of the noise in mask tokens' places; 0: off", low=0),
+    key(
+        "model.position_noise_levels",
+        1,
+        "N-JEPA: an image's variance is i / levels of model.position_noise, with i drawn from 1 to this",
+        low=1,
+        before=1,
+    ),
     key("model.joint_targets", False, "predict all target blocks in one sequence, not each in its own"),
     key("model.dtype", "bfloat16", "type of matrix products; parameters are float32", choices=DTYPES),
     key(

@@ -156,6 +156,7 @@ USED_BESIDE = {
     "masking.group_size": {"masking.kind": "official"},
     "image.shrink": {"data.path": "a"},
     "train.trace_steps": {"train.trace_start": 3},
+    "model.position_noise_levels": {"model.position_noise": 0.25},
     "masking.ratio": {"masking.kind": "random"},
     "objective.temperature": {"objective.regulariser": "entropy"},
     "target_encoder.teacher": {"target_encoder.kind": "frozen"},

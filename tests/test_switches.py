@@ -180,6 +180,18 @@ def test_sigma_is_the_variance_of_the_noise_in_mask_tokens_alone():
     assert noise[:, :, tiny.MASKS.context_tokens :].var() == pytest.approx(0.25, rel=0.2)
 
 
+def test_each_image_draws_one_of_the_levels_of_position_noise():
+    """Its noise is StoP's of the same key times the square root of level / levels. Without a key there is none."""
+    batch, key, levels = tiny.batch(64), jax.random.key(1), 4
+    assert not position_noise(batch, position_noise_levels=levels).any()
+    whole, noise = (position_noise(batch, key, position_noise_levels=n) for n in (1, levels))
+    level = levels * np.square(noise).sum(axis=(1, 2, 3)) / np.square(whole).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(level, np.rint(level), rtol=1e-4)
+    np.testing.assert_allclose(noise, np.sqrt(level / levels)[:, None, None, None] * whole, atol=1e-5)
+    counts = np.bincount(np.rint(level).astype(int))
+    assert len(counts) == levels + 1 and counts[0] == 0 and counts[1:].min() > 0.4 * 64 / levels
+
+
 def test_joint_targets_see_each_other_and_weigh_the_same():
     method = tiny.jepa()
     state, batch = tiny.state(method), tiny.batch(3)

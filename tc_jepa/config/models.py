@@ -72,6 +72,7 @@ def predictor(config: Config, output_width: int, backend: Backend = PLAIN) -> Pr
         conditioner=conditioner(config, backend),
         linear=linear(config),
         position_noise=config.model.position_noise,
+        position_noise_levels=config.model.position_noise_levels,
         corruption=len(PARAMETERS) if config.image.context_corruption else 0,
         remat=remat(config)[0],
         residual=DTYPES[config.model.residual_dtype],

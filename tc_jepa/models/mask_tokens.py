@@ -1,4 +1,6 @@
-"""What mask tokens hold beside their place: what was done to the context images (IWM)."""
+"""What mask tokens hold beside their place: what was done to the context images (IWM), and noise (StoP, N-JEPA)."""
+
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -31,3 +33,23 @@ class FeatureConditioning(nn.Module):
         for i in range(LAYERS):
             x = self.linear.scaled(x.shape[-1])(len(mask_token_P), f"fc{i + 1}")(nn.relu(x) if i else x)
         return x
+
+
+def position_noise(
+    new_key: Callable[[], jax.Array], shape: tuple[int, int, int, int], sigma: float, levels: int
+) -> jax.Array:
+    """The noise n of mask tokens, float32 of `shape` [B, M, T, D], before the projection A; see Predictor.
+
+    With one level it is StoP's (Bar et al. 2024, arXiv 2308.00566, the paper's second baseline): with A the projection
+    of context features, a mask token is A n_j + p_j + m, n_j ~ Normal(0, sigma I), as if its position were uncertain.
+    A is shared with the context, so that training cannot remove the noise.
+
+    With more it is after N-JEPA (Qiu et al. 2025, arXiv 2507.15216), whose code is not public, and simpler: each image
+    draws a level i uniformly from 1 to `levels`, and has the variance sigma i / levels. Unlike N-JEPA's, the predictor
+    is not conditioned on the level, and the noise passes A as in StoP.
+    """
+    noise = jax.random.normal(new_key(), shape)
+    if levels == 1:
+        return noise * sigma**0.5
+    level_B = jax.random.randint(new_key(), shape[:1], 1, levels + 1)
+    return noise * jnp.sqrt(sigma * level_B / levels)[:, None, None, None]

@@ -1,6 +1,7 @@
 """The predictor: a narrow ViT that predicts target features of hidden blocks from visible patches and captions."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from tc_jepa.models import layers
 from tc_jepa.models.conditioners.base import BlockFunction, Conditioner, Reading, Tokens, Words
 from tc_jepa.models.kernels.backend import Backend, PLAIN
-from tc_jepa.models.mask_tokens import FeatureConditioning, UNCORRUPTED
+from tc_jepa.models.mask_tokens import FeatureConditioning, position_noise, UNCORRUPTED
 from tc_jepa.models.positions import sincos_positions
 
 
@@ -23,10 +24,8 @@ class Predictor(nn.Module):
     Each target block is predicted in a separate sequence, together with a copy of the context
     (ijepa src/models/vision_transformer.py:300-326).
 
-    `position_noise` is StoP's sigma (Bar et al. 2024, arXiv 2308.00566, the paper's second baseline): with A the
-    projection of context features, a mask token is A n_j + p_j + m, n_j ~ Normal(0, sigma I), as if its position were
-    uncertain. A is shared with the context, so that training cannot remove the noise. The noise needs the random key
-    "positions"; without one, as in monitoring, there is no noise.
+    `position_noise` is StoP's sigma and `position_noise_levels` N-JEPA's levels: see mask_tokens.position_noise. The
+    noise needs the random key "positions"; without one, as in monitoring, there is no noise.
 
     `corruption` is the number of parameters of what was done to the context images, by which IWM changes the mask token
     (mask_tokens.FeatureConditioning); with 0 they are ignored.
@@ -40,6 +39,7 @@ class Predictor(nn.Module):
     conditioner: Conditioner
     linear: layers.Linear = layers.Linear()
     position_noise: float = 0.0
+    position_noise_levels: int = 1
     corruption: int = 0
     remat: bool = False
     residual: jnp.dtype = jnp.float32
@@ -70,7 +70,8 @@ class Predictor(nn.Module):
             mask_token = conditioned_BxP[:, None, None]
         targets = mask_token + positions[target_indices_BxMxT]
         if self.position_noise and self.has_rng("positions"):
-            noise = jax.random.normal(self.make_rng("positions"), (B, M, T, D)) * self.position_noise**0.5
+            new_key, shape = functools.partial(self.make_rng, "positions"), (B, M, T, D)
+            noise = position_noise(new_key, shape, self.position_noise, self.position_noise_levels)
             targets = targets + noise @ embed.variables["params"]["kernel"]
         repeated = jnp.broadcast_to(context[:, None], (B, M, K, self.width))
         repeated_valid = jnp.broadcast_to(context_valid_BxK[:, None], (B, M, K))
