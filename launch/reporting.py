@@ -4,9 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 import shlex
 
+from absl import logging
+
 from configs import base
 from configs.keys import flatten
 from launch import common
+from tc_jepa.distributed.processes import is_first, wait_for_all
+from tc_jepa.errors import UserError
 from tc_jepa.report import page
 from tc_jepa.report.verdict import Verdict
 
@@ -27,3 +31,15 @@ def commands(workdir: Path, config, others: Sequence[Path]) -> list[str]:
     evaluate = ["python", "-m", "launch.evaluate", f"--encoder={workdir}"]
     report = ["python", "-m", "launch.report", f"--workdir={workdir}", *(f"--compare={path}" for path in others)]
     return [shlex.join(command) for command in (train, evaluate, report)]
+
+
+def report_on(workdir: Path) -> None:
+    """Writes the report of the finished run, in one process. A report that cannot be written is only logged."""
+    if is_first():
+        try:
+            path, _ = write_report(workdir)
+        except UserError as error:
+            logging.warning("there is no report: %s", error)
+        else:
+            print(f"report: {path}", flush=True)
+    wait_for_all("report")  # JAX lets a process that has ended wait for the others for five minutes only

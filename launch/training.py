@@ -34,6 +34,7 @@ def train_all(runs: Sequence[tuple[Config, Path]]) -> None:
     if processes.DISTRIBUTED.value is None:  # of several processes the first alone holds the locks
         _refuse_held(runs)  # before JAX is loaded, which takes seconds
     # Imported here: data workers import this module again, and need none of it.
+    from launch.reporting import report_on
     from tc_jepa.config.validate import validate
     from tc_jepa.distributed.processes import is_first
     from tc_jepa.distributed.sharding import make_mesh
@@ -55,18 +56,3 @@ def train_all(runs: Sequence[tuple[Config, Path]]) -> None:
 def _refuse_held(runs: Sequence[tuple[Config, Path]]) -> None:
     for _, workdir in runs:
         refuse_held(workdir / TRAINING_LOCK)
-
-
-def report_on(workdir: Path) -> None:
-    """Writes the report of the finished run, in one process. A report that cannot be written is only logged."""
-    from launch.reporting import write_report
-    from tc_jepa.distributed.processes import is_first, wait_for_all
-
-    if is_first():
-        try:
-            path, _ = write_report(workdir)
-        except UserError as error:
-            logging.warning("there is no report: %s", error)
-        else:
-            print(f"report: {path}", flush=True)
-    wait_for_all("report")  # JAX lets a process that has ended wait for the others for five minutes only

@@ -2,7 +2,7 @@
 
   python -m launch.sweep --sweep=configs/sweeps/levers.py --workdir=runs/levers
 
-screened: 22 runs on spacious scenes with one seed, 16,000 scenes each, for two CPU cores. "supervised" is the ceiling.
+screened: 24 runs on spacious scenes with one seed, 16,000 scenes each, for two CPU cores. "supervised" is the ceiling.
 The rest differ from "default", TC-JEPA as in scenes_spacious.py, or from "lejepa". One seed of so short a run shows
 large differences only.
 """
@@ -41,6 +41,8 @@ VARIANTS = {
     "online": {"target_encoder.kind": "online", "objective.anti_collapse.sigreg": 1.0},
     "pixels": {"target_encoder.kind": "pixels", "objective.prediction": "mse"},
     "blocks_8": {"masking.target_blocks": 8, "masking.target_scale": (0.06, 0.12)},
+    "corrupted": {"image.context_corruption": 1.0},
+    "noise_levels": {"model.position_noise": 0.25, "model.position_noise_levels": 4},
     "sqrt_rate": {"optimizer.batch_rule": "sqrt"},
     "fan_in": {"model.patch_init": "fan_in"},
     "conv": {"model.stem": "conv"},
