@@ -44,9 +44,9 @@ def position_noise(
     of context features, a mask token is A n_j + p_j + m, n_j ~ Normal(0, sigma I), as if its position were uncertain.
     A is shared with the context, so that training cannot remove the noise.
 
-    With more it is after N-JEPA (Qiu et al. 2025, arXiv 2507.15216), whose code is not public, and simpler: each image
-    draws a level i uniformly from 1 to `levels`, and has the variance sigma i / levels. Unlike N-JEPA's, the predictor
-    is not conditioned on the level, and the noise passes A as in StoP.
+    With more it follows N-JEPA's idea (Qiu et al. 2025, arXiv 2507.15216), noise of several levels on the places of
+    masked tokens, not its details, whose code is not public. Each image draws a level i uniformly from 1 to `levels`,
+    and has the variance sigma i / levels. The predictor does not read the level, and the noise passes A as in StoP.
     """
     noise = jax.random.normal(new_key(), shape)
     if levels == 1:
