@@ -457,7 +457,7 @@ def test_a_wrong_command_is_answered_in_one_line(command, arguments, named):
 
 FAILING = """
 import launch.reporting
-from launch.train import report_on
+from launch.reporting import report_on
 from tc_jepa.errors import UserError
 
 def fail(workdir):
