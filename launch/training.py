@@ -34,7 +34,6 @@ def train_all(runs: Sequence[tuple[Config, Path]]) -> None:
     if processes.DISTRIBUTED.value is None:  # of several processes the first alone holds the locks
         _refuse_held(runs)  # before JAX is loaded, which takes seconds
     # Imported here: data workers import this module again, and need none of it.
-    from launch.reporting import report_on
     from tc_jepa.config.validate import validate
     from tc_jepa.distributed.processes import is_first
     from tc_jepa.distributed.sharding import make_mesh
@@ -50,6 +49,8 @@ def train_all(runs: Sequence[tuple[Config, Path]]) -> None:
         _refuse_held(runs)  # before data and weights are read, which can take minutes
     for config, workdir in runs:
         train(build_experiment(config, make_mesh(config.mesh.data, config.mesh.fsdp)), workdir)
+        from launch.reporting import report_on  # after training, which needs none of a page's libraries
+
         report_on(workdir)
 
 
