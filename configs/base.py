@@ -8,11 +8,12 @@ import functools
 
 import ml_collections
 
-from configs.keys import empty, flatten, given, Key, Keys, unless, when
+from configs.keys import flatten, Key, Keys
+from configs.uses import FUSING, USED
 from tc_jepa.evaluation.tasks import TASKS
 from tc_jepa.storage.files import local_path, workdir_path
 
-METHODS = ("jepa", "lejepa", "supervised")
+METHODS = ("jepa", "lejepa", "contrastive", "supervised")
 LEVELS = ("standard", "hard", "spacious")
 SIZES = ("nano", "tiny", "small", "base", "large", "huge", "giant")
 DTYPES = ("float32", "bfloat16")
@@ -28,8 +29,7 @@ KERNELS = ("plain", "tpu")
 RATE_RULES = ("none", "sqrt", "linear")
 SHRINKS = ("area", "fast")
 REGULARISERS = ("rectified_cosine", "entropy")
-CROSS_ATTENTION = ("word_cross_attention", "caption_cross_attention")
-FUSING = (*CROSS_ATTENTION, "adaln", "feature")  # the conditioners that fuse the results of several captions
+CONTRASTS = ("clip", "siglip", "sparc")
 CONDITIONERS = (*FUSING, "sequence", "none")
 
 key = functools.partial(Key, changes_results=True)
@@ -42,59 +42,12 @@ def anti_collapse(term: str, meaning: str) -> Key:
     return key(f"objective.anti_collapse.{term}", 0.0, f"weight of {meaning}, {where}", low=0, before=0.0)
 
 
-# When keys have an effect: a condition and the keys that it is for, each by its name or its group. A key needs all the
-# conditions that name it, and the keys in those conditions must be used themselves.
-USED = (
-    (
-        when("method.name", "jepa"),
-        "captions conditioner masking objective target_encoder model.conditioner model.predictor model.text "
-        "model.position_noise model.joint_targets image.context_corruption",
-    ),
-    (when("method.name", "lejepa"), "lejepa"),
-    (when("method.name", "supervised"), "supervised"),
-    (given("train.eval_tasks"), "train.eval_examples"),
-    (unless("train.trace_start", 0), "train.trace_steps"),
-    (given("data.path"), "image.shrink data.weights data.image_feature data.label_features data.mask_feature"),
-    (given("data.path"), "data.caption_features data.description_features"),
-    (empty("data.path"), "data.train_scenes data.scenes_seed data.scenes_level"),
-    (unless("model.conditioner", "none"), "captions model.text data.caption_features data.description_features"),
-    (when("model.text", "embedding"), "model.text_width"),
-    (when("model.text", "t5", "stored"), "model.text_weights"),
-    (when("model.text", "t5"), "model.text_dtype"),
-    (when("model.text", "stored"), "captions.vectors"),
-    (unless("model.text", "t5"), "captions.vocabulary"),
-    (when("model.stem", "linear"), "model.patch_init"),
-    (unless("model.position_noise", 0), "model.position_noise_levels"),
-    (when("masking.kind", "official"), "masking.group_size"),
-    (when("masking.kind", "random"), "masking.ratio"),
-    (unless("masking.kind", "random"), "masking.target_scale masking.target_aspect"),
-    (unless("masking.kind", "random"), "masking.context_scale masking.context_aspect"),
-    (when("model.conditioner", *FUSING), "conditioner.fusion"),
-    (
-        when("model.conditioner", *CROSS_ATTENTION),
-        "conditioner.layers conditioner.fuse_first conditioner.mlp_ratio conditioner.post_norm",
-    ),
-    (
-        when("model.conditioner", "word_cross_attention"),
-        "conditioner.heads conditioner.scaled conditioner.pre_norm objective.sparsity objective.consistency",
-    ),
-    (
-        unless("objective.sparsity", 0) | unless("objective.consistency", 0),
-        "objective.warmup_steps objective.regulariser",
-    ),
-    (when("objective.regulariser", "entropy"), "objective.temperature"),
-    (unless("optimizer.warmup_steps", 0), "optimizer.start_learning_rate"),
-    (when("target_encoder.kind", "frozen"), "target_encoder.teacher"),
-    (unless("target_encoder.kind", "pixels"), "target_encoder.normalise"),
-    (when("target_encoder.kind", "ema"), "target_encoder.start_momentum target_encoder.final_momentum"),
-)
-
 KEYS = Keys(
     key(
         "method.name",
         "jepa",
-        "jepa: predict hidden patches (I-JEPA, TC-JEPA); lejepa: make views alike; supervised: learn the "
-        "labels of the data, as a ceiling for the others",
+        "jepa: predict hidden patches (I-JEPA, TC-JEPA); lejepa: make views alike; contrastive: match images and "
+        "captions (CLIP, SigLIP, SPARC); supervised: learn the labels of the data, as a ceiling for the others",
         choices=METHODS,
         before="jepa",
     ),
@@ -108,6 +61,14 @@ KEYS = Keys(
     runtime("train.trace_start", 0, "first step of a profile for xprof, which goes to WORKDIR/trace; 0: none", low=0),
     runtime("train.trace_steps", 5, "steps of that profile", low=1),
     runtime("train.keep_checkpoints", 2, "newest checkpoints kept, beside the last from before a fall", low=1),
+    runtime(
+        "train.on_damage",
+        "stop",
+        "where the newest checkpoint is damaged; older: move it to checkpoints/damaged, and resume from the one before",
+        choices=("stop", "older"),
+        before="stop",
+    ),
+    runtime("train.skip_non_finite", 0, "steps whose loss is not finite that may be skipped", low=0, before=0),
     runtime("train.eval_every", 1000, "steps between evaluations on held-out images: rank, text, regularisers", low=1),
     runtime(
         "train.eval_tasks",
@@ -130,6 +91,14 @@ KEYS = Keys(
     key("data.description_features", (), "long texts in data.path; each sentence is a candidate", items=str),
     key("data.label_features", (), "labels in data.path for evaluation; empty: all that are not nested", items=str),
     runtime("data.mask_feature", "", "mask feature of data.path for evaluation; empty: mask, where it has one"),
+    runtime(
+        "data.bad_records",
+        "stop",
+        "where a record of data.path is damaged; replace: in training the next good one of its split stands in",
+        choices=("stop", "replace"),
+        before="stop",
+    ),
+    runtime("data.bad_records_share", 0.01, "share of a split that may be replaced", low=0, below=1, before=0.01),
     runtime("data.workers", 0, "processes that prepare batches; 0: threads of the main process", low=0),
     key("data.train_scenes", 1_000_000, "number of distinct training scenes", low=1),
     key("data.scenes_seed", 0, "seed of the scenes themselves, apart from train.seed", low=0),
@@ -186,7 +155,6 @@ KEYS = Keys(
     key("masking.target_aspect", (0.75, 1.5), "height / width of a target block", above=0),
     key("masking.context_scale", (0.85, 1.0), "the same of the context block, targets included", above=0, high=1),
     key("masking.context_aspect", (1.0, 1.0), "height / width of the context block", above=0),
-    # A surplus is dropped uniformly at random (official: from the bottom of the image).
     key(
         "masking.context_tokens",
         80,
@@ -194,9 +162,7 @@ KEYS = Keys(
         low=1,
     ),
     key("masking.min_context", 10, "context patches left at least (official: more, and in target blocks too)", low=1),
-    key(
-        "masking.group_size", 32, "consecutive images of equal block sizes and context length (I-JEPA: a GPU's)", low=1
-    ),
+    key("masking.group_size", 32, "images in a row with equal block sizes and context length (I-JEPA: a GPU's)", low=1),
     runtime(
         "masking.length_multiple",
         0,
@@ -346,6 +312,26 @@ KEYS = Keys(
     key("lejepa.blur_probability", 0.5, "share of the views with Gaussian blur, kernel 7 x 7", low=0, high=1),
     key("lejepa.blur_sigma", (0.1, 2.0), "standard deviation of the blur, in pixels", above=0),
     key("lejepa.solarise_probability", 0.2, "share of the views with values from 128 on inverted", low=0, high=1),
+    key(
+        "contrastive.loss",
+        "clip",
+        "clip: a softmax over the batch; siglip: a sigmoid for each pair; sparc: clip, and words matched with patches",
+        choices=CONTRASTS,
+    ),
+    key("contrastive.width", 512, "channels of the space in which images and captions are compared", low=1),
+    key("contrastive.text_width", 512, "channels of the text tower", low=1),
+    key("contrastive.text_depth", 12, "blocks of the text tower", low=1),
+    key("contrastive.text_heads", 8, "heads of the text tower; they divide its channels", low=1),
+    key("contrastive.scale", 1 / 0.07, "factor of the cosines at the start, an inverse temperature", above=0, high=100),
+    key("contrastive.bias", -10.0, "what is added to the scaled cosines at the start", low=-100, high=100),
+    key("contrastive.fine_weight", 1.0, "weight of the loss of words and patches beside that of captions", low=0),
+    runtime(
+        "contrastive.ring",
+        1,
+        "parts in which a batch's captions are compared with its images, one after another; as many as devices: "
+        "captions travel round a ring of them, and no device holds all",
+        low=1,
+    ),
     key("supervised.tasks", (), "tasks of the data whose labels are learned, as ('shape',); empty: all", items=str),
     runtime("mesh.data", -1, "devices along the axis that only splits the batch; -1: all that remain", low=-1),
     runtime("mesh.fsdp", 1, "devices that split the batch and the parameters; -1: all that remain", low=-1),
@@ -360,7 +346,10 @@ KEYS = Keys(
     runtime("evaluation.test_split", "", "split to test on; empty: test, or val where there is none"),
     runtime("evaluation.train_examples", 4000, "examples that probes are fitted on, at most", low=1),
     runtime("evaluation.test_examples", 2000, "examples that probes are tested on, at most", low=1),
-    runtime("evaluation.dense_examples", 1000, "images that segmentation and attentive are fitted on, at most", low=1),
+    runtime("evaluation.dense_examples", 1000, "images for tasks that read every patch, at most", low=1),
+    runtime("evaluation.decoder_depth", 2, "blocks of the decoder of captioning and vqa; the paper: 12", low=1),
+    runtime("evaluation.decoder_width", 128, "channels of that decoder", low=1),
+    runtime("evaluation.decoder_steps", 1000, "steps of 64 texts that it is trained for", low=1),
     runtime("evaluation.image_size", 0, "side in pixels of the square images; 0: the size trained on", low=0),
     runtime("evaluation.views", 0, "crops of each train image that `linear` trains on in turn; 0: the image", low=0),
     runtime("evaluation.batch_size", 250, "images the frozen encoder reads at once, over all devices", low=1),

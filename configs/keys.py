@@ -91,17 +91,22 @@ class Key:
 
     def check(self, value: Any) -> None:
         """Raises UserError where `value` has the wrong type or is not allowed."""
+        parts = self.check_type(value)
+        if self.listed:
+            parts = value.split(",")
+        if self.pair and not (len(parts) == 2 and parts[0] <= parts[1]) or not all(map(self._allows, parts)):
+            if value != self.default:
+                raise UserError(f"{self.name}={value!r} must be {self.allowed or 'finite'}", about=self.name)
+
+    def check_type(self, value: Any) -> tuple[Any, ...]:
+        """Raises UserError where `value` has the wrong type; returns the items of a tuple, or the value alone."""
         is_tuple = isinstance(self.default, tuple)
         kind = self.items or type(self.default[0] if is_tuple else self.default)
         parts = value if is_tuple and isinstance(value, tuple) else (value,)
         if isinstance(value, tuple) != is_tuple or not all(_is(part, kind) for part in parts):
             wanted = f"a tuple of {kind.__name__}" if is_tuple else kind.__name__
             raise UserError(f"{self.name}={value!r} is of the wrong type; give {wanted}", about=self.name)
-        if self.listed:
-            parts = value.split(",")
-        if self.pair and not (len(parts) == 2 and parts[0] <= parts[1]) or not all(map(self._allows, parts)):
-            if value != self.default:
-                raise UserError(f"{self.name}={value!r} must be {self.allowed or 'finite'}", about=self.name)
+        return parts
 
     def _allows(self, part: Any) -> bool:
         if self.choices:

@@ -1,17 +1,22 @@
 """What the commands share: how they start, how they fail, and how they read the configuration of a run."""
 
 from collections.abc import Callable, Sequence
+import contextlib
 import functools
+import logging
 from pathlib import Path
 import re
 import sys
+import warnings
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from configs import base
 from configs.keys import flatten
+from launch import streams
 from tc_jepa.errors import UserError
+from tc_jepa.storage.faults import fault_of, StorageFault
 from tc_jepa.storage.files import local_path, workdir_path
 
 flags.disclaim_key_flags()  # flags that define_path defines are those of its caller, for --help
@@ -23,15 +28,24 @@ def run(
     leave: Callable[[int], None] = sys.exit,
     configs: Sequence[str] = (CONFIG_FLAG,),
 ) -> None:
-    """Parses the flags and calls `main`. A UserError becomes one line on stderr and exit status 2, through `leave`.
+    """Parses the flags and calls `main`. An error that is expected becomes one line on stderr, and ends in `leave`.
 
+    The exit status is 2 for a UserError and 74 (EX_IOERR) for a fault of the machine that ended in no other line.
     `configs` are the flags that are configuration files; a command may have none of them.
     """
+    streams.outlive_readers()
     try:
         app.run(main, flags_parser=functools.partial(_parse, configs))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        leave(2)
+    except Exception as error:
+        expected = error if isinstance(error, UserError) else fault_of(error)
+        if expected is None:
+            raise
+        if isinstance(expected, StorageFault):
+            logging.disable()  # what libraries say of the same error as their threads are ended
+            warnings.simplefilter("ignore")
+        with contextlib.suppress(OSError):  # standard error may be what cannot be written
+            print(f"error: {expected}", file=sys.stderr, flush=True)
+        leave(expected.status)
 
 
 def require(*names: str) -> None:
@@ -146,12 +160,41 @@ def check_workdir(workdir: Path, config) -> None:
         check_data(workdir, data.run_data(config, methods.word_folders(config)))
 
 
+def check_resumable(workdir: Path, config) -> None:
+    """Refuses to train in a workdir that check_workdir refuses, or whose files do not let a run start or go on.
+
+    Raises UserError, before anything is read that takes time.
+    """
+    from tc_jepa.experiment.non_finite import check_not_stopped
+    from tc_jepa.experiment.resume import check_kinds, check_not_lost
+    from tc_jepa.storage.checkpoint import CONFIG_FILE, read_config, saved_steps
+
+    check_kinds(workdir)
+    check_workdir(workdir, config)
+    started, newest = (workdir / CONFIG_FILE).exists(), max(saved_steps(workdir), default=0)
+    stored, now = flatten(read_config(workdir)) if started else {}, flatten(config)
+    if not newest:
+        every = stored.get("train.checkpoint_every", 0)
+        check_not_lost(workdir, every if type(every) is int else now["train.checkpoint_every"])
+    if stored == now:
+        check_not_stopped(workdir, newest, config.train.skip_non_finite)
+
+
 def run_config(workdir: Path):
     """The configuration that a run was trained with, completed with the keys that were declared since."""
-    from tc_jepa.storage.checkpoint import read_config
+    from tc_jepa.storage.checkpoint import CONFIG_FILE, read_config
 
-    config = read_config(workdir)
+    config, path = read_config(workdir), workdir / CONFIG_FILE
+    for name in flatten(config):
+        if any(key.name.startswith(f"{name}.") for key in base.KEYS):
+            raise UserError(f"{path} is damaged: {name} is not a group of keys; restore it", about=name)
     if absent := base.KEYS.complete(config):
         missing = ", ".join(absent)
         raise UserError(f"{workdir} was trained by another version (no {missing}); open it with that", about=absent[0])
+    values = flatten(config)
+    for key in base.KEYS:
+        try:
+            key.check_type(values[key.name])
+        except UserError as error:
+            raise UserError(f"{path}: {error}", about=key.name) from error
     return config

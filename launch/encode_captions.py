@@ -95,4 +95,4 @@ def print_estimate(counts: dict[str, int], encoder, info, features) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, processes.leave)
+    common.run(processes.watched(main), processes.leave)

@@ -1,4 +1,4 @@
-"""Evaluates a frozen encoder beside the same encoder at initialisation and raw pixels.
+"""Evaluates a frozen encoder beside the same encoder at initialisation and raw pixels (--baselines=false: alone).
 
   python -m launch.evaluate --encoder=runs/quickstart [--data=scenes] [--tasks=knn,linear_fast,rank] [--step=600]
   python -m launch.evaluate --encoder=runs/scenes_hard --tasks=segmentation,grounding
@@ -47,6 +47,7 @@ TASKS = flags.DEFINE_list(
     + "; ".join(f"{name} = {about}" for name, about in table.TASKS.items()),
 )
 COMPARE = common.define_workdir("compare", "Another encoder to evaluate beside it: a workdir or a folder.")
+BASELINES = flags.DEFINE_bool("baselines", True, "Also evaluate the encoder at initialisation, and pixels.")
 STEP = flags.DEFINE_integer("step", None, "Step of a run's checkpoint; default: the newest.")
 OUTPUT = common.define_path("output", None, "Directory of the results; default: ENCODER/eval/STEP, or ENCODER/eval.")
 flags.adopt_module_key_flags(setting)  # --set
@@ -111,6 +112,7 @@ def main(argv: Sequence[str]) -> None:
         store=store,
         context=context,
         text_sides=text_sides(opened, test, names),
+        writing=writing(config, names),
     )
     about["command"] = command_of(opened, names, output)
     if is_first():
@@ -142,6 +144,8 @@ def open_encoder(path: str, step: int | None) -> Opened:
     from tc_jepa.storage.checkpoint import chosen_step
 
     chosen = chosen_step(as_path(path), step) if pretrained.is_run(path) else None
+    if chosen is not None:
+        common.run_config(as_path(path))  # which names a damaged key, as models that are built from it cannot
     return Opened(as_path(path), chosen, pretrained.open_encoder(path, step if chosen is None else chosen))
 
 
@@ -175,7 +179,7 @@ def header_of(config, about: Mapping[str, Any], opened: Opened, compared: Opened
         "encoder": f"{opened.about} ({kind})",
         **({"compared": compared.about} if compared else {}),
         "data": about["data"],
-        "probes are fitted on": f"{fitted[0]} examples of split train, attentive and segmentation on {fitted[1]}",
+        "probes are fitted on": f"{fitted[0]} examples of split train, tasks that read every patch on {fitted[1]}",
         "tested on": f"{min(available[split], about['test_examples'])} examples of split {split}",
         "command": f"`{about['command']}`",
     }
@@ -200,6 +204,7 @@ def command_of(opened: Opened, names: Sequence[str], output: Path) -> str:
     given = {"encoder": opened.path, "step": opened.step, "data": DATA.value, "tasks": ",".join(names)}
     given |= {"compare": COMPARE.value, "output": output}
     words = [f"--{name}={value}" for name, value in given.items() if value is not None]
+    words += [] if BASELINES.value else ["--baselines=false"]
     words += [f"--set={text}" for text in setting.SET.value]
     return shlex.join(["python", "-m", "launch.evaluate", *words])
 
@@ -239,8 +244,9 @@ def side_of(weights, trained: int, asked: int) -> int:
 
 def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
     """The tasks of --tasks; or the run's own, without those that lack something in the run or the data."""
+    from tc_jepa.config import data
     from tc_jepa.data.class_phrases import named_segmentation
-    from tc_jepa.evaluation.task import LABELS, MASKS, WORDS
+    from tc_jepa.evaluation.task import CAPTIONS, LABELS, MASKS, QUESTIONS, TOWER, WORDS
 
     names = TASKS.value if TASKS.value is not None else config.evaluation.tasks.split(",")
     lacking = {}  # need -> why it is not there
@@ -256,28 +262,52 @@ def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
         lacking[WORDS] = "the data does not say which words name which object: it has no masks of named classes"
     elif other_size:
         lacking[WORDS] = "its predictor has one grid of patches, and evaluation.image_size gives another"
+    if not is_run or config.method.name != "contrastive":
+        lacking[TOWER] = "the encoder has no text tower, which only a run of method.name=contrastive trains"
+    if not data.has_vocabulary(config):
+        lacking[CAPTIONS] = "the data has no captions with a vocabulary"
+    if CAPTIONS in lacking or not test.has_questions:
+        lacking[QUESTIONS] = "the data has no questions" if not test.has_questions else lacking[CAPTIONS]
     return table.possible(names, lacking, required=TASKS.value is not None) or ["rank"]
 
 
 def text_sides(opened: Opened, test, names: Sequence[str]) -> dict[str, Any]:
-    """For tasks that read words: the run's predictor and text encoder, and the same at initialisation, with the phrases
-    of the test data."""
+    """For tasks that read text: the run's text tower, or its predictor and text encoder with the phrases of the test
+    data; and with --baselines the same at initialisation."""
     from tc_jepa.data.class_phrases import ClassPhrases, named_segmentation
     from tc_jepa.evaluation.reading import FrozenReader
-    from tc_jepa.evaluation.task import TextSide, WORDS
+    from tc_jepa.evaluation.task import TextSide, TOWER
+    from tc_jepa.evaluation.tower import FrozenTower
     from tc_jepa.experiment.run import open_run
 
-    if not any(WORDS in table.load(name).needs for name in names):
+    reading = [task for task in map(table.load, names) if task.reads_text]
+    if not reading:
         return {}
     run = open_run(opened.path, common.run_config(opened.path), opened.step)
+    runs = {"": run} | ({"init": run.at_initialisation()} if BASELINES.value else {})
+    if TOWER in reading[0].needs:
+        return {
+            name: FrozenTower(one.experiment.method, one.params, run.experiment.reader) for name, one in runs.items()
+        }
     source = test if hasattr(test, "phrases") else ClassPhrases(test, named_segmentation(test))
-    runs = {"": run, "init": run.at_initialisation()}
     readers = {name: FrozenReader(one.experiment.method, one.params, one.extra) for name, one in runs.items()}
     return {name: TextSide(reader, run.experiment.reader, source) for name, reader in readers.items()}
 
 
+def writing(config, names: Sequence[str]):
+    """With what texts are written, for tasks that do."""
+    from tc_jepa.config import data
+    from tc_jepa.evaluation.task import CAPTIONS, DecoderSize, QUESTIONS, Writing
+
+    if all({CAPTIONS, QUESTIONS}.isdisjoint(table.load(name).needs) for name in names):
+        return None
+    chosen = config.evaluation
+    size = DecoderSize(chosen.decoder_depth, chosen.decoder_width, chosen.decoder_steps)
+    return Writing(size, data.tokenizer(config))
+
+
 def frozen_encoders(config, opened: Opened, compared: Opened | None):
-    """The encoders by name: the one to evaluate (""), its baselines, itself at initialisation and pixels, and that of
+    """The encoders by name: the one to evaluate (""), with --baselines itself at initialisation and pixels, and that of
     --compare; then a run's context encoder, where another one is evaluated."""
     import jax
 
@@ -289,13 +319,12 @@ def frozen_encoders(config, opened: Opened, compared: Opened | None):
 
     weights, size = opened.weights, config.image.size
     shared = {"image_size": size, "batch_size": config.evaluation.batch_size, "mesh": sharding.local_mesh()}
-    untrained = weights.encoder.clone(stored_positions=False)
-    initial = jax.jit(lambda: init_encoder(untrained, (size, size, 3), jax.random.key(config.train.seed)))()
-    encoders = {
-        "": frozen_vit(weights.encoder, weights.params, **shared),
-        "init": frozen_vit(untrained, initial, **shared),
-        "pixels": frozen_pixels(patch_size=config.model.patch_size, **shared),
-    }
+    encoders = {"": frozen_vit(weights.encoder, weights.params, **shared)}
+    if BASELINES.value:
+        untrained = weights.encoder.clone(stored_positions=False)
+        initial = jax.jit(lambda: init_encoder(untrained, (size, size, 3), jax.random.key(config.train.seed)))()
+        encoders["init"] = frozen_vit(untrained, initial, **shared)
+        encoders["pixels"] = frozen_pixels(patch_size=config.model.patch_size, **shared)
     if compared is not None:  # on images of its own size unless evaluation.image_size is given
         other = compared.weights
         side = side_of(other, other.image_size, config.evaluation.image_size)
@@ -308,4 +337,4 @@ def frozen_encoders(config, opened: Opened, compared: Opened | None):
 
 
 if __name__ == "__main__":
-    common.run(main, processes.leave)
+    common.run(processes.watched(main), processes.leave)

@@ -73,4 +73,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, processes.leave)
+    common.run(processes.watched(main), processes.leave)

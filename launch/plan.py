@@ -24,6 +24,7 @@ from ml_collections import config_flags
 
 from launch import common
 from tc_jepa.errors import UserError
+from tc_jepa.storage.files import replace_text
 
 CONFIG = config_flags.DEFINE_config_file(
     common.CONFIG_FLAG, help_string="Configuration file; --config.KEY=VALUE overrides one of its keys."
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     if OUTPUT.value:
         folder = Path(OUTPUT.value)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "plan.json").write_text(json.dumps(result, indent=2) + "\n")
+        replace_text(folder / "plan.json", json.dumps(result, indent=2) + "\n")
         print(f"written to {folder / 'plan.json'}")
 
 

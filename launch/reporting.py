@@ -13,6 +13,7 @@ from tc_jepa.distributed.processes import is_first, wait_for_all
 from tc_jepa.errors import UserError
 from tc_jepa.report import page
 from tc_jepa.report.verdict import Verdict
+from tc_jepa.storage.faults import StorageFault
 
 
 def write_report(workdir: Path, others: Sequence[Path] = ()) -> tuple[Path, Verdict]:
@@ -34,10 +35,15 @@ def commands(workdir: Path, config, others: Sequence[Path]) -> list[str]:
 
 
 def report_on(workdir: Path) -> None:
-    """Writes the report of the finished run, in one process. A report that cannot be written is only logged."""
+    """Writes the report of the finished run, in one process. Where it cannot be made that is only logged.
+
+    Raises StorageFault where the machine cannot write it.
+    """
     if is_first():
         try:
             path, _ = write_report(workdir)
+        except StorageFault:
+            raise
         except UserError as error:
             logging.warning("there is no report: %s", error)
         else:

@@ -42,4 +42,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    common.run(main, processes.leave, configs=("config", "teacher"))
+    common.run(processes.watched(main), processes.leave, configs=("config", "teacher"))

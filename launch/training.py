@@ -43,7 +43,7 @@ def train_all(runs: Sequence[tuple[Config, Path]]) -> None:
     logging.set_verbosity(logging.WARNING)
     for config, workdir in runs:
         validate(config)
-        common.check_workdir(workdir, config)
+        common.check_resumable(workdir, config)
     processes.start(stops_together=True)
     if is_first():
         _refuse_held(runs)  # before data and weights are read, which can take minutes

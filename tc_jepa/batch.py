@@ -50,3 +50,12 @@ class LabelledBatch(NamedTuple):
 
     images: Array  # uint8 [B, height, width, 3], RGB
     labels: dict[str, Array]  # by task: int32 [B], the class; or bool [B, classes] where an image has several
+
+
+class PairBatch(NamedTuple):
+    """B images with one caption each (without the leading B: one example)."""
+
+    images: Array  # uint8 [B, height, width, 3], RGB
+    words: Array  # int32 [B, S], SentencePiece ids; 0 where padded
+    word_valid: Array  # bool [B, S]
+    caption_valid: Array  # bool [B]; False where the image has no caption

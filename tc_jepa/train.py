@@ -6,7 +6,6 @@ import functools
 import json
 from pathlib import Path
 import signal
-import sys
 
 from absl import logging
 import jax
@@ -16,20 +15,23 @@ from tc_jepa.data import pipeline
 from tc_jepa.distributed import sharding
 from tc_jepa.distributed.processes import is_first, wait_for_all
 from tc_jepa.distributed.stop_signals import StopSignals
-from tc_jepa.errors import UserError
 from tc_jepa.experiment.devices import check_step
 from tc_jepa.experiment.experiment import Experiment
+from tc_jepa.experiment.leaving import leave_stopped, saved_first
+from tc_jepa.experiment.non_finite import check_parameters, explained, forget_stop, skipping
+from tc_jepa.experiment.resume import open_checkpoints, print_start, restore_newest
 from tc_jepa.experiment.warm_start import warm_start, WarmStart
 from tc_jepa.models.layers import Params
 from tc_jepa.monitoring.alarms import Alarms, warn
 from tc_jepa.monitoring.held_out import held_out_monitor
 from tc_jepa.monitoring.profile import StepTrace
-from tc_jepa.monitoring.progress import logged_rows, Progress
+from tc_jepa.monitoring.progress import Progress
 from tc_jepa.monitoring.tasks import task_monitor
 from tc_jepa.state import TrainState
 from tc_jepa.step import train_step
 from tc_jepa.storage.checkpoint import Checkpoints, CONFIG_FILE, saved_steps
 from tc_jepa.storage.files import held, replace_text, TRAINING_LOCK
+from tc_jepa.storage.metrics_file import logged_rows, METRICS_FILE, set_aside_damaged
 from tc_jepa.storage.run_data import check_data, record_data
 
 TRACE_FOLDER = "trace"
@@ -42,7 +44,8 @@ def train(experiment: Experiment, workdir: Path) -> None:
 
     Expects an experiment with a mesh and a configuration that the workdir agrees with. Raises UserError for bad data or
     devices before anything is written, for a workdir in which another training runs, and for a loss that is not finite.
-    After SIGTERM, or Ctrl-C in a single process, it finishes the step, saves, and exits with 128 + the signal's number.
+    After SIGTERM, SIGHUP, or Ctrl-C in a single process, it finishes the step, saves, and exits with 128 + the signal's
+    number. Where bad data or a dead data worker ends a single process, the steps before are saved too.
     """
     config, mesh = experiment.config, experiment.mesh
     check_step(experiment)
@@ -63,25 +66,25 @@ def train(experiment: Experiment, workdir: Path) -> None:
         if is_first():  # which alone of several processes holds the lock
             workdir.mkdir(parents=True, exist_ok=True)
             stack.enter_context(held(workdir / TRAINING_LOCK))
+            forget_stop(workdir)
+            set_aside_damaged(workdir / METRICS_FILE)
             replace_text(workdir / CONFIG_FILE, json.dumps(config.to_dict(), indent=2) + "\n")
             record_data(workdir, experiment.run_data, resumed=resumed)
         wait_for_all("workdir")
-        checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+        checkpoints = open_checkpoints(workdir, config.train.keep_checkpoints, config.train.on_damage)
         stack.callback(checkpoints.close)
         start = checkpoints.latest() or 0
         if start >= config.train.steps:
             print(f"{workdir} is trained to step {start} already: nothing to do")
             return
         if start:
-            state = checkpoints.restore(start, sharding.placed(abstract, layout))
+            state = restore_newest(workdir, checkpoints, sharding.placed(abstract, layout), config.train.on_damage)
         else:
             state = first_state(experiment, layout, frozen, warm)
-        _print_start(experiment, workdir, start, abstract.params)
+        print_start(experiment, workdir, int(state.step), abstract.params)
         step, stopped_by = _train_steps(experiment, workdir, checkpoints, state, layout, frozen, measure)
     if stopped_by is not None and step < config.train.steps:
-        name = stopped_by.name
-        print(f"stopped by {name} after step {step}, which is saved; the same command resumes", flush=True)
-        sys.exit(128 + stopped_by)
+        leave_stopped(stopped_by, step)
 
 
 def _train_steps(
@@ -102,12 +105,27 @@ def _train_steps(
     def watch(row: Mapping[str, float]) -> None:
         warn(alarms.observe(row), checkpoints.steps(), advice)
 
+    saved = start
+
+    def save(step: int) -> None:
+        """Saves the state, which is that after `step`, unless it is saved."""
+        nonlocal saved
+        if step > saved:
+            progress.flush()  # raises, as the next line, before a state that is not finite could be saved
+            check_parameters(state, progress.last_finite)
+            progress.sync()
+            checkpoints.protect(alarms.kept(checkpoints.steps()))
+            checkpoints.save(state, config.to_dict())
+            saved = step
+
     step_function = compiled_step(experiment, layout)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_last_checkpoint_named(checkpoints))
+        stack.enter_context(explained(workdir, checkpoints, every.skip_non_finite))
         stop = stack.enter_context(StopSignals())
-        progress = stack.enter_context(Progress(workdir, start, steps, every.log_every, every.batch_size, watch))
-        batches = pipeline.iterate(experiment.batches(every.batch_size), start=start, workers=config.data.workers)
+        progress = Progress(workdir, start, steps, every.log_every, every.batch_size, every.skip_non_finite, watch)
+        stack.enter_context(progress)
+        dataset, workers = experiment.batches(every.batch_size), config.data.workers
+        batches = pipeline.iterate(dataset, start=start, workers=workers, cancelled=stop.pending)
         stack.callback(batches.close)
         trace = StepTrace(workdir / TRACE_FOLDER, every.trace_start, every.trace_steps)
         stack.callback(trace.close)
@@ -115,7 +133,12 @@ def _train_steps(
             progress.write(0, measure(state))
         for step in range(start + 1, steps + 1):
             with trace.step(step):
-                batch = next(batches)
+                with saved_first(save, checkpoints, step - 1):
+                    batch = next(batches, None)
+                if batch is None:  # a signal came while no batch did
+                    step -= 1
+                    save(step)
+                    break
                 if step == start + 1 and (warning := experiment.inputs.warning(batch)):
                     logging.warning("%s", warning)
                 state, metrics = step_function(state, sharding.put_batch(experiment.mesh, batch), frozen)
@@ -125,10 +148,7 @@ def _train_steps(
             if step % every.eval_every == 0 or step == steps:
                 progress.flush(functools.partial(measure, state))
             if step % every.checkpoint_every == 0 or step == steps or stopping:
-                progress.flush()  # raises before a state whose loss is not finite could be saved
-                progress.sync()
-                checkpoints.protect(alarms.kept(checkpoints.steps()))
-                checkpoints.save(state, config.to_dict())
+                save(step)
             if stopping:
                 break
     return step, stop.signal
@@ -139,10 +159,10 @@ def compiled_step(experiment: Experiment, layout: TrainState):
 
     `layout` holds the shardings of the state, whose buffers are donated.
     """
-    mesh = experiment.mesh
+    mesh, skips = experiment.mesh, experiment.config.train.skip_non_finite
     return jax.jit(
         functools.partial(
-            train_step,
+            skipping(train_step) if skips else train_step,
             method=experiment.method,
             optimizer=experiment.optimizer,
             schedules=experiment.schedules,
@@ -163,26 +183,3 @@ def first_state(experiment: Experiment, layout: TrainState, frozen: Params, warm
     given_extra = sharding.put_parameters(experiment.mesh, experiment.given_extra)
     init = jax.jit(experiment.initial_state, out_shardings=layout, donate_argnums=(1, 2))
     return init(frozen, given, given_extra)
-
-
-def _print_start(experiment: Experiment, workdir: Path, start: int, params: Params) -> None:
-    counts = {name: sum(leaf.size for leaf in jax.tree.leaves(network)) for name, network in params.items()}
-    sizes = ", ".join(f"{name} {count / 1e6:.2f} M" for name, count in counts.items())
-    print(
-        f"{'resuming' if start else 'training'} in {workdir} from step {start} of {experiment.config.train.steps} on "
-        f"{experiment.mesh.size} {jax.devices()[0].platform} device(s): {sizes} parameters; "
-        f"{len(experiment.source)} images",
-        flush=True,
-    )
-
-
-@contextlib.contextmanager
-def _last_checkpoint_named(checkpoints: Checkpoints):
-    """Adds to the error of a loss that is not finite what can still be used."""
-    try:
-        yield
-    except FloatingPointError as error:
-        raise UserError(
-            f"{error}; the last good checkpoint is of step {checkpoints.latest()}. A resume would meet the same batch: "
-            "start a new workdir with a lower optimizer.peak_learning_rate or model.dtype=float32"
-        ) from error

@@ -42,6 +42,8 @@ TEXTS = {
         "distributed",
         "topology",
         "only",
+        "short",
+        "detailed",
     ),
 }
 

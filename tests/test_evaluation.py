@@ -342,6 +342,15 @@ def test_at_step_0_the_run_is_its_own_initialisation(workdir, tmp_path):
     assert "pixels/rank/std" in found and not any(key.startswith("knn") for key in found)
 
 
+def test_without_baselines_the_encoder_alone_is_evaluated(workdir, tmp_path):
+    run(encoder=str(workdir), tasks=["knn", "rank"], output=str(tmp_path / "with"))
+    run(encoder=str(workdir), tasks=["knn", "rank"], output=str(tmp_path / "without"), baselines=False)
+    both, alone = (results.read_results(tmp_path / name / "results.json") for name in ("with", "without"))
+    beside = ("init/", "pixels/", "gain_over_")
+    assert alone["scores"] == {key: value for key, value in both["scores"].items() if not key.startswith(beside)}
+    assert "--baselines=false" in (tmp_path / "without" / "results.md").read_text()
+
+
 def test_segmentation_has_its_own_table_and_needs_masks(workdir, tmp_path, monkeypatch):
     monkeypatch.setattr(segmentation, "STEPS", 3)
     run(encoder=str(workdir), tasks=["segmentation"], output=str(tmp_path / "here"))

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base, imagenette, paper, quickstart
+from configs import base, contrastive, imagenette, paper, quickstart
 from tc_jepa.config import models
 from tc_jepa.config.validate import validate
 from tc_jepa.experiment.experiment import build_experiment
@@ -19,16 +19,13 @@ from tc_jepa.models.conditioners.base import Words
 from tc_jepa.optimizer import match_rules, weight_decay_rules
 
 ROOT = Path(__file__).parent.parent
+NO_RUNS = {"__init__", "base", "keys", "paper", "plans", "uses"}
 CONFIGS = sorted(
-    [
-        (stem, "")
-        for stem in sorted(
-            {path.stem for path in (ROOT / "configs").glob("*.py")} - {"__init__", "base", "keys", "paper", "plans"}
-        )
-    ]
+    [(stem, "") for stem in sorted({path.stem for path in (ROOT / "configs").glob("*.py")} - NO_RUNS)]
     + [("quickstart", stage) for stage in quickstart.STAGES]
     + [("imagenette", method) for method in imagenette.STEPS]
-    + [("paper", name) for name in (*paper.IJEPA, *paper.TC_JEPA)]
+    + [("contrastive", name) for name in contrastive.LOSSES]
+    + [("paper", name) for name in (*paper.IJEPA, *paper.STOP, *paper.TC_JEPA)]
 )
 
 

@@ -1,13 +1,15 @@
 """Decoding: the odd files that the web holds come out as a person sees them, and broken ones are refused."""
 
 import io
+import struct
+import zlib
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import features, Image
 import pytest
 
-from tc_jepa.data.images import decode_image, decode_mask, image_shape
+from tc_jepa.data.images import decode_image, decode_mask, image_shape, MOST_PIXELS
 
 
 def photo() -> Image.Image:
@@ -68,7 +70,10 @@ STORED = {
 }
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+FORMATS = ["JPEG", "PNG", "WEBP", "TIFF", *(["AVIF"] if features.check("avif") else [])]
+
+
+@pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("orientation", STORED)
 def test_exif_orientation_is_applied(orientation, form):
     exif = Image.Exif()
@@ -78,11 +83,65 @@ def test_exif_orientation_is_applied(orientation, form):
     assert image_shape(data) == image_shape(io.BytesIO(data)) == (48, 80)
 
 
+@pytest.mark.parametrize("orientation", STORED)
+def test_a_mask_is_turned_as_its_image(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    grey = photo().convert("L").transpose(STORED[orientation])
+    data = encode(grey, "PNG", exif=exif.tobytes())
+    np.testing.assert_array_equal(decode_mask(data), decode_image(data)[..., 0])
+    assert decode_mask(data).shape == image_shape(data) == (48, 80)
+
+
+def chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_exif_after_the_pixels_of_a_png_counts():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encode(photo().convert("L"), "PNG")
+    late = data[:-12] + chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0")) + data[-12:]
+    assert decode_image(late).shape[:2] == decode_mask(late).shape == image_shape(late) == (80, 48)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\1\x12", b"Exif\0\0" + b"\xff" * 40], ids=range(3)
+)
+def test_damaged_exif_leaves_an_image_as_it_is(exif):
+    data = encode(photo(), "JPEG", exif=exif, quality=95)
+    assert decode_image(data).shape[:2] == image_shape(data) == (48, 80)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG's header and the beginning of its pixels."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(1 << 14, (1 << 13) + 1), (30_000, 30_000), ((1 << 31) - 1, (1 << 31) - 1)])
+def test_too_many_pixels_are_refused_by_the_header(size, monkeypatch):
+    monkeypatch.setattr(cv2, "imdecode", None)
+    monkeypatch.setattr(Image.Image, "load", None)
+    for decode in (decode_image, image_shape, decode_mask):
+        with pytest.raises(ValueError, match=f"{MOST_PIXELS:,}.*shrink it"):
+            decode(png_of(*size))
+    assert image_shape(png_of(1 << 14, 1 << 13)) == (1 << 13, 1 << 14)
+
+
+def test_a_git_lfs_pointer_is_called_one():
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
+    for decode in (decode_image, decode_mask):
+        with pytest.raises(ValueError, match="Git LFS pointer.*git lfs pull"):
+            decode(pointer)
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 @pytest.mark.parametrize("kept", [0.3, 0.9])
 def test_half_an_image_is_refused_not_padded(form, kept):
     data = encode(photo(), form)
-    with pytest.raises(ValueError, match="OpenCV"):
+    with pytest.raises(ValueError, match="OpenCV|header"):
         decode_image(data[: int(kept * len(data))])
 
 

@@ -12,10 +12,12 @@ from tc_jepa import optimizer
 from tc_jepa.config import data as config_data
 from tc_jepa.config import jepa, models
 from tc_jepa.config.methods import METHODS
+from tc_jepa.data import bad_records
 from tc_jepa.data.scenes.source import LEVELS
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks
-from tc_jepa.methods import losses, targets
+from tc_jepa.experiment import resume
+from tc_jepa.methods import contrastive, losses, targets
 from tc_jepa.models import stem, vit
 from tc_jepa.models.conditioners.fusion import FUSIONS
 from tc_jepa.models.kernels.backend import BACKENDS
@@ -72,6 +74,7 @@ def test_choices_are_those_of_the_code():
     tables = {
         "method.name": METHODS,
         "data.scenes_level": LEVELS,
+        "data.bad_records": bad_records.BAD_RECORDS,
         "image.shrink": config_data.SHRINKS,
         "masking.kind": jepa.MASKS,
         "model.encoder": vit.SIZES,
@@ -86,12 +89,14 @@ def test_choices_are_those_of_the_code():
         "model.stem": stem.STEMS,
         "model.patch_init": models.PATCH_INITS,
         "conditioner.fusion": FUSIONS,
+        "contrastive.loss": contrastive.KINDS,
         "objective.prediction": losses.PREDICTION_FORMS,
         "objective.regulariser": losses.REGULARISER_FORMS,
         "optimizer.batch_rule": optimizer.EXPONENTS,
         "target_encoder.kind": jepa.TARGETS,
         "target_encoder.normalise": targets.NORMALISATIONS,
         "evaluation.tasks": tasks.TASKS,
+        "train.on_damage": resume.ON_DAMAGE,
     }
     assert set(choices.pop("train.eval_tasks")) == {task.name for task in tasks.load_all() if task.during_training}
     assert {name: set(found) for name, found in choices.items()} == {name: set(x) for name, x in tables.items()}
@@ -141,6 +146,7 @@ def test_values_that_training_could_not_survive_are_refused(name, value):
     assert refused(configured(**{name: value})).about == name
 
 
+SIGLIP = {"method.name": "contrastive", "contrastive.loss": "siglip"}
 # Settings beside which each key is used that is not used by default; keys that are used by default: beside which not.
 USED_BESIDE = {
     "train.eval_examples": {"train.eval_tasks": "knn"},
@@ -155,11 +161,16 @@ USED_BESIDE = {
     "captions.vectors": {"model.text": "stored"},
     "masking.group_size": {"masking.kind": "official"},
     "image.shrink": {"data.path": "a"},
+    "data.bad_records": {"data.path": "a"},
+    "data.bad_records_share": {"data.path": "a", "data.bad_records": "replace"},
     "train.trace_steps": {"train.trace_start": 3},
     "model.position_noise_levels": {"model.position_noise": 0.25},
     "masking.ratio": {"masking.kind": "random"},
     "objective.temperature": {"objective.regulariser": "entropy"},
     "target_encoder.teacher": {"target_encoder.kind": "frozen"},
+    "contrastive.bias": SIGLIP,
+    "contrastive.ring": SIGLIP,
+    "contrastive.fine_weight": {"method.name": "contrastive", "contrastive.loss": "sparc"},
 }
 NO_WORDS, SEQUENCE, RANDOM = (
     {"model.conditioner": "none"},

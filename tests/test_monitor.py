@@ -9,7 +9,7 @@ import pytest
 from tc_jepa.methods.attention_metrics import reading_metrics
 from tc_jepa.models.conditioners.base import Reading
 from tc_jepa.monitoring import held_out as monitor
-from tc_jepa.monitoring.progress import cut_back
+from tc_jepa.storage.metrics_file import cut_back
 from tests import tiny
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pickle
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
 from PIL import Image
@@ -21,10 +22,11 @@ from tc_jepa.data.prepare.sources import COMMON_FLAGS, describe_sources, prepare
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.prepared import PreparedDataset, PreparedSource, splits
 from tc_jepa.data.scenes.source import SceneSource
+from tc_jepa.data.sources import Question
 from tc_jepa.errors import UserError
 
 PHOTOS = Path(__file__).parent / "fixtures" / "photos"
-GOOD = {"file": "a.png", "captions": ["a wall"]}
+GOOD, OTHER = {"file": "a.png", "captions": ["a wall"]}, {"file": "b.png", "captions": []}
 
 
 @pytest.fixture(scope="module")
@@ -115,11 +117,56 @@ def test_a_folder_without_extras(folder):
     assert PreparedDataset(str(folder.parent / "out")).vocabulary_path() is None
 
 
+def test_questions_come_back_with_their_answers(folder):
+    asked = {"question": " What is it? ", "answers": ["a wall", "wall"], "kind": "object"}
+    prepare_lines(folder, [GOOD | {"questions": [asked, {"question": "Is it red", "answers": ["é"]}]}, OTHER])
+    source = PreparedSource(str(folder.parent / "out"), "train")
+    questions = [Question("What is it", ("a wall", "wall"), "object"), Question("Is it red", ("é",), "any")]
+    assert source.has_questions and [source.questions(i) for i in range(2)] == [questions, []]
+
+
+@pytest.mark.parametrize(
+    "questions",
+    [
+        "is it red",
+        ["is it red"],
+        [{"question": "is it red"}],
+        [{"question": "is it red", "answers": []}],
+        [{"question": "?", "answers": ["yes"]}],
+        [{"question": "is it red", "answers": "yes"}],
+        [{"question": "is it red", "answers": ["yes"], "kind": 1}],
+        [{"question": "is it red", "answers": ["yes"], "kind": "all"}],
+        [{"question": "is it red", "answers": ["yes"], "kind": ""}],
+    ],
+)
+def test_questions_in_another_form_are_refused(folder, questions):
+    with pytest.raises(UserError, match=r"captions\.jsonl:2"):
+        prepare_lines(folder, [OTHER, GOOD | {"questions": questions}])
+
+
 def test_one_label_an_image(folder):
     prepare_lines(folder, [GOOD | {"label": "wall"}, {"file": "b.png", "captions": [], "label": "red door"}])
     source = PreparedSource(str(folder.parent / "out"), "train")
     assert source.tasks["label"].classes == ("red door", "wall") and source.tasks["label"].kind == "single"
     assert [source.labels(index)["label"] for index in range(2)] == [1, 0]
+
+
+@pytest.mark.parametrize("listed, stored", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_a_name_may_have_another_unicode_form_on_disk(folder, listed, stored):
+    names = {form: unicodedata.normalize(form, "Café.png") for form in ("NFC", "NFD")}
+    Image.new("RGB", (6, 4), "blue").save(folder / names[stored])
+    if (folder / names[listed]).exists():
+        pytest.skip("this file system does not tell the forms apart")
+    line = {"file": names[listed], "captions": ["a café"], "mask": "mask.png"}
+    prepare_lines(folder, [line])
+    source = PreparedSource(str(folder.parent / "out"), "train")
+    assert source[0].image[0, 0].tolist() == [0, 0, 255] and source.file(0) == names[listed]
+    with pytest.raises(UserError, match=":2: .*already on line 1"):
+        prepare_folder(str(folder), write(folder, [line, line | {"file": names[stored]}]), str(folder.parent / "other"))
+    Image.new("RGB", (6, 4), "green").save(folder / names[listed])
+    prepare_folder(str(folder), write(folder, [line, line | {"file": names[stored]}]), str(folder.parent / "both"))
+    source = PreparedSource(str(folder.parent / "both"), "train")
+    assert [source[index].image[0, 0].tolist() for index in range(2)] == [[0, 128, 0], [0, 0, 255]]
 
 
 def labelled(folder: Path, key: str, **values: list) -> list[dict]:
@@ -268,6 +315,10 @@ BAD_LINES = {
     "listed twice": ({"file": "./a.png", "captions": []}, r":2: ./a.png is already on line 1"),
     "descriptions a number": ({"file": "b.png", "captions": [], "descriptions": 7}, r':2: "descriptions" is 7'),
     "descriptions of null": ({"file": "b.png", "captions": [], "descriptions": ["a", None]}, r":2: .* is None"),
+    "captions of NaN": ('{"file": "b.png", "captions": [NaN]}', r':2: "captions" is None'),
+    "label of infinity": ('{"file": "b.png", "captions": [], "label": -Infinity}', r':2: "label" is None'),
+    "100,000 brackets": ("[" * 100_000 + "]" * 100_000, r":2 is not JSON \(it is nested too deeply\)"),
+    "a folder": ({"file": ".", "captions": []}, r':2: "file" .* is a folder'),
     "10 MB": ({"file": "b.png", "captions": ["a " * 5_000_000]}, r"captions.jsonl:2 .*1 MiB"),
     "label on some lines": ({"file": "b.png", "captions": [], "label": "x"}, r':1 has no "label" but .*:2 has'),
     "label a number": ({"file": "b.png", "captions": [], "label": 7}, r':2: "label" is 7'),
@@ -304,7 +355,7 @@ def test_a_mask_that_does_not_fit_is_refused(folder, file, mask, message):
 def test_masks_of_another_size_are_counted_before_anything_is_written(folder):
     masks = {"a.png": "turned.png", "b.png": "mask.png", "large.png": "mask.png", "half.png": "mask.png"}
     lines = [{"file": file, "captions": [], "mask": mask} for file, mask in masks.items()]
-    with pytest.raises(UserError, match="2 of 4 masks .*:1: mask .*turned.png"):
+    with pytest.raises(UserError, match="3 of 4 masks .*:1: mask .*turned.png"):
         prepare_lines(folder, lines)
     assert not (folder.parent / "out.partial").exists()
 

@@ -244,3 +244,50 @@ def test_the_command_reads_tars(tmp_path):
     subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
     assert candidates(tmp_path) == [("raw", "0")] and splits(str(tmp_path / "out")) == {"train": 1, "val": 1}
     assert json.loads((tmp_path / "out" / "captions.json").read_text())["images"] == {"train": 1, "val": 1}
+
+
+def test_endings_with_dots(tmp_path):
+    members = {}
+    for key in ("1", "2"):
+        members |= {f"{key}.input.jpg": JPG, f"{key}.outputs.txt": f"a dog {key}", f"{key}.other.txt": "not asked for"}
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(UserError, match="'txt'.*other.txt, outputs.txt.*input.jpg"):
+        run(tmp_path, "a.tar")
+    run(tmp_path, "a.tar", caption_fields=["outputs.txt"])
+    assert candidates(tmp_path) == [("a dog 1",), ("a dog 2",)]
+
+
+def test_an_image_of_another_kind_does_not_stand_in_for_a_missing_one(tmp_path, capsys):
+    """Such as 2.mask.jpg, where 2.jpg could not be fetched."""
+    masks = {f"{key}.mask.jpg": JPG for key in "123"}
+    samples = sample("1", "one") | sample("2", "two") | sample("3", "three")
+    members = dict(sorted((samples | masks).items()))
+    del members["2.jpg"]
+    write_tar(tmp_path / "a.tar", members)
+    with pytest.raises(UserError, match="2 has the image .mask.jpg, but the tar's first sample .jpg"):
+        run(tmp_path, "a.tar")
+    assert run(tmp_path, "a.tar", skip_bad=True).skipped == 1
+    assert candidates(tmp_path) == [("one",), ("three",)]
+
+
+def test_names_that_only_differ_after_their_first_dot_are_one_sample(tmp_path):
+    write_tar(tmp_path / "a.tar", {"v.1.jpg": JPG, "v.1.txt": "a", "v.2.jpg": JPG, "v.2.txt": "b"})
+    with pytest.raises(UserError, match="v has 2 images .*1.jpg, 1.txt, 2.jpg, 2.txt.* first dot"):
+        run(tmp_path, "a.tar", caption_fields=["1.txt"])
+
+
+def test_a_sample_of_very_many_members_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(tars, "MOST_MEMBERS", 3)
+    write_tar(tmp_path / "a.tar", sample("1"))
+    run(tmp_path, "a.tar")
+    write_tar(tmp_path / "b.tar", sample("1") | {"1.more": "x"})
+    with pytest.raises(UserError, match="b.tar: 1 has more than 3 members"):
+        run(tmp_path, "b.tar")
+
+
+@pytest.mark.parametrize("missing", ["NaN", "Infinity", "-Infinity", "null"])
+def test_a_number_that_json_does_not_have_is_a_missing_text(tmp_path, missing):
+    members = {"2.jpg": JPG, "2.json": f'{{"caption": {missing}}}', "3.jpg": JPG, "3.json": {"caption": "three"}}
+    write_tar(tmp_path / "a.tar", members)
+    run(tmp_path, "a.tar", caption_fields=["caption"])
+    assert candidates(tmp_path) == [(), ("three",)]

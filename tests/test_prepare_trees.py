@@ -1,6 +1,8 @@
 """Trees of images, by class or beside masks, to a prepared folder and back; and what is refused on the way."""
 
 from pathlib import Path
+import shutil
+import unicodedata
 
 import numpy as np
 from PIL import Image
@@ -272,3 +274,15 @@ def test_a_value_is_no_class_and_ignored_at_once(scenes):
         prepare_masks(scenes, ignore_index=1)
     with pytest.raises(UserError, match="train/a.png contains 0.* 1 to 4"):
         prepare_masks(scenes, first_class=1)
+
+
+def test_an_image_and_its_mask_may_be_named_in_two_unicode_forms(tmp_path):
+    for root, form in (("images", "NFC"), ("masks", "NFD")):
+        (tmp_path / root / "train").mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / root / "train" / f"{unicodedata.normalize(form, 'é')}.png")
+    (tmp_path / "classes.txt").write_text("wall\n")
+    roots = str(tmp_path / "images"), str(tmp_path / "masks"), str(tmp_path / "classes.txt")
+    assert prepare_segmentation(*roots, str(tmp_path / "out")).images == {"train": 1}
+    shutil.copy(tmp_path / "masks/train" / f"{unicodedata.normalize('NFD', 'é')}.png", tmp_path / "masks/train/é.png")
+    with pytest.raises(UserError, match="of the same image"):
+        prepare_segmentation(*roots, str(tmp_path / "other"))

@@ -19,9 +19,9 @@ from tc_jepa.experiment.experiment import build_experiment
 from tc_jepa.masking.masks import pack
 from tc_jepa.methods import jepa_reporting
 from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, Question, Section
-from tc_jepa.monitoring.progress import cut_back
 from tc_jepa.report import charts, looks, looks_jepa, page, pictures, verdict
 from tc_jepa.report.verdict import read_run, Run
+from tc_jepa.storage.metrics_file import cut_back
 
 ROOT = Path(__file__).parent.parent
 GRID = (4, 4)

@@ -49,7 +49,7 @@ def test_a_run_records_its_data_before_it_trains(tmp_path, monkeypatch):
     def stop(*_):
         raise Reached
 
-    monkeypatch.setattr(train, "Checkpoints", stop)
+    monkeypatch.setattr(train, "open_checkpoints", stop)
     config = config_of(write_data(tmp_path / "data", 8))
     with pytest.raises(Reached):
         tiny.train(config, tmp_path / "run")

@@ -25,7 +25,7 @@ from tc_jepa.models.label_heads import LabelHeads
 from tc_jepa.optimizer import match_rules, weight_decay_rules
 from tc_jepa.planning.step import planned
 from tests import tiny
-from tests.test_train import final_state, interrupt_after, lines, mite, tiny_config  # noqa: F401 - mite is a fixture
+from tests.test_train import assert_stopped_and_resumed_equals, lines, mite, tiny_config  # noqa: F401 - mite is a fixture
 
 SUPERVISED = {"method.name": "supervised"}
 METHOD = Supervised(
@@ -93,20 +93,11 @@ def test_a_row_has_the_labels_of_its_image_whatever_the_order():
             np.testing.assert_array_equal(batch.labels["shape"][row], expected["shape"])
 
 
-def test_a_run_resumes_as_if_it_had_never_stopped(mite, tmp_path, monkeypatch):  # noqa: F811
-    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+def test_a_run_resumes_as_if_it_had_never_stopped(mite, tmp_path):  # noqa: F811
+    straight = tmp_path / "straight"
     config = tiny_config(**SUPERVISED, **{"supervised.tasks": ("count", "shape")})
     tiny.train(config, straight)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
-        with pytest.raises(SystemExit):
-            tiny.train(config, stopped)
-    tiny.train(config, stopped)
-    assert lines(stopped) == lines(straight)
-    expected, found = final_state(straight), final_state(stopped)
-    assert expected.keys() == found.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    assert_stopped_and_resumed_equals(straight, config, tmp_path / "stopped")
     last = lines(straight)[-1]
     assert last["heldout/loss"] == pytest.approx((last["heldout/count"] + last["heldout/shape"]) / 2, rel=1e-5)
     run = open_run(straight, config)

@@ -31,6 +31,7 @@ LEFT = {
     "crossed": [],
     "screened": [],
     "seeds": [],
+    "words": [],
     "photos": ["data.path=DATA"],
     "photos_stored": ["data.path=DATA", "captions.vectors=DATA/words/MINE"],
     "imagenet": ["data.path=DATA", "model.text_weights=T5"],
@@ -99,7 +100,7 @@ def test_every_job_of_every_sweep_can_start(text, tmp_path, monkeypatch):
 
 def test_the_paper_s_ablations_have_the_same_variants_on_scenes():
     for path in FILES:
-        if path.stem not in ("choices", "evidence", "levers", "stability"):
+        if path.stem not in ("choices", "evidence", "levers", "rivals", "stability"):
             full, scenes = importlib.import_module(f"configs.sweeps.{path.stem}").SWEEPS.values()
             assert full.variants == scenes.variants and scenes.config == "configs/scenes_standard.py"
 

@@ -14,7 +14,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, examples, heads, labels, results, runner, tasks
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.runner import evaluate
-from tc_jepa.evaluation.task import LABELS, MASKS, Score, Task, train_and_test, WORDS
+from tc_jepa.evaluation.task import CAPTIONS, LABELS, MASKS, QUESTIONS, Score, Task, TOWER, train_and_test, WORDS
 from tc_jepa.evaluation.tasks import attentive, segmentation
 from tests.test_evaluation import pixels, Written
 from tests.test_house import ROOT
@@ -24,6 +24,9 @@ NEEDS = {
     LABELS: "labels",
     MASKS: "masks",
     WORDS: "a run whose predictor attends to words; scenes, or masks of named classes",
+    TOWER: "a run of `method.name=contrastive`",
+    CAPTIONS: "captions and their vocabulary",
+    QUESTIONS: "questions: scenes, or data with them",
 }
 
 

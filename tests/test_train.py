@@ -1,5 +1,6 @@
 """The loop around the step: resuming equals never stopping, and nothing goes wrong silently."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -16,7 +17,9 @@ import pytest
 from configs import base
 from launch.training import stages, train_all
 from tc_jepa.config.validate import validate
+from tc_jepa.data import pipeline
 from tc_jepa.data.captions import tokenizer as captions
+from tc_jepa.data.sources import BadRecord
 from tc_jepa.distributed import sharding
 from tc_jepa.errors import UserError
 from tc_jepa.models import vit
@@ -105,35 +108,52 @@ def interrupt_after(monkeypatch, step, number=signal.SIGTERM):
     monkeypatch.setattr(metrics.Progress, "dispatched", noticing)
 
 
-@pytest.mark.parametrize(("workers", "run"), [(0, "straight"), (2, "straight_bfloat16")])
-def test_three_steps_and_three_resumed_equal_six(request, tmp_path, monkeypatch, workers, run):
-    straight = request.getfixturevalue(run)
-    dtype = "bfloat16" if run == "straight_bfloat16" else "float32"
-    config = tiny_config(**{"data.workers": workers, "model.dtype": dtype})
-    with monkeypatch.context() as patch:
+def assert_stopped_and_resumed_equals(straight, config, workdir):
+    """Trains six steps in `workdir`, stopped after three and resumed, as `straight` was trained without a stop."""
+    with pytest.MonkeyPatch.context() as patch:
         interrupt_after(patch, 3)
         with pytest.raises(SystemExit) as stopped:
-            tiny.train(config, tmp_path)
+            tiny.train(config, workdir)
         assert stopped.value.code == 128 + signal.SIGTERM
-    assert saved_steps(tmp_path) == [3]
-    tiny.train(config, tmp_path)
-    assert lines(tmp_path) == lines(straight)
-    expected, found = final_state(straight), final_state(tmp_path)
+    assert saved_steps(workdir) == [3]
+    tiny.train(config, workdir)
+    assert_same_run(workdir, straight)
+
+
+def assert_same_run(workdir, straight):
+    """The same metrics, and the same state after step 6."""
+    assert lines(workdir) == lines(straight)
+    expected, found = final_state(straight), final_state(workdir)
     assert expected.keys() == found.keys()
     for name, value in expected.items():
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 
 
-def test_metrics_beyond_the_restored_step_are_cut(straight, tmp_path, monkeypatch):
-    """Killed after step 5, with a checkpoint of step 3: steps 4 and 5 are done, and written, again."""
+@pytest.mark.parametrize(("workers", "run"), [(0, "straight"), (2, "straight_bfloat16")])
+def test_three_steps_and_three_resumed_equal_six(request, tmp_path, workers, run):
+    straight = request.getfixturevalue(run)
+    dtype = "bfloat16" if run == "straight_bfloat16" else "float32"
+    config = tiny_config(**{"data.workers": workers, "model.dtype": dtype})
+    assert_stopped_and_resumed_equals(straight, config, tmp_path)
+
+
+def test_metrics_beyond_the_restored_step_are_cut(straight, tmp_path, monkeypatch, caplog):
+    """Killed after step 5, with a checkpoint of step 3: steps 4 and 5 are done, and written, again.
+
+    Lines of zeros, and of text where numbers belong, are set aside.
+    """
     with monkeypatch.context() as patch:
         interrupt_after(patch, 3)
         with pytest.raises(SystemExit):
             tiny.train(tiny_config(), tmp_path)
     with (tmp_path / metrics.METRICS_FILE).open("a") as file:
-        file.write('{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
-    tiny.train(tiny_config(), tmp_path)
+        file.write('\0\0\n{"step": 2, "loss": "x"}\n{"step": 4, "loss": 1.0}\n{"step": 5, "lo')
+    with caplog.at_level("WARNING", logger="absl"):
+        tiny.train(tiny_config(), tmp_path)
     assert lines(tmp_path) == lines(straight)
+    assert (tmp_path / "metrics.damaged.jsonl").read_text() == '\0\0\n{"step": 2, "loss": "x"}\n'
+    (said,) = [record.getMessage() for record in caplog.records if "damaged" in record.getMessage()]
+    assert "2 damaged line(s)" in said and said.endswith(": 5, 6")
 
 
 def test_judging_on_the_way_changes_nothing_but_the_log(straight, tmp_path):
@@ -248,15 +268,17 @@ def test_a_damaged_checkpoint_is_refused_not_restarted(straight, tmp_path):
     abstract = jax.eval_shape(lambda: None)
     with pytest.raises(UserError, match="step 9; it has 3, 6"):
         restore_encoder(tmp_path, 9, abstract, averaged=True)
-    with pytest.raises(UserError, match="delete that directory"):
+    with pytest.raises(UserError, match="use step 3, as a resume with train.on_damage=older"):
         tiny.train(tiny_config(**{"train.steps": 8}), tmp_path)
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_is_saved(tmp_path):
-    config = tiny_config(**{"optimizer.start_learning_rate": 1e30, "optimizer.peak_learning_rate": 1e30})
-    with pytest.raises(UserError, match=r"at step \d"):
-        tiny.train(config, tmp_path)
-    assert 6 not in saved_steps(tmp_path)
+def test_parameters_that_are_not_finite_are_not_saved(tmp_path):
+    """After the first step, whose loss is finite."""
+    huge = dict.fromkeys(("start_learning_rate", "peak_learning_rate", "start_weight_decay"), 1e38)
+    changes = {f"optimizer.{name}": value for name, value in huge.items()} | {"train.checkpoint_every": 1}
+    with pytest.raises(UserError, match=r"not finite after the update at step 1; last good .* there is none\."):
+        tiny.train(tiny_config(**changes), tmp_path)
+    assert saved_steps(tmp_path) == []
 
 
 def test_a_teacher_made_from_pixels_teaches_a_student_of_another_size(tmp_path, monkeypatch):
@@ -311,3 +333,61 @@ def test_data_without_captions_trains_on_null_captions_and_says_so_once(tmp_path
     assert sum("null captions" in record.getMessage() for record in caplog.records) == 1
     last = lines(tmp_path)[-1]
     assert last["captions"] == last["loss/sparsity"] == 0.0 and np.isfinite(last["loss"])
+
+
+def broken_off(monkeypatch, end):
+    """After three batches, `end` is called for the fourth."""
+    iterate = pipeline.iterate
+
+    def three(batches):
+        try:
+            yield from itertools.islice(batches, 3)
+            yield from end()
+        finally:
+            batches.close()
+
+    def broken(*arguments, **options):
+        batches = iterate(*arguments, **options)
+        return three(batches) if "cancelled" in options else batches  # the monitor's are whole
+
+    monkeypatch.setattr(pipeline, "iterate", broken)
+
+
+def bad_data():
+    raise BadRecord("shard 1: record 2 cannot be read", about="shard 1")
+    yield
+
+
+def a_signal_while_none_comes():
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield from ()
+
+
+@pytest.mark.parametrize(
+    ("end", "error"), [(bad_data, UserError), (a_signal_while_none_comes, SystemExit)], ids=["bad data", "signal"]
+)
+def test_what_ends_the_batches_loses_no_step(straight, tmp_path, monkeypatch, end, error):
+    config = tiny_config(**{"train.checkpoint_every": 6})
+    with monkeypatch.context() as patch:
+        broken_off(patch, end)
+        with pytest.raises(error) as stopped:
+            tiny.train(config, tmp_path)
+    assert saved_steps(tmp_path) == [3]
+    if error is SystemExit:
+        assert stopped.value.code == 128 + signal.SIGTERM
+    else:
+        assert stopped.value.about == "shard 1" and "3" in str(stopped.value)
+    tiny.train(config, tmp_path)
+    assert lines(tmp_path) == lines(straight)
+    expected, found = final_state(straight), final_state(tmp_path)
+    for name, value in expected.items():
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+
+def test_data_that_is_bad_from_the_first_step_saves_nothing(tmp_path, monkeypatch):
+    iterate = pipeline.iterate
+    broken = lambda *data, **options: bad_data() if "cancelled" in options else iterate(*data, **options)  # noqa: E731
+    monkeypatch.setattr(pipeline, "iterate", broken)
+    with pytest.raises(UserError):
+        tiny.train(tiny_config(), tmp_path)
+    assert saved_steps(tmp_path) == []

@@ -9,12 +9,14 @@ from absl import logging
 import ml_collections
 
 from tc_jepa.convert import t5
+from tc_jepa.data.bad_records import Replacing
 from tc_jepa.data.captions import tokenizer as captions
 from tc_jepa.data.datasets import DatasetOptions, open_dataset
 from tc_jepa.data.mixtures import Concatenation, Mixture
 from tc_jepa.data.prepared import DEFAULT_FEATURES, FeatureNames, file_identity, PreparedDataset
 from tc_jepa.data.scenes.source import ScenesDataset
 from tc_jepa.data.sources import Captioned, Dataset, SCENES, Source, TEST, TRAIN, VALIDATION
+from tc_jepa.data.transforms import Crop
 from tc_jepa.data.word_vectors.folder import WordVectorFolder, WordVectorReader
 from tc_jepa.errors import UserError
 from tc_jepa.storage import hashing
@@ -105,7 +107,7 @@ def crops_encoded(config: Config) -> bool:
 def training_source(config: Config, words: Sequence[WordVectorFolder] = (), encoded: bool | None = None) -> Captioned:
     """What a run is trained on. `words` are the word_folders. `encoded`: as in `datasets`; None: as the run reads."""
     opened = datasets(config, crops_encoded(config) if encoded is None else encoded)
-    parts = [_open(dataset, TRAIN, words, number) for number, dataset in enumerate(opened)]
+    parts = [_open(config, dataset, TRAIN, words, number) for number, dataset in enumerate(opened)]
     if config.data.weights:
         return Mixture(parts, config.data.weights)
     return Concatenation(parts) if len(parts) > 1 else parts[0]
@@ -118,13 +120,16 @@ def held_out_source(config: Config, words: Sequence[WordVectorFolder] = ()) -> C
     if not found:
         logging.warning("%s has no split %r: the monitor looks at training images", config.data.path, VALIDATION)
         return training_source(config, words)
-    parts = [_open(dataset, VALIDATION, words, number) for number, dataset in found]
+    parts = [_open(config, dataset, VALIDATION, words, number) for number, dataset in found]
     return Concatenation(parts) if len(parts) > 1 else parts[0]
 
 
-def _open(dataset: Dataset, split: str, words: Sequence[WordVectorFolder], number: int) -> Captioned:
+def _open(config: Config, dataset: Dataset, split: str, words: Sequence[WordVectorFolder], number: int) -> Captioned:
     source = dataset.open(split)
-    return words[number].attach(source, split) if words else source
+    source = words[number].attach(source, split) if words else source
+    if config.data.bad_records == "replace":
+        return Replacing(source, f"{dataset.name}, split {split}", config.data.bad_records_share)
+    return source
 
 
 def word_folders(config: Config) -> list[WordVectorFolder]:
@@ -170,6 +175,12 @@ def _t5_identity(folder: str) -> dict[str, Any]:
     return {file.name: file_identity(file) for file in files}
 
 
+def crop(config: Config) -> Crop:
+    """The random crop of a training image."""
+    image = config.image
+    return Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
+
+
 def caption_reader(config: Config, words: Sequence[WordVectorFolder] = ()) -> captions.CaptionReader:
     """Of the stored vectors where there are any, else of texts."""
     return WordVectorReader(words[0].info) if words else tokenizer(config)
@@ -184,6 +195,11 @@ def tokenizer(config: Config) -> captions.CaptionTokenizer:
     else:
         path = _common_vocabulary(datasets(config))
     return captions.CaptionTokenizer(path, config.captions.words)
+
+
+def has_vocabulary(config: Config) -> bool:
+    """Whether captions can be read: with a configured vocabulary, or one that comes with the data."""
+    return bool(config.captions.vocabulary) or all(one.vocabulary_path() is not None for one in datasets(config))
 
 
 def _common_vocabulary(found: Sequence[Dataset]) -> str:

@@ -9,7 +9,7 @@ import ml_collections
 from tc_jepa.config import data, jepa_rules, models
 from tc_jepa.config.parts import MethodParts
 from tc_jepa.data.captions.tokenizer import CaptionReader
-from tc_jepa.data.inputs.jepa import Crop, CropAndCaptions, JepaInputs
+from tc_jepa.data.inputs.jepa import CropAndCaptions, JepaInputs
 from tc_jepa.data.photometric import Photometric
 from tc_jepa.data.word_vectors.folder import WordVectorFolder
 from tc_jepa.masking import MASKS, MaskSampler
@@ -118,9 +118,10 @@ def momentum(config: Config) -> Momentum:
 
 
 def inputs(config: Config, reader: CaptionReader | None) -> JepaInputs:
-    image, captions = config.image, config.captions
-    crop = Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
-    return JepaInputs(CropAndCaptions(crop, reader, captions.per_image, captions.candidates), masks(config))
+    captions = config.captions
+    return JepaInputs(
+        CropAndCaptions(data.crop(config), reader, captions.per_image, captions.candidates), masks(config)
+    )
 
 
 def corruption(config: Config) -> Photometric | None:

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from tc_jepa.config import models
+from tc_jepa.config import data, models
 from tc_jepa.config.parts import MethodParts
 from tc_jepa.config.stateless import averages_encoder as averages_encoder
 from tc_jepa.config.stateless import reads_captions as reads_captions
 from tc_jepa.config.stateless import teacher_path as teacher_path
 from tc_jepa.data.inputs.views import Views
 from tc_jepa.data.photometric import Photometric
-from tc_jepa.data.transforms import Crop
 from tc_jepa.data.word_vectors.folder import WordVectorFolder
 from tc_jepa.errors import UserError
 from tc_jepa.methods.lejepa import LeJepa
@@ -61,7 +60,7 @@ def diagnostics(config: Config) -> Diagnostics:
 
 
 def inputs(config: Config) -> Views:
-    image, chosen = config.image, config.lejepa
+    chosen = config.lejepa
     photometric = Photometric(
         jitter_probability=chosen.jitter_probability,
         brightness=chosen.brightness,
@@ -73,5 +72,4 @@ def inputs(config: Config) -> Views:
         blur_sigma=tuple(chosen.blur_sigma),
         solarise_probability=chosen.solarise_probability,
     )
-    crop = Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
-    return Views(chosen.views, crop, photometric)
+    return Views(chosen.views, data.crop(config), photometric)

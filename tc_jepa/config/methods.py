@@ -9,13 +9,14 @@ from types import ModuleType
 
 import ml_collections
 
-from tc_jepa.config import data, jepa, lejepa, supervised
+from tc_jepa.config import contrastive, data, jepa, lejepa, supervised
 from tc_jepa.data.sources import Captioned, Labelled
 from tc_jepa.data.word_vectors.folder import WordVectorFolder
 
 METHODS: dict[str, ModuleType] = {
     "jepa": jepa,
     "lejepa": lejepa,
+    "contrastive": contrastive,
     "supervised": supervised,
 }
 

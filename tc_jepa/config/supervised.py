@@ -11,7 +11,6 @@ from tc_jepa.config.stateless import reads_captions as reads_captions
 from tc_jepa.config.stateless import teacher_path as teacher_path
 from tc_jepa.data.inputs.labels import CropAndLabels
 from tc_jepa.data.sources import LabelSet, TRAIN
-from tc_jepa.data.transforms import Crop
 from tc_jepa.data.word_vectors.folder import WordVectorFolder
 from tc_jepa.errors import UserError
 from tc_jepa.methods.reporting import Diagnostics
@@ -34,9 +33,7 @@ def build(
     heads = LabelHeads(tuple((name, len(x.classes)) for name, x in chosen.items()), models.linear(config))
     tasks = tuple(Task(name, x.kind) for name, x in chosen.items())
     method = Supervised(models.trained_encoder(config, backend), heads, tasks)
-    image = config.image
-    crop = Crop(image.size, tuple(image.crop_scale), tuple(image.crop_aspect), image.flip)
-    inputs = CropAndLabels(crop, tuple(chosen))
+    inputs = CropAndLabels(data.crop(config), tuple(chosen))
     return MethodParts(method, inputs, inputs)
 
 

@@ -26,6 +26,7 @@ from tc_jepa.models.vit import Size
 
 FORMAT, VERSION = "tc_jepa_encoder", 1
 ENCODER, PREDICTOR = "encoder.safetensors", "predictor.safetensors"
+MOST_POSITIONS = 1 << 28  # numbers in all positions that a config.json may ask for
 SIZES = ("width", "depth", "heads", "hidden", "patch_size", "image_size")
 
 
@@ -88,6 +89,11 @@ def read_sizes(values: Mapping[str, Any], keys: Sequence[str], path: Path) -> tu
         raise UserError(f"{path}: {heads} heads do not divide the width, {width}")
     if image_size % patch_size:
         raise UserError(f"{path}: patches of {patch_size} px do not divide images of {image_size} px")
+    if depth > tensors.MOST_LAYERS:
+        raise UserError(f"{path}: a depth of {depth}; at most {tensors.MOST_LAYERS} are built, so download it again")
+    if (image_size // patch_size) ** 2 * width > MOST_POSITIONS:
+        size = f"images of {image_size} px in patches of {patch_size} px at width {width}"
+        raise UserError(f"{path}: {size} are more than can be built; download the file again")
     return Size(width, depth, heads, hidden), patch_size, image_size
 
 

@@ -20,6 +20,7 @@ from tc_jepa.convert.tensors import (
     INDEX,
     index_files,
     kernel,
+    MOST_LAYERS,
     Place,
     read_json,
     read_tensors,
@@ -141,7 +142,7 @@ def _config(path: Path) -> T5Config:
     if values.get("model_type") != "t5":
         raise UserError(f"{path}: model_type is {values.get('model_type')!r}, not 't5'; give a T5 1.0 or 1.1 model")
     activation = values["feed_forward_proj"]
-    if activation not in GATED:
+    if not isinstance(activation, str) or activation not in GATED:
         known = " or ".join(GATED)
         raise UserError(f"{path}: feed_forward_proj={activation!r} is not supported; give a model with {known}")
     fields = {}
@@ -150,6 +151,9 @@ def _config(path: Path) -> T5Config:
         if type(value) is not number or not value > 0:
             raise UserError(f"{path}: {key} is {value!r}, not a positive {number.__name__}; download the file again")
         fields[field] = value
+    if fields["depth"] > MOST_LAYERS:
+        key, most = CONFIG_KEYS["depth"], f"at most {MOST_LAYERS} are built"
+        raise UserError(f"{path}: {key} is {fields['depth']}; {most}, so download the file again")
     return T5Config(**fields, gated=GATED[activation])
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 import contextlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +13,12 @@ from safetensors.numpy import save_file
 
 from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
+from tc_jepa.storage.reading import check_regular, lfs_reason_of, read_object
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 FLOATS = ("F32", "F16", "BF16")
 SAME_MODEL = f"take {CONFIG} and the weights from the same model"
+MOST_LAYERS = 1000  # that a config.json may ask for; each costs time before any weight is read
 LISTED = 4  # names of a kind in one message; a wrong file may have hundreds
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -58,23 +59,19 @@ def to_theirs(params: Params, places: Mapping[str, Place]) -> dict[str, np.ndarr
 
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the JSON object in a file. Raises UserError for anything else."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}); download it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object; download it again")
-    return values
+    return read_object(path, "download it again")
 
 
 @contextlib.contextmanager
 def open_tensors(path: Path):
     """A context manager that opens a safetensors file. Errors while it is read are UserErrors that name it."""
     try:
+        check_regular(path)
         with safe_open(path, framework="numpy") as file:
             yield file
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); download it again") from error
+        reason = lfs_reason_of(path) or "download it again"
+        raise UserError(f"{path} cannot be read ({' '.join(str(error).split())}); {reason}") from error
 
 
 def tensor_files(folder: Path) -> dict[str, Path]:

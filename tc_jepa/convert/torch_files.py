@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 
 from tc_jepa.errors import UserError
+from tc_jepa.storage.reading import lfs_reason_of
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def load(path: Path) -> dict[str, Any]:
         if blocked:
             contains = f"besides tensors it contains {blocked[1]}, which could run code"
             raise UserError(f"{path} is not opened: {contains}") from error
-        raise UserError(f"{path} is damaged, truncated or not a PyTorch file; download it again") from error
+        reason = lfs_reason_of(path) or "download it again"
+        raise UserError(f"{path} is damaged, truncated or not a PyTorch file; {reason}") from error
     if not isinstance(held, dict):
         raise UserError(f"{path} holds a {type(held).__name__}, not a dict of tensors")
     return held

@@ -6,13 +6,13 @@ type, nested as objects or as JSON inside of strings.
 """
 
 from collections.abc import Iterator
-import json
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from tc_jepa.errors import UserError
+from tc_jepa.storage.reading import parse_json, read_regular
 
 CLASS_KEYS = ("pythonClassName", "python_class_name", "type")  # Protocol Buffers read a field by either of its names
 OWN_CLASSES = {
@@ -30,7 +30,7 @@ def check_feature_classes(folder: str) -> None:
     """
     for name, key in (("features.json", None), ("dataset_info.json", "features")):
         path = Path(folder) / name
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_regular(path))
         if key is not None:
             content = content.get(key) if isinstance(content, dict) else None
         for found in _class_names(content):
@@ -52,7 +52,7 @@ def _class_names(value: Any) -> Iterator[str]:
             yield from _class_names(item)
     elif isinstance(value, str):
         try:
-            decoded = json.loads(value)
+            decoded = parse_json(value)
         except ValueError:
             return
         yield from _class_names(decoded)

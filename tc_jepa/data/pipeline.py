@@ -5,15 +5,15 @@ stream is one integer, the step. The order of the operations matters: slicing be
 every host the same random numbers, and batching after prefetching would make batches depend on the number of workers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from absl import flags
 import grain
 import numpy as np
 
 from tc_jepa.data.mixtures import Mixture
 from tc_jepa.data.sources import Captioned, Example
+from tc_jepa.data.watched import WatchedBatches
 
 Batch = Any  # a NamedTuple of tc_jepa.batch
 
@@ -61,16 +61,19 @@ def batches(
     return inputs.batched(rows, batch_size, process_count)
 
 
-def iterate(dataset: grain.MapDataset, *, start: int, workers: int, stop: int | None = None) -> Iterator[Batch]:
+def iterate(
+    dataset: grain.MapDataset,
+    *,
+    start: int,
+    workers: int,
+    stop: int | None = None,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Iterator[Batch]:
     """The batches of steps `start` to `stop` (None: without end), read ahead by threads, in `workers` processes.
 
-    With 0 workers the threads are this process's own. Close the iterator when done. `start` costs nothing.
+    With 0 workers the threads are this process's own; else the iterator ends where it would wait for a worker and
+    `cancelled` returns True, and raises UserError where a worker died. Close it when done. `start` costs nothing.
     """
     options = grain.ReadOptions(num_threads=READ_THREADS, prefetch_buffer_size=PREFETCHED_BATCHES)
     iterator = dataset[start:stop].to_iter_dataset(options)
-    if workers:
-        # Grain reads an absl flag and fails where none were parsed, as in notebooks (google/grain issue 1355).
-        if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()
-        iterator = iterator.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
-    return iter(iterator)
+    return WatchedBatches(iterator, workers, cancelled) if workers else iter(iterator)

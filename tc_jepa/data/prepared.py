@@ -1,28 +1,34 @@
 """Reading prepared folders: TFDS datasets in ArrayRecord form, written by launch.prepare_data or by TFDS itself."""
 
+import bisect
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 import dataclasses
 import hashlib
+import itertools
 import os
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import json_format
+from google.protobuf import json_format, message
 import numpy as np
 import tensorflow_datasets as tfds
 
 from tc_jepa.data.captions.candidates import candidates
 from tc_jepa.data.feature_classes import check_feature_classes
 from tc_jepa.data.images import decode_mask, EncodedImage, IGNORED, image_shape
-from tc_jepa.data.sources import Example, LabelSet, VALIDATION
+from tc_jepa.data.sources import BadRecord, Example, LabelSet, Question, VALIDATION
 from tc_jepa.errors import UserError
+from tc_jepa.storage.reading import lfs_reason_of, parse_json
 
 VOCABULARY = "vocabulary.model"  # in the folder, beside TFDS's own files
 MASK = "mask"
+QUESTIONS_FEATURE = "questions_json"  # the feature in which it stores questions, each a Question as a JSON object
 FILE = "file"  # the feature in which launch.prepare_data stores an image's file name
 ENDS = 64 * 1024  # bytes at each end of a file that its identity covers
 READERS = 16  # threads that read them
+# What array_record, protobuf and TFDS raise for a record.
+UNREADABLE = (RuntimeError, ValueError, KeyError, TypeError, OSError, message.DecodeError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +65,13 @@ class PreparedSource:
         if split not in infos:
             raise UserError(f"{path} has no split {split!r}; it has {', '.join(infos)}")
         for shard in infos[split].filepaths:
-            if not shard.exists():
-                raise UserError(f"{shard} is missing; restore it or prepare the dataset again")
+            if not shard.is_file():
+                raise UserError(f"{shard} is missing, or not a file; restore it or prepare the dataset again")
+            if reason := lfs_reason_of(shard):
+                raise UserError(f"{shard} cannot be read: {reason}")
         self._name, self._split, self._encoded = f"{path}, split {split}", split, encoded
+        self._shards = [os.fspath(shard) for shard in infos[split].filepaths]
+        self._ends = list(itertools.accumulate(infos[split].shard_lengths))
         # TFDS's partial decoding fails on data sources. So records are read raw, and only what is needed is parsed.
         raw = tfds.decode.DeserializeMethod.RAW_BYTES
         self._records = builder.as_data_source(infos[split].name, deserialize_method=raw)
@@ -75,22 +85,28 @@ class PreparedSource:
         self._mask = available.only([self._image, *self.segmentations])
         self._file = available.only([FILE] * (FILE in builder.info.features))
         self._texts = available.only([*self._captions, *self._descriptions])
+        self.has_questions = QUESTIONS_FEATURE in builder.info.features
+        self._questions = available.only([QUESTIONS_FEATURE] * self.has_questions)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int) -> Example:
-        """The image and its candidates. Raises UserError for an image that does not decode, encoded ones later."""
+        """The image and its candidates. Raises BadRecord for a damaged one; encoded images raise it later."""
         record = self._read(self._example, index)
-        image = EncodedImage(record[self._image], f"{self._name}: image {index}")
-        return Example(image if self._encoded else image.pixels(), self._candidates(record))
+        image = EncodedImage(record[self._image], self._where(index))
+        return Example(image if self._encoded else image.pixels(), self._candidates(record, index))
 
     def captions(self, index: int) -> tuple[str, ...]:
         """The image's candidate captions. Does not decode the image."""
-        return self._candidates(self._read(self._texts, index))
+        return self._candidates(self._read(self._texts, index), index)
 
-    def _candidates(self, record: dict[str, Any]) -> tuple[str, ...]:
-        return candidates(_texts(record, self._captions), _texts(record, self._descriptions)).texts
+    def _candidates(self, record: dict[str, Any], index: int) -> tuple[str, ...]:
+        try:
+            texts = _texts(record, self._captions), _texts(record, self._descriptions)
+        except UNREADABLE as error:
+            raise self._named(index, error) from error
+        return candidates(*texts).texts
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """By task: the class as an int, or bool [classes]. Raises UserError for -1, TFDS's unknown label."""
@@ -128,12 +144,44 @@ class PreparedSource:
             raise UserError(f"{self._name}: {name} of {self.file(index)} is not usable: {error}; {fix}") from error
         return mask
 
+    def questions(self, index: int) -> list[Question]:
+        """What is asked about the image. Raises BadRecord where it is not as launch.prepare_data stores it."""
+        record = self._read(self._questions, index)
+        try:
+            stored = [parse_json(text) for text in _texts(record, [QUESTIONS_FEATURE] * self.has_questions)]
+            return [Question(one["text"], tuple(one["answers"]), one["kind"]) for one in stored]
+        except UNREADABLE as error:
+            raise self._named(index, error) from error
+
     def _read(self, features: tfds.features.FeaturesDict, index: int) -> dict[str, Any]:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._name} has {len(self)} images; index {index} is out of range")
         # Images stay encoded: this project decodes them itself (tc_jepa/data/images.py).
         encoded = {name: tfds.decode.SkipDecoding() for name in (self._image, *self.segmentations) if name in features}
-        return features.deserialize_example_np(self._records[index], decoders=encoded)
+        try:
+            return features.deserialize_example_np(self._records[index], decoders=encoded)
+        except UNREADABLE as error:
+            raise self._named(index, error) from error
+
+    def _named(self, index: int, error: Exception) -> UserError:
+        """A BadRecord for an error of a record; a plain UserError where the record may be whole.
+
+        A file that cannot be read now, as of a network that is down, may be later.
+        """
+        damaged = "Corrupted" in str(error) or not isinstance(error, (RuntimeError, OSError))
+        detail = "features are missing" if isinstance(error, (KeyError, TypeError)) else str(error)
+        reason = f"it is damaged: {detail}" if damaged else detail
+        text = f"{self._where(index)} cannot be read: {reason}; restore the file, or prepare the dataset again"
+        return (BadRecord if damaged else UserError)(text, about=self._shard(index)[0])
+
+    def _where(self, index: int) -> str:
+        shard, record = self._shard(index)
+        return f"{shard}: record {record} (image {index} of split {self._split})"
+
+    def _shard(self, index: int) -> tuple[str, int]:
+        """The file that holds a record, and its place there."""
+        number = min(bisect.bisect_right(self._ends, index), len(self._shards) - 1)
+        return self._shards[number], index - (self._ends[number - 1] if number else 0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ from typing import Any, Literal, NamedTuple, Protocol, TYPE_CHECKING
 
 import numpy as np
 
+from tc_jepa.errors import UserError
+
 if TYPE_CHECKING:  # launch.prepare_data sets OpenCV's log level before OpenCV is imported
     from tc_jepa.data.images import EncodedImage
     from tc_jepa.data.transforms import Box
@@ -16,6 +18,10 @@ SCENES = "scenes"  # the dataset that is drawn on the fly, where a path is asked
 
 Caption = str | np.ndarray  # a text; or the word vectors [words, E] that a text encoder computed from it
 Labels = Mapping[str, int | np.ndarray]  # by task, as LabelSet says
+
+
+class BadRecord(UserError):
+    """A record that is damaged, beside which others can be read. The message names its file and its place in it."""
 
 
 class Example(NamedTuple):
@@ -78,6 +84,7 @@ class Source(Captioned, Protocol):
 
     tasks: Mapping[str, LabelSet]
     segmentations: Mapping[str, tuple[str, ...]]  # name -> classes in the order of their indices, () if unnamed
+    has_questions: bool
 
     def labels(self, index: int) -> dict[str, int | np.ndarray]:
         """One label for each of `tasks`. Does not read the image."""
@@ -87,6 +94,9 @@ class Source(Captioned, Protocol):
 
     def mask(self, index: int, name: str) -> np.ndarray:
         """uint8 [height, width]: the class indices of one of `segmentations`; 255 means ignore."""
+
+    def questions(self, index: int) -> "list[Question]":
+        """All questions about an image; may be empty. Does not read the image."""
 
 
 class Dataset(Protocol):
@@ -112,7 +122,7 @@ class Subset:
 
     def __init__(self, source: Source, indices: Sequence[int]):
         self._source, self._indices = source, indices
-        self.tasks, self.segmentations = source.tasks, source.segmentations
+        self.tasks, self.segmentations, self.has_questions = source.tasks, source.segmentations, source.has_questions
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -128,6 +138,9 @@ class Subset:
 
     def mask(self, index: int, name: str) -> np.ndarray:
         return self._source.mask(int(self._indices[index]), name)
+
+    def questions(self, index: int) -> "list[Question]":
+        return self._source.questions(int(self._indices[index]))
 
 
 class Labelled:
@@ -161,3 +174,11 @@ class Grounded(Captioned, Protocol):
 
     def objects_mask(self, index: int) -> np.ndarray:
         """bool [height, width]: where any object is visible."""
+
+
+class Question(NamedTuple):
+    """A question about an image, with the answers that people gave: one, or several that may differ."""
+
+    text: str
+    answers: tuple[str, ...]
+    kind: str  # what it asks for, such as "colour"

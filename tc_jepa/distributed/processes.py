@@ -5,12 +5,15 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+import numpy as np
 import orbax.checkpoint as ocp
 
 from tc_jepa.errors import UserError
 from tc_jepa.storage.partial import Processes
 
 LONGEST_WAIT = 24 * 3600  # seconds; when one process dies, JAX ends the others much sooner
+
+PLACE_BYTES = 512
 
 _barriers = itertools.count()
 
@@ -44,3 +47,18 @@ def to_each(tree: Any) -> Any:
     All processes must call it together. A single process gets the arrays as they are.
     """
     return multihost_utils.process_allgather(tree, tiled=True) if jax.process_count() > 1 else tree
+
+
+def from_first(content: bytes) -> bytes:
+    """Returns, in every process, the bytes that process 0 gives, PLACE_BYTES at most; what the others give is ignored.
+
+    All processes must call it together.
+    """
+    codes = np.zeros(PLACE_BYTES, np.int32)
+    codes[: len(content)] = list(content)
+    return bytes(multihost_utils.broadcast_one_to_all(codes).tolist()).rstrip(b"\0")
+
+
+def any_process(value: bool) -> bool:
+    """Returns whether `value` is true in any process. All processes must call it together."""
+    return bool(np.any(to_each(np.array([value]))))

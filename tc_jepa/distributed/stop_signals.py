@@ -1,5 +1,6 @@
-"""Stopping a train loop on SIGTERM or Ctrl-C, after the same step in every process."""
+"""Stopping a train loop on SIGTERM, SIGHUP or Ctrl-C, after the same step in every process."""
 
+import os
 import signal
 
 import jax
@@ -7,10 +8,13 @@ from jax.experimental import multihost_utils
 
 
 class StopSignals:
-    """A context manager in which SIGTERM and SIGINT only request a stop. The loop checks `requested` after each step.
+    """A context manager in which SIGTERM, SIGHUP and SIGINT only request a stop. The loop checks `requested` after each
+    step, and what waits on the way asks `pending`.
 
-    A second signal interrupts at once. Several processes must stop after the same step: JAX's preemption service, which
-    handles SIGTERM from the time they join, agrees on that step. SIGINT interrupts them at once.
+    A second signal interrupts at once, but for SIGHUP, which comes twice or with SIGTERM when a terminal closes. SIGHUP
+    stays ignored where it is, as under nohup. Several processes must stop after the same step: JAX's preemption
+    service, which handles SIGTERM from the time they join, agrees on that step. SIGHUP then becomes SIGTERM, and SIGINT
+    interrupts them at once.
 
     Attributes:
       signal: the signal that requested the stop, or None.
@@ -20,9 +24,16 @@ class StopSignals:
         self.signal: signal.Signals | None = None
 
     def __enter__(self):
-        handled = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
-        self._before = {number: signal.signal(number, self._request) for number in handled}
+        alone = jax.process_count() == 1
+        handled = {signal.SIGTERM: self._request, signal.SIGINT: self._request} if alone else {}
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            handled[signal.SIGHUP] = self._request if alone else lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+        self._before = {number: signal.signal(number, handler) for number, handler in handled.items()}
         return self
+
+    def pending(self) -> bool:
+        """Returns whether a stop was requested. Of several processes none may act on it alone: it is False."""
+        return self.signal is not None and jax.process_count() == 1
 
     def requested(self, step: int) -> bool:
         """Returns whether to stop after this step. Must be called after every step."""
@@ -37,6 +48,7 @@ class StopSignals:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _request(self, number, frame):
-        if self.signal is not None:
+        if self.signal in (None, signal.SIGHUP):
+            self.signal = signal.Signals(number)
+        elif number != signal.SIGHUP:
             raise KeyboardInterrupt
-        self.signal = signal.Signals(number)

@@ -19,6 +19,7 @@ from tc_jepa.evaluation.scores import Truth, value_of
 from tc_jepa.evaluation.task import Outcome, TaskInputs
 from tc_jepa.models.layers import Params
 
+WARMUP = 0.1  # of the steps of rate_fractions
 LOSSES = {  # of one example, by kind of label set: [..., C], [..., C] -> [...]
     "single": optax.softmax_cross_entropy,
     "multi": lambda logits, classes: optax.sigmoid_binary_cross_entropy(logits, classes).sum(axis=-1),
@@ -59,6 +60,12 @@ def train(banks: Sequence[Bank], batches: Iterable[Any], rate_fractions: Iterabl
     for batch, fraction in zip(batches, rate_fractions, strict=True):
         params, states = _step(params, states, batch, [setting * (fraction, 1.0) for setting in settings], heads)
     return params
+
+
+def rate_fractions(steps: int) -> np.ndarray:
+    """The fraction of the rate at each step, float [steps]: a linear ramp to 1, then a cosine to 0."""
+    done = np.arange(1, steps + 1) / steps
+    return np.where(done < WARMUP, done / WARMUP, 0.5 + 0.5 * np.cos(np.pi * (done - WARMUP) / (1 - WARMUP)))
 
 
 @functools.partial(jax.jit, static_argnames=("heads", "counts"))

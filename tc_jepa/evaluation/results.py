@@ -11,6 +11,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import tasks
 from tc_jepa.evaluation.task import Findings, Score, Task
 from tc_jepa.storage.files import replace_text
+from tc_jepa.storage.reading import read_object
 
 RESULTS, REPORT = "results.json", "results.md"
 # Files beside them: confusions as tables, and the pictures of report.evaluated.
@@ -41,6 +42,7 @@ def write_results(output: Path, findings: Findings, about: Mapping[str, object],
             for name, sweep in findings.sweeps.items()
         },
         "chosen": findings.chosen,
+        "examples": findings.examples,
         "files": files_beside(findings),
     }
     text = json.dumps(whole, indent=2) + "\n"
@@ -89,13 +91,21 @@ def file_name(form: str, name: str) -> str:
 def read_results(path: Path) -> dict:
     """The content of a results.json, with "about" and "scores". UserError for another file or an older version's."""
     fix = "evaluate again, or move it away"
-    try:
-        found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON, so launch.evaluate did not write it; {fix}") from error
-    if not isinstance(found, dict) or not {"about", "scores"} <= found.keys():
+    found = read_object(path, fix)
+    if not {"about", "scores"} <= found.keys():
         raise UserError(f"{path} was written by an earlier version; {fix}")
+    scores = found["scores"]
+    if (
+        not isinstance(found["about"], dict)
+        or not isinstance(scores, dict)
+        or not all(map(_is_number, scores.values()))
+    ):
+        raise UserError(f"{path} is damaged: its scores are not numbers by name; {fix}")
     return found
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float)
 
 
 def render(findings: Findings, label_sets: Mapping[str, LabelSet], header: Mapping[str, object]) -> str:
@@ -141,6 +151,7 @@ def _scores(findings: Findings, score: Score, metrics: Mapping[str, str]) -> lis
         if key in findings.chosen:
             settings.append(f"* {name}: chosen was {findings.chosen[key]}")
         classes += _classes(scores, key, beside)
+    settings += [f"* {line}" for line in findings.examples.get(score.name, ())]
     about = f"{score.about} Test scores in %, with 95 % bootstrap intervals over the test examples"
     about += ", ± the deviation over draws." if any("±" in row["trained"] for row in rows) else "."
     return ["", f"## {score.name}", "", about, "", table(rows), *[""] * bool(settings), *settings, *classes]

@@ -5,7 +5,7 @@ bootstrap over the test examples); the same keys under "init/", "pixels/" and "c
 beside the evaluated one. "gain_over_init/linear_fast/shape" is the difference with its paired interval, "chance/shape"
 what needs no encoder. Scores are fractions: macro mAP for label sets with several classes an image, accuracy for the
 others, mean IoU for "segmentation/NAME", "segmentation_knn/NAME" and "grounding_iou/KIND", pointing accuracy for
-"grounding/KIND".
+"grounding/KIND", recall for "retrieval/captions_K" and "retrieval/images_K".
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,7 +17,8 @@ from tc_jepa.evaluation.encoder import FrozenEncoder
 from tc_jepa.evaluation.examples import choose, Examples, Views
 from tc_jepa.evaluation.features import Arrays, FeatureStore, Part
 from tc_jepa.evaluation.scores import difference, Measured
-from tc_jepa.evaluation.task import FeatureRequest, Findings, LABELS, MASKS, Task, TaskInputs, TextSide, WORDS
+from tc_jepa.evaluation.task import FeatureRequest, Findings, LABELS, MASKS, Task, TaskInputs, TextSide, Writing
+from tc_jepa.evaluation.tower import FrozenTower
 
 CONTEXT = "context/"  # prefix of a run's context encoder
 
@@ -35,16 +36,17 @@ def evaluate(
     views: int = 0,
     store: FeatureStore | None = None,
     context: FrozenEncoder | None = None,
-    text_sides: Mapping[str, TextSide] | None = None,
+    text_sides: Mapping[str, TextSide | FrozenTower] | None = None,
+    writing: Writing | None = None,
 ) -> Findings:
     """Evaluates an encoder (its keys have no prefix) beside others (prefix "NAME/") on the tasks of these names.
 
     Tasks are fitted on at most `train_examples` of `train`, those that keep every patch of it on at most
     `dense_examples`; all are tested on at most `test_examples` of `test`. `views` are the random crops of each train
     image for tasks with augmentation. `store` keeps features on disk meanwhile. `context` is the run's context encoder,
-    for tasks that read it too. `text_sides` are needed by tasks that read words, by the name of the encoder ("" is the
-    evaluated one). Raises UserError where the data lacks labels or masks that are needed, where classes differ between
-    the splits, and for too few examples.
+    for tasks that read it too. `text_sides` are needed by tasks that read text, by the name of the encoder ("" is the
+    evaluated one), `writing` by tasks that write it. Raises UserError where the data lacks labels or masks that are
+    needed, where classes differ between the splits, and for too few examples.
     """
     # Where two tasks give the same constant or confusion the first counts, so those fitted on fewer examples come last.
     tasks = sorted((table.load(name) for name in table.TASKS if name in names), key=lambda task: task.dense)
@@ -52,7 +54,7 @@ def evaluate(
     store, text_sides = store or FeatureStore(), text_sides or {}
     encoders = {"": encoder} | {f"{name}/": encoder for name, encoder in others.items()}
     tasks_of = {
-        prefix: [task for task in tasks if WORDS not in task.needs or prefix.rstrip("/") in text_sides]
+        prefix: [task for task in tasks if not task.reads_text or prefix.rstrip("/") in text_sides]
         for prefix in encoders
     }
     if context is not None:
@@ -80,7 +82,7 @@ def evaluate(
                 features = {name: _by_view(held[part.name], part) for name, part in parts[task.name].items()}
             with findings.timed(task.name):
                 side = every[prefix].image_size
-                outcome = task.run(TaskInputs(features, fitted_on[task.dense], tested_on, side, text))
+                outcome = task.run(TaskInputs(features, fitted_on[task.dense], tested_on, side, text, writing))
             measured |= {f"{prefix}{key}": score for key, score in outcome.scores.items()}
             findings.scores |= {f"{prefix}{key}": value for key, value in outcome.numbers.items()}
             findings.scores = outcome.constants | findings.scores

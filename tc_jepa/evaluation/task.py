@@ -17,10 +17,13 @@ from tc_jepa.evaluation.examples import Examples
 from tc_jepa.evaluation.features import Arrays
 from tc_jepa.evaluation.reading import FrozenReader
 from tc_jepa.evaluation.scores import Measured, Sweep
+from tc_jepa.evaluation.tower import FrozenTower
 
 SHOWN = 8  # test images whose neighbours and label maps are kept to be drawn
 # What a task may need beside images. WORDS: a run whose predictor attends to words, and phrases that name objects.
-LABELS, MASKS, WORDS = "labels", "masks", "words"
+# TOWER: a run with a text tower. CAPTIONS: captions and their vocabulary. QUESTIONS: those, and questions.
+LABELS, MASKS, WORDS, TOWER = "labels", "masks", "words", "tower"
+CAPTIONS, QUESTIONS = "captions", "questions"
 
 
 class FeatureRequest(NamedTuple):
@@ -56,6 +59,21 @@ class TextSide(NamedTuple):
     source: Grounded  # the test split
 
 
+class DecoderSize(NamedTuple):
+    """Blocks, channels, and steps of training of a decoder that writes."""
+
+    depth: int
+    width: int
+    steps: int
+
+
+class Writing(NamedTuple):
+    """With what texts are written about images: a decoder's size, and the vocabulary."""
+
+    size: DecoderSize
+    tokenizer: CaptionTokenizer
+
+
 class TaskInputs(NamedTuple):
     """What a task is run on: one encoder's features and the examples that they are of."""
 
@@ -63,7 +81,8 @@ class TaskInputs(NamedTuple):
     train: Examples
     test: Examples
     image_size: int  # of the encoder, in pixels
-    text: TextSide | None = None  # only for a task that needs WORDS
+    text: TextSide | FrozenTower | None = None  # only for a task that needs WORDS, or TOWER
+    writing: Writing | None = None  # only for a task that needs CAPTIONS or QUESTIONS
 
 
 class Confusion(NamedTuple):
@@ -92,6 +111,7 @@ class Details:
     confusions: dict[str, Confusion] = dataclasses.field(default_factory=dict)  # by label set, "segmentation/NAME"
     label_maps: dict[str, LabelMaps] = dataclasses.field(default_factory=dict)  # by segmentation
     neighbours: tuple[np.ndarray, np.ndarray] | None = None  # test images int [n]; each one's nearest of train [n, k]
+    examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # by score: lines about single test images
 
 
 @dataclasses.dataclass
@@ -112,7 +132,7 @@ class Findings(Details):
 
     def keep(self, details: Details) -> None:
         """Adds details; of two of one name the first stays."""
-        for name in ("sweeps", "chosen", "confusions", "label_maps"):
+        for name in ("sweeps", "chosen", "confusions", "label_maps", "examples"):
             setattr(self, name, getattr(details, name) | getattr(self, name))
         self.neighbours = self.neighbours or details.neighbours
 
@@ -130,7 +150,7 @@ class Task:
 
     name: str
     run: Callable[[TaskInputs], Outcome]  # fits and scores one encoder; UserError where there are too few examples
-    needs: tuple[str, ...] = ()  # of LABELS, MASKS, WORDS; (): images alone
+    needs: tuple[str, ...] = ()  # of the needs above; (): images alone
     features: Mapping[str, FeatureRequest] = dataclasses.field(default_factory=dict)
     scores: tuple[Score, ...] = ()
     # Numbers "NAME/KEY" that are neither better nor worse when higher: key -> title of a row of the task's own table.
@@ -138,6 +158,10 @@ class Task:
     about_measures: str = ""  # the text above that table
     during_training: bool = False  # fast and small enough for train.eval_tasks
     context_encoder: bool = False  # also run on a run's context encoder, where another one is evaluated
+
+    @property
+    def reads_text(self) -> bool:
+        return not {WORDS, TOWER}.isdisjoint(self.needs)
 
     @property
     def dense(self) -> bool:

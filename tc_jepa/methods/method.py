@@ -10,6 +10,7 @@ from flax import traverse_util
 import jax
 import jax.numpy as jnp
 
+from tc_jepa.models import layers
 from tc_jepa.models.layers import Params
 from tc_jepa.models.vit import VisionTransformer
 
@@ -97,6 +98,10 @@ class Stateless:
         features = jnp.zeros((1, self.encoder.size.width))
         params[self.head], _ = initialise(getattr(self, self.head), jax.random.fold_in(key, 1), features)
         return (merge(params, given) if given else params), {}
+
+    def features(self, params: Params, images: jax.Array) -> jax.Array:
+        """uint8 [B, H, W, 3] -> patch features float32 [B, N, D]."""
+        return self.encoder.apply({"params": params["encoder"]}, layers.normalise_images(images))
 
     def after_update(self, extra: Params, params: Params, step: jax.Array) -> Params:
         return extra

@@ -14,7 +14,6 @@ import optax
 from tc_jepa.batch import LabelledBatch
 from tc_jepa.methods.feature_metrics import feature_metrics
 from tc_jepa.methods.method import Stateless
-from tc_jepa.models import layers
 from tc_jepa.models.label_heads import LabelHeads
 from tc_jepa.models.layers import Params
 from tc_jepa.models.vit import VisionTransformer
@@ -53,10 +52,6 @@ class Supervised(Stateless):
         terms = {task.name: task_loss(task.kind, logits[task.name], batch.labels[task.name]) for task in self.tasks}
         metrics = {f"loss/{name}": value for name, value in terms.items()} | feature_metrics(features)
         return jnp.stack(list(terms.values())).mean(), metrics
-
-    def features(self, params: Params, images: jax.Array) -> jax.Array:
-        """uint8 [B, H, W, 3] -> patch features float32 [B, N, D]."""
-        return self.encoder.apply({"params": params["encoder"]}, layers.normalise_images(images))
 
     def logits(self, params: Params, features_BxNxD: jax.Array) -> dict[str, jax.Array]:
         """Patch features -> by task, float32 [B, classes]."""

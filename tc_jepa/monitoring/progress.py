@@ -1,6 +1,7 @@
 """The log of a run: metrics.jsonl, one flat JSON object per line, TensorBoard with the same numbers, a progress bar."""
 
 from collections.abc import Callable, Mapping
+import contextlib
 import json
 import math
 import os
@@ -8,15 +9,15 @@ from pathlib import Path
 import sys
 import time
 
+from absl import logging
 import jax
-import tensorboardX
 import tqdm
 
 from tc_jepa.distributed.processes import is_first
-from tc_jepa.errors import UserError
-from tc_jepa.storage.files import GrowingFile, replace_text
-
-METRICS_FILE = "metrics.jsonl"
+from tc_jepa.experiment.non_finite import NonFinite, SKIPPED, WATCHED
+from tc_jepa.monitoring.board import Board
+from tc_jepa.storage.files import GrowingFile
+from tc_jepa.storage.metrics_file import cut_back, last_logged_step, METRICS_FILE
 
 
 class Progress:
@@ -34,22 +35,31 @@ class Progress:
         steps: int,
         log_every: int,
         batch_size: int,
+        skip: int = 0,
         logged: Callable[[Mapping[str, float]], None] = lambda row: None,
     ):
-        """`logged` is called with every row of metrics.jsonl that is written."""
+        """`skip` is how many steps may be skipped because their loss is not finite: see experiment.non_finite.
+
+        `logged` is called with every row of metrics.jsonl that is written.
+        """
         writes = is_first()
+        first = start + 1 if start else 0  # step to log; the state before training is logged once
         path = workdir / METRICS_FILE if writes else Path(os.devnull)
         if writes:
-            cut_back(path, start)
+            cut_back(path, first - 1)
+            last = last_logged_step(workdir)
+            if first - 1 - last >= log_every:
+                logging.warning("%s has nothing of the steps from %d to %d: lines were lost", path, last + 1, start)
         self._file = GrowingFile(path)
-        board = str(workdir / "tensorboard")
-        self._board = tensorboardX.SummaryWriter(board, purge_step=start + 1, write_to_disk=writes)
+        self._board = Board(workdir / "tensorboard", first) if writes else None
         # Without a terminal the bar goes to a log file, where each refresh is a line.
         every = 0.5 if sys.stderr.isatty() else 20
         self._bar = tqdm.tqdm(
             total=steps, initial=start, unit="step", mininterval=every, dynamic_ncols=True, disable=not writes
         )
         self._logged = logged
+        self.last_finite = start  # the last step whose loss and gradient were finite
+        self._skip = skip
         self._log_every, self._steps, self._batch_size = log_every, steps, batch_size
         self._pending: tuple[int, Mapping[str, jax.Array]] | None = None
         self._clock = start, time.perf_counter()
@@ -58,9 +68,11 @@ class Progress:
         return self
 
     def __exit__(self, *exception):
-        self._bar.close()
-        self._file.close()
-        self._board.close()
+        with contextlib.ExitStack() as stack:  # each, whatever the others raise
+            stack.callback(self._bar.close)
+            stack.callback(self._file.close)
+            if self._board is not None:
+                stack.callback(self._board.close)
 
     def dispatched(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Keeps a step's metrics, which may still be computed, and reports the step before."""
@@ -70,20 +82,27 @@ class Progress:
     def flush(self, more: Callable[[], Mapping[str, float]] | None = None) -> None:
         """Reports the pending step; what `more` returns is logged in the same line.
 
-        FloatingPointError where the loss or the gradient norm is not finite.
+        NonFinite where the loss or the gradient norm is not finite. A step that was skipped for that is logged with
+        the numbers that are finite.
         """
         if self._pending is None:
             return
         (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(values[name]):
-                raise FloatingPointError(f"{name} is {values[name]} at step {step}")
+        wrong = [f"{name} is {values[name]}" for name in WATCHED if not math.isfinite(values[name])]
+        if not wrong:
+            self.last_finite = step
+        elif not self._skip or values[SKIPPED] > self._skip:
+            raise NonFinite(wrong[0], step, self.last_finite)
+        else:
+            values = {name: value for name, value in values.items() if math.isfinite(value)}
+            if is_first():
+                logging.warning("step %d is skipped: %s (%d of %d)", step, wrong[0], values[SKIPPED], self._skip)
         self._bar.update(step - self._bar.n)
         since_step, since = self._clock
         rate = self._batch_size * (step - since_step) / (time.perf_counter() - since)
-        self._bar.set_postfix({"loss": f"{values['loss']:.3f}", "images/s": f"{rate:.0f}"}, refresh=False)
-        if more is not None or step % self._log_every == 0 or step == self._steps:
+        self._bar.set_postfix({"loss": f"{values.get('loss', math.nan):.3f}", "images/s": f"{rate:.0f}"}, refresh=False)
+        if wrong or more is not None or step % self._log_every == 0 or step == self._steps:
             self.write(step, values | {"images_per_second": rate} | (more() if more else {}))
 
     def sync(self) -> None:
@@ -94,42 +113,7 @@ class Progress:
         """Logs one line and restarts the clock of images_per_second."""
         row = {"step": step} | dict(metrics)
         self._file.write(json.dumps(row) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            self._board.write(step, metrics)
         self._clock = step, time.perf_counter()
         self._logged(row)
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Returns the rows of a metrics.jsonl. A last line without its end, left by a kill, is skipped.
-
-    UserError, with the number of the line, for one that is not a JSON object with a "step".
-    """
-    return [row for _, row in _whole_lines(path)]
-
-
-def logged_rows(workdir: Path, step: int) -> list[dict[str, float]]:
-    """Returns the rows of a workdir's metrics.jsonl up to a step; none where there is no such file."""
-    path = workdir / METRICS_FILE
-    return [row for row in read_metrics(path) if row["step"] <= step] if path.exists() else []
-
-
-def cut_back(path: Path, step: int) -> None:
-    """Removes the lines after `step`, and a last line without its end. UserError as in read_metrics."""
-    if path.exists():
-        kept = [line for line, row in _whole_lines(path) if row["step"] <= step]
-        replace_text(path, "".join(f"{line.decode()}\n" for line in kept))
-
-
-def _whole_lines(path: Path) -> list[tuple[bytes, dict[str, float]]]:
-    """The lines that end in a newline, without it, each with what it holds."""
-    found = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:  # bytes that are not UTF-8, too
-            row = None
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise UserError(f"{path}, line {number} is damaged: not a JSON object with a step; delete that line")
-        found.append((line, row))
-    return found

@@ -28,6 +28,7 @@ from tc_jepa.storage.checkpoint import (
     trained_networks,
 )
 from tc_jepa.storage.files import as_path, in_bucket
+from tc_jepa.storage.finite import check_finite
 
 ROUNDING = 1e-3  # how far floating point images, which resizing may round, may lie outside 0-1
 
@@ -53,9 +54,15 @@ def open_encoder(path: str | os.PathLike, step: int | None = None, *, predictor:
 
     Of a run it is the evaluation encoder, a moving average where the run keeps one, at `step` or the newest step; the
     module computes in the run's dtype. Other encoders compute in float32. Positions on another grid than the trained
-    one are interpolated. `predictor` includes the predictor, if any. Raises UserError for what is missing or unfit.
+    one are interpolated. `predictor` includes the predictor, if any. Raises UserError for what is missing or unfit, and
+    for values that are not finite.
     """
-    path = as_path(path)
+    weights = _open(as_path(path), step, predictor)
+    check_finite(path, {"encoder": weights.params, "predictor": weights.predictor or {}})
+    return weights
+
+
+def _open(path: Path, step: int | None, predictor: bool) -> EncoderWeights:
     if is_run(path):
         return _open_run(path, step, predictor)
     if step is not None:
@@ -72,7 +79,7 @@ def _open_run(workdir: Path, step: int | None, predictor: bool) -> EncoderWeight
     try:
         encoder = models.encoder(config).clone(trained_grid=models.grid(config))
         image_size, averaged = config.image.size, methods.chosen(config).averages_encoder(config)
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{workdir / CONFIG_FILE} was written by another version ({reason}); use that one") from error
     params, step = restored_encoder(workdir, step, encoder, image_size, averaged=averaged)

@@ -26,6 +26,7 @@ from tc_jepa.models.text.t5 import T5Config, T5Encoder
 from tc_jepa.storage import hashing
 from tc_jepa.storage.checkpoint import chosen_step, CONFIG_FILE, read_config, restore_trained
 from tc_jepa.storage.files import as_path
+from tc_jepa.storage.finite import check_finite
 
 T5_WORDS = 32  # length to which strings are padded or cut for a T5 without a run
 DTYPES = (jnp.float32, jnp.bfloat16)  # T5 overflows in float16
@@ -56,7 +57,7 @@ def load_text_encoder(
     try:
         kind, words, weights = config.model.text, config.captions.words, config.model.text_weights
         reads_captions = methods.chosen(config).reads_captions(config)
-    except (AttributeError, KeyError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path / CONFIG_FILE} is not that of a T5 or of a run of this version ({reason})") from error
     if not reads_captions:
@@ -69,6 +70,7 @@ def load_text_encoder(
             chosen_step(path, step)
         return _t5(Path(weights), words, dtype)
     params = restore_trained(path, step, "text")
+    check_finite(path, {"text": params})
     size, width = params["words"].shape
     tokenizer = functools.partial(_own_vocabulary, config, size)
     return PretrainedTextEncoder(EmbeddingText(size, width, words), params, size, words, tokenizer, dtype)
@@ -76,6 +78,7 @@ def load_text_encoder(
 
 def _t5(folder: Path, words: int, dtype: jnp.dtype) -> "PretrainedTextEncoder":
     config, params = t5.load(folder)
+    check_finite(folder, {"text": params})
     tokenizer = functools.partial(_t5_vocabulary, folder, config, words)
     return PretrainedTextEncoder(T5Encoder(config, dtype), params, config.vocabulary_size, words, tokenizer, dtype)
 

@@ -81,9 +81,11 @@ def write_report(
     run, *others = (read_run(path, methods.chosen(own).diagnostics(own)) for path, own in configs.items())
     found = judge(run)
     pictures = pictures_of(workdir, config) if saved_steps(workdir) else None
+    method = config.method.name
+    learned = f"conditioner {config.model.conditioner}" if method == "jepa" else f"method {method}"
     trained = (
-        f"{config.model.encoder} encoder, patch size {config.model.patch_size}, {config.image.size} px, conditioner "
-        f"{config.model.conditioner}, on {config.data.path or f'{config.data.scenes_level} scenes'}; seed "
+        f"{config.model.encoder} encoder, patch size {config.model.patch_size}, {config.image.size} px, {learned}, on "
+        f"{config.data.path or f'{config.data.scenes_level} scenes'}; seed "
         f"{config.train.seed}; step {max(row['step'] for row in run.rows)} of {config.train.steps}"
     )
     text = render(run, others, found, pictures, trained=trained, settings=settings, commands=commands)

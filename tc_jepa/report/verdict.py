@@ -12,8 +12,8 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import family, read_results
 from tc_jepa.methods.reporting import Answer, Diagnostic, Diagnostics, features_section, held_out, Rows
 from tc_jepa.monitoring.alarms import Alarms, describe
-from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
 from tc_jepa.storage.checkpoint import saved_steps
+from tc_jepa.storage.metrics_file import METRICS_FILE, read_metrics
 
 LEARNED = "Did this run learn?"
 
@@ -46,8 +46,10 @@ def read_run(workdir: Path, diagnostics: Diagnostics) -> Run:
     if step is None:
         return Run(str(workdir), rows, diagnostics, saved=saved_steps(workdir))
     found = read_results(evaluated[step])
-    about = found["about"]
-    return Run(str(workdir), rows, diagnostics, found["scores"], step, about["data"], saved_steps(workdir))
+    data = found["about"].get("data")
+    if not isinstance(data, str):
+        raise UserError(f"{evaluated[step]} is damaged: it does not name its data; evaluate again")
+    return Run(str(workdir), rows, diagnostics, found["scores"], step, data, saved_steps(workdir))
 
 
 class Verdict(NamedTuple):
@@ -96,7 +98,8 @@ def _learned(scores: Mapping[str, float] | None) -> Answer:
     names = [key.removeprefix(prefix) for key in scores if key.startswith(prefix) and f"{key}_low" in scores]
     names = [name for name in names if (scored := family(name)) and scored.headline]
     if not names:
-        return Answer("Unknown: no score of this run has a baseline; evaluate it with tasks that need labels or masks.")
+        fix = "evaluate it with baselines, and with tasks that need labels or masks"
+        return Answer(f"Unknown: no score of this run has a baseline; {fix}.")
     better = [name for name in names if scores[f"{prefix}{name}_low"] > 0]
     worse = [name for name in names if scores[f"{prefix}{name}_high"] < 0]
     tally = f"{len(better)} of {len(names)} scores are better than those of the encoder before training"

@@ -7,8 +7,8 @@ the data is not stored: it follows from the step.
 """
 
 from collections.abc import Collection, Mapping
-import json
 from pathlib import Path
+import re
 from typing import Any
 
 import jax
@@ -19,12 +19,21 @@ import orbax.checkpoint as ocp
 from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 from tc_jepa.state import TrainState
+from tc_jepa.storage.faults import writing
 from tc_jepa.storage.files import as_path, in_bucket
+from tc_jepa.storage.quiet import silence_orbax
+from tc_jepa.storage.reading import lfs_reason_of, read_object
 
 CONFIG_FILE = "config.json"
 # Orbax globs the unescaped path for the files to merge into a checkpoint (merge_ocdbt_per_process_files): with [ it
 # finds none, with * and ? also those of other runs. TensorStore reads a backslash as a slash.
 UNSAFE_CHARACTERS = "*?[\\"
+STEP_METADATA = "_CHECKPOINT_METADATA"  # Orbax's own in the directory of a step, which can be restored without it
+DAMAGED = "damaged"  # the directory in checkpoints/ of those that were set aside
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint that cannot be restored, or whose arrays are not those that were saved."""
 
 
 class Checkpoints:
@@ -35,11 +44,14 @@ class Checkpoints:
 
     def __init__(self, workdir: Path, keep: int):
         check_directory(workdir)
+        _check_metadata(workdir)
         self._protected: set[int] = set()
         newest = ocp.checkpoint_managers.LatestN(keep)
         policy = ocp.checkpoint_managers.AnyPreservationPolicy([newest, _Protected(self._protected)])
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(_directory(workdir), options=options)
+        silence_orbax()
+        with writing(_directory(workdir)):
+            self._manager = ocp.CheckpointManager(_directory(workdir), options=options)
 
     def latest(self) -> int | None:
         """Returns the newest step; None without a checkpoint."""
@@ -55,20 +67,29 @@ class Checkpoints:
         self._protected.update(steps)
 
     def save(self, state: TrainState, config: Mapping[str, Any]) -> None:
-        """Saves the state as step `state.step`. First waits for the previous save, and raises its errors."""
-        self._manager.wait_until_finished()
+        """Saves the state as step `state.step`. First waits for the previous save, and raises its errors.
+
+        The first checkpoint is waited for: where the log is ahead of it, there was one. Raises StorageFault where the
+        machine cannot write; the unfinished directory that this leaves is deleted when the run is resumed.
+        """
+        self._wait()
+        first = not self._manager.all_steps()
         items = _items(state)
         args = ocp.args.Composite(
             config=ocp.args.JsonSave(dict(config)),
             fingerprints=ocp.args.JsonSave({name: fingerprints(tree) for name, tree in items.items()}),
             **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
         )
-        self._manager.save(int(state.step), args=args, force=True)
+        with writing(self._manager.directory):
+            self._manager.save(int(state.step), args=args, force=True)
+        if first:
+            self._wait()
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """Returns the saved state, with the shardings of `abstract_state` (ShapeDtypeStructs with shardings).
 
-        Raises UserError where another set of networks was trained: earlier versions had a text encoder in every run.
+        Raises UserError where another set of networks was trained: earlier versions had a text encoder in every run;
+        DamagedCheckpoint where the checkpoint is damaged.
         """
         directory = self._manager.directory
         held, trained = set(_stored_params(directory / str(step))), set(abstract_state.params)
@@ -81,9 +102,18 @@ class Checkpoints:
         items = {"target": {}} | _restore(self._manager, step, _items(abstract_state))
         return TrainState(extra=items["target"], **items["state"])
 
+    def reload(self) -> None:
+        """Reads anew which steps there are."""
+        self._manager.reload()
+
     def close(self) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        self._wait()
+        with writing(self._manager.directory):
+            self._manager.close()
+
+    def _wait(self) -> None:
+        with writing(self._manager.directory):
+            self._manager.wait_until_finished()
 
 
 class _Protected(ocp.checkpoint_managers.PreservationPolicy):
@@ -144,10 +174,12 @@ def trained_networks(workdir: Path, step: int) -> set[str]:
 def _stored_params(directory: Path) -> Mapping[str, Any]:
     """Returns the shapes and dtypes of the trained parameters in one step's directory, by name of network."""
     item = directory / "state"
+    silence_orbax()
     try:
         return ocp.StandardCheckpointHandler().metadata(item).tree["params"]
     except Exception as error:  # Orbax raises all kinds, as in _restore
-        raise UserError(f"the metadata of {item} cannot be read ({error}); restore an older step") from error
+        fix, reason = _use_older(directory.parent, int(directory.name)), _reason(directory, error)
+        raise DamagedCheckpoint(f"the metadata of {item} cannot be read ({reason}); {fix}") from error
 
 
 def _restore_trained(workdir: Path, step: int | None, network: str, abstract_params: Params) -> tuple[Params, int]:
@@ -171,6 +203,8 @@ def chosen_step(workdir: Path, step: int | None) -> int:
 
 def _reader(workdir: Path) -> ocp.CheckpointManager:
     """Returns a manager that reads without waiting for the other processes, which may not read at all."""
+    _check_metadata(workdir)
+    silence_orbax()
     alone = jax.process_index()
     processes = ocp.options.MultiprocessingOptions(
         primary_host=alone, active_processes={alone}, barrier_sync_key_prefix=f"process_{alone}"
@@ -195,10 +229,16 @@ def read_config(workdir: Path) -> ml_collections.ConfigDict:
     path = as_path(workdir) / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{workdir} is not a workdir: it holds no {CONFIG_FILE}; give the --workdir of a training run")
-    try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); restore it from the config item of a checkpoint") from error
+    return ml_collections.ConfigDict(read_object(path, "restore it from the config item of a checkpoint"))
+
+
+def _reason(directory: Path, error: Exception) -> str:
+    """Returns why a checkpoint cannot be read: a Git LFS pointer, or Orbax's reason without TensorStore's settings."""
+    files = [] if in_bucket(directory) else sorted(Path(directory).rglob("*"))
+    if pointer := next(filter(lfs_reason_of, files), None):
+        return f"{pointer}: {lfs_reason_of(pointer)}"
+    line, *_ = [*str(error).splitlines(), ""]
+    return re.split(r"\. See full | \[tensorstore_spec", line)[0] or type(error).__name__
 
 
 def fingerprints(tree: Any) -> dict[str, int]:
@@ -239,18 +279,57 @@ def _restore(
         }
     else:
         arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-    where = f"the checkpoint of step {step} in {manager.directory}"
+    where, fix = f"the checkpoint of step {step} in {manager.directory}", _use_older(manager.directory, step)
     try:
         items = manager.restore(step, args=ocp.args.Composite(fingerprints=ocp.args.JsonRestore(), **arrays))
     except Exception as error:  # Orbax raises bare Exception for damaged files, and no run may start over
-        reason = next(iter(str(error).split("\n")), "") or type(error).__name__
-        raise UserError(f"{where} cannot be restored ({reason}); delete that directory to use an older step") from error
+        reason = _reason(manager.directory / str(step), error)
+        raise DamagedCheckpoint(f"{where} cannot be restored ({reason}); {fix}") from error
+    written = items["fingerprints"]
     for name in abstract:
-        found, stored = fingerprints(items[name]), items["fingerprints"][name]
-        damaged = sorted(key for key in found if found[key] != stored[key])
+        found, stored = fingerprints(items[name]), written.get(name) if isinstance(written, dict) else None
+        if not isinstance(stored, dict):
+            raise DamagedCheckpoint(f"{where} is damaged: fingerprints has none of {name}; {fix}")
+        damaged = sorted(key for key in found if found[key] != stored.get(key))
         if damaged:
-            raise UserError(f"{where} is damaged in {name}{damaged[0]}; delete that directory to use an older step")
+            raise DamagedCheckpoint(f"{where} is damaged in {name}{damaged[0]}; {fix}")
     return {name: items[name] for name in abstract}
+
+
+def _use_older(directory: Path, step: int) -> str:
+    """What to do about a damaged step in a directory of checkpoints."""
+    older = [saved for saved in saved_steps(directory.parent) if saved < step]
+    return f"use step {older[-1]}, as a resume with train.on_damage=older" if older else "there is no older step"
+
+
+def unreadable_metadata(workdir: Path) -> dict[int, Path]:
+    """Returns, by step, the files of metadata for which Orbax could not even list the steps."""
+    found = {}
+    for step in saved_steps(workdir):
+        path = _directory(workdir) / str(step) / STEP_METADATA
+        try:
+            _ = read_object(path, "") if path.exists() else {}
+        except UserError:
+            found[step] = path
+    return found
+
+
+def _check_metadata(workdir: Path) -> None:
+    for path in unreadable_metadata(workdir).values():
+        raise DamagedCheckpoint(f"{path} is not a JSON object; delete that file, which a restore does not need")
+
+
+def set_aside(workdir: Path, steps: Collection[int]) -> None:
+    """Moves the checkpoints of these steps to checkpoints/damaged/STEP. Only one process may call it."""
+    directory = _directory(workdir)
+    if in_bucket(directory):
+        raise UserError(f"{directory}: in a bucket a step cannot be moved as a whole; delete step {max(steps)} there")
+    (directory / DAMAGED).mkdir(exist_ok=True)
+    for step in steps:
+        target, count = directory / DAMAGED / str(step), 1
+        while target.exists():
+            target, count = directory / DAMAGED / f"{step}.{count}", count + 1
+        (directory / str(step)).rename(target)
 
 
 def check_directory(workdir: Path) -> None:

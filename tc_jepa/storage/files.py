@@ -22,6 +22,7 @@ from typing import IO
 from absl import logging
 
 from tc_jepa.errors import UserError
+from tc_jepa.storage.faults import writing
 
 TRAINING_LOCK = "train.lock"  # in a workdir: locked while a training runs there
 BUCKETS = "gs://"
@@ -84,13 +85,18 @@ def local_path(path: str, name: str, *, buckets: bool = False) -> str:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write a file at. It replaces `path` if the block succeeds, else is removed."""
+    """A temporary path beside `path` to write a file at. It replaces `path` if the block succeeds, else is removed.
+
+    Raises StorageFault where the machine cannot write it.
+    """
     beside = path.with_name(f"{path.name}.tmp")
-    try:
-        yield beside
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            yield beside
+            os.replace(beside, path)
+        finally:
+            with contextlib.suppress(OSError):  # of which there was an earlier one, that says why
+                beside.unlink(missing_ok=True)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -108,7 +114,7 @@ def replace_bytes(path: Path, content: bytes) -> None:
 
 
 class GrowingFile:
-    """A text file to which lines are added; they are kept when the process is killed.
+    """A text file to which lines are added; they are kept when the process is killed. Methods raise StorageFault.
 
     An object in a bucket cannot grow. There the whole file is written again, at most once every BUCKET_INTERVAL, by
     `sync` and by `close`, and a kill loses the lines since.
@@ -117,15 +123,17 @@ class GrowingFile:
     def __init__(self, path: Path):
         self._path, self._file, self._lines, self._synced = path, None, [], time.monotonic()
         if not in_bucket(path):
-            self._file = path.open("a")
+            with writing(path):
+                self._file = path.open("a")
         elif path.exists():
             self._lines.append(path.read_text())
 
     def write(self, line: str) -> None:
         """Adds a line, which ends in a newline."""
         if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
+            with writing(self._path):
+                self._file.write(line)
+                self._file.flush()
             return
         self._lines.append(line)
         if time.monotonic() - self._synced > BUCKET_INTERVAL:
@@ -140,7 +148,8 @@ class GrowingFile:
     def close(self) -> None:
         self.sync()
         if self._file is not None:
-            self._file.close()
+            with writing(self._path):
+                self._file.close()
 
 
 def held(path: Path) -> IO[bytes]:
@@ -156,7 +165,10 @@ def held(path: Path) -> IO[bytes]:
         logging.warning("%s is in a bucket, which has no locks: do not let another command use it", path.parent)
         return io.BytesIO()
     in_use = UserError(f"{path.parent} is in use by another command; wait for it, or give another folder")
-    file = path.open("ab")  # NFS refuses to lock a file that is open for reading only
+    try:
+        file = path.open("ab")  # NFS refuses to lock a file that is open for reading only
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder, where a file is expected; move it away") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -199,7 +211,8 @@ def new_folder(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"--output={output} cannot be created in {parent} ({error.strerror}); give another") from error
     try:
-        yield temporary
+        with writing(output):
+            yield temporary
         output.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(output)
     except BaseException:

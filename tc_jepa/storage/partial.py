@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import held, refuse_existing, replace_text
+from tc_jepa.storage.reading import read_object
 
 SETTINGS, LOCK, DATA, PROGRESS = "command.json", "lock", "data", "progress"
 SHOWN = 40  # characters of a setting in a message
@@ -155,7 +156,7 @@ def describe_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:
-    before, now = json.loads((path / SETTINGS).read_text()), json.loads(json.dumps(settings))
+    before, now = read_object(path / SETTINGS, "remove that folder"), json.loads(json.dumps(settings))
     if changes := describe_changes(before, now):
         fix = "give the same settings, remove that folder, or give another output"
         raise UserError(f"{path} has unfinished work of other settings: {changes}; {fix}")

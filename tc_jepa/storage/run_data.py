@@ -14,6 +14,7 @@ from absl import logging
 
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import replace_text, short_hash
+from tc_jepa.storage.reading import parse_json
 
 DATA_FILE = "data.json"
 VECTORS = "captions.vectors"
@@ -35,13 +36,16 @@ def recorded(workdir: Path) -> dict[str, list[Any]]:
 
     Raises UserError for a record that cannot be read.
     """
-    for path, form in ((workdir / DATA_FILE, dict), (workdir / WORDS_FILE, lambda words: {VECTORS: list(words)})):
+    for path, key in ((workdir / DATA_FILE, None), (workdir / WORDS_FILE, VECTORS)):
         if path.is_file():
+            fix = "restore it, or delete it to record the data anew"
             try:
-                return form(json.loads(path.read_text()))
-            except (ValueError, TypeError) as error:
-                fix = "restore it, or delete it to record the data anew"
+                found = parse_json(path.read_text()) if key is None else {key: parse_json(path.read_text())}
+            except ValueError as error:
                 raise UserError(f"{path} cannot be read ({error}); {fix}") from error
+            if not isinstance(found, dict) or not all(isinstance(one, list) for one in found.values()):
+                raise UserError(f"{path} is not a record of data; {fix}")
+            return found
     return {}
 
 

@@ -11,8 +11,8 @@ import scipy.stats
 from tc_jepa.config import methods
 from tc_jepa.evaluation.results import BASELINES, chance, own_scores, read_results
 from tc_jepa.methods.reporting import CONSTANT_SHARE, Diagnostic, held_out, RANKME, RANKME_CENTRED
-from tc_jepa.monitoring.progress import METRICS_FILE, read_metrics
 from tc_jepa.storage.files import replace_text, replacing
+from tc_jepa.storage.metrics_file import METRICS_FILE, read_metrics
 from tc_jepa.sweeps.jobs import Job
 
 COLUMNS = ["variant", "seed", "metric", "value"]

@@ -10,6 +10,7 @@ import sentencepiece
 
 from tc_jepa.data.sources import Caption
 from tc_jepa.errors import UserError
+from tc_jepa.storage.reading import lfs_reason, read_regular
 
 PAD, EOS, UNKNOWN = 0, 1, 2  # T5's ids, which a vocabulary must have
 
@@ -106,11 +107,13 @@ def caption_arrays(
 def _load(model: bytes | str | os.PathLike) -> sentencepiece.SentencePieceProcessor:
     name, pieces = "given as bytes" if isinstance(model, bytes) else model, sentencepiece.SentencePieceProcessor()
     try:
-        pieces.LoadFromSerializedProto(model if isinstance(model, bytes) else Path(model).read_bytes())
+        content = model if isinstance(model, bytes) else read_regular(model)
+        pieces.LoadFromSerializedProto(content)
     except OSError as error:
         raise UserError(f"vocabulary {name} cannot be read ({error.strerror}): give a SentencePiece model") from error
     except RuntimeError as error:
-        raise UserError(f"vocabulary {name} is not a SentencePiece model: give a file written by spm_train") from error
+        reason = lfs_reason(content) or "give a file written by spm_train"
+        raise UserError(f"vocabulary {name} is not a SentencePiece model: {reason}") from error
     found = (pieces.pad_id(), pieces.eos_id(), pieces.unk_id())
     if found != (PAD, EOS, UNKNOWN):
         fix = f"train it with --pad_id={PAD} --eos_id={EOS} --unk_id={UNKNOWN} --bos_id=-1"

@@ -21,9 +21,10 @@ from tc_jepa.data.captions.tokenizer import CaptionTokenizer
 from tc_jepa.data.prepare import statistics
 from tc_jepa.data.prepare import workers as processes
 from tc_jepa.data.prepare.statistics import Counts, Summary
-from tc_jepa.data.prepared import VOCABULARY
+from tc_jepa.data.prepared import QUESTIONS_FEATURE, VOCABULARY
 from tc_jepa.data.sources import LabelSet
 from tc_jepa.errors import UserError
+from tc_jepa.storage.faults import writing
 from tc_jepa.storage.files import refuse_existing, replacing
 from tc_jepa.storage.partial import DATA, delete_record, partial_path, PartialFolder, write_record
 
@@ -87,9 +88,9 @@ class FinishedShard:
 
 
 def features(
-    tasks: Mapping[str, LabelSet], *, file=True, mask: Sequence[str] | None = None
+    tasks: Mapping[str, LabelSet], *, file=True, mask: Sequence[str] | None = None, questions=False
 ) -> tfds.features.FeaturesDict:
-    """The features image and captions, the file's name, a mask with the names of its classes, and labels by task.
+    """The features image and captions, the file's name, a mask with its classes' names, questions, and labels by task.
 
     `mask` is () for classes without names, None for no mask. prepared.PreparedSource finds label features by type.
     """
@@ -102,6 +103,8 @@ def features(
         found["mask"] = labelled or tfds.features.Image(**form)
     if file:
         found["file"] = tfds.features.Text()
+    if questions:  # as JSON: TFDS reads no sequences of sequences without TensorFlow
+        found[QUESTIONS_FEATURE] = tfds.features.Sequence(tfds.features.Text())
     for name, task in tasks.items():
         label = tfds.features.ClassLabel(names=task.classes)
         found[name] = label if task.kind == "single" else tfds.features.Sequence(label)
@@ -154,7 +157,7 @@ def write(output: str, spec: DatasetSpec, shards: Sequence[Shard], settings: dic
         except UserError as error:
             count = len(partial.records())
             kept = f" ({count} of {len(shards)} shards are finished: the same command continues there)" * bool(count)
-            raise UserError(f"{error}{kept}") from error
+            raise type(error)(f"{error}{kept}", about=error.about) from error
         summary = _empty_summary(spec)
         for result in done.values():
             summary.add(Summary.from_json(result.summary))
@@ -238,10 +241,11 @@ def _write_metadata(
     info = tfds.core.DatasetInfo(builder=identity, features=spec.features)
     info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
     info.set_splits(tfds.core.splits.SplitDict(infos))
-    info.write_to_directory(folder)
-    if spec.vocabulary is not None:
-        (folder / VOCABULARY).write_bytes(spec.vocabulary)
-    statistics.write(summary, folder)
+    with writing(folder):
+        info.write_to_directory(folder)
+        if spec.vocabulary is not None:
+            (folder / VOCABULARY).write_bytes(spec.vocabulary)
+        statistics.write(summary, folder)
 
 
 def _empty_summary(spec: DatasetSpec) -> Summary:

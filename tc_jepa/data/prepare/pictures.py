@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
 
 from tc_jepa.data.images import decode_image, decode_mask, IGNORED, image_shape
 from tc_jepa.data.prepare import texts
 from tc_jepa.data.prepare.dataset import BadImage, Record
 from tc_jepa.errors import UserError
+from tc_jepa.storage.reading import check_regular, read_regular
 
 DIGEST_BYTES = 16
 PNG = ".png"
@@ -46,7 +46,7 @@ def read_mask_values(classes: str, first: int, ignored: int | None) -> MaskValue
     """Reads a file with one class name per line; the first names the value `first`. Raises UserError if invalid."""
     path, fix = Path(classes), "give a text file with one class name per line, in the order of the values"
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(path).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(f"--classes={path} cannot be read ({error.strerror}); {fix}") from error
     except UnicodeDecodeError as error:
@@ -117,9 +117,9 @@ def digest(content: bytes, files: Iterable[Path]) -> bytes:
 
 def _read(path: Path, where: str) -> bytes:
     try:
-        return path.read_bytes()
+        return read_regular(path)
     except OSError as error:
-        raise UserError(f"{where} cannot be read ({error.strerror}); make it readable") from error
+        raise UserError(f"{where} cannot be read ({error.strerror}); correct or remove it") from error
 
 
 def _read_mask(pair: MaskPair, shape: tuple[int, int], values: MaskValues | None) -> bytes:
@@ -136,9 +136,11 @@ def _read_mask(pair: MaskPair, shape: tuple[int, int], values: MaskValues | None
 
 def _size_error(pair: MaskPair) -> str | None:
     try:
-        with Image.open(pair.mask) as mask, open(pair.image, "rb") as image:
-            found, wanted = mask.size[::-1], image_shape(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        for path in (pair.mask, pair.image):
+            check_regular(path)
+        with open(pair.mask, "rb") as mask, open(pair.image, "rb") as image:
+            found, wanted = image_shape(mask), image_shape(image)
+    except (OSError, ValueError):
         return None
     return None if found == wanted else _wrong_size(pair.where, found, wanted)
 

@@ -33,16 +33,29 @@ SOURCES = {
         'strings) and "mask" (relative to --images: a PNG of class indices, 255 = ignore, of the size of the upright '
         'image). Other keys and blank lines are ignored. A file is listed once. "label", "labels" and "mask" are each '
         'on every line or on none. Each "label" of val and test must also occur in train; "labels" that do not are '
-        "reported. --classes names the classes of the masks, as for segmentation; grounding needs these names.",
+        'reported. "questions", on any lines, is a list of objects with "question" (a string), "answers" (a list of '
+        'strings) and optionally "kind" (a string). --classes names the classes of the masks, as for segmentation; '
+        "grounding needs these names.",
         ("images", "captions"),
         (*CLASS_FLAGS, "skip_bad", *TEXT_FLAGS),
     ),
+    "annotations": SourceKind(
+        "images with published files of captions or questions",
+        "--annotations is [val:|test:]FILE, and may be repeated: captions in COCO's form; questions of VQAv2, with "
+        "their answers in another file; questions of GQA; dataset_NAME.json of Karpathy's splits, which says the "
+        "split of each image; Flickr8k.token.txt, with lists of the images of each split. What several files say of "
+        "an image is put together. An image is found by its name, or by the number at its end (139 is "
+        "COCO_train2014_000000000139.jpg), anywhere below --images.",
+        ("images", "annotations"),
+        ("skip_bad", *TEXT_FLAGS),
+    ),
     "tars": SourceKind(
         "image-text tars of img2dataset",
-        "A sample is an image (jpg, jpeg, png or webp) and a .txt, a .json or both of the same name. --caption_fields "
-        'and --description_fields choose the texts: "txt" is the .txt, any other name a key of the .json. A caption '
-        "field is one caption; a description field is split into sentences, each of which is a caption. --input is a "
-        "pattern of files, and may be repeated: PATTERN for split train, val:PATTERN and test:PATTERN for those.",
+        "A sample is an image (jpg, jpeg, png or webp) and a .txt, a .json or both of the same name, up to its first "
+        "dot. --caption_fields and --description_fields choose the texts: txt is the .txt, outputs.txt a .outputs.txt, "
+        "and any other name a key of the .json. A caption field is one caption; a description field is split into "
+        "sentences, each of which is a caption. --input is a pattern of files, and may be repeated: PATTERN for split "
+        "train, val:PATTERN and test:PATTERN for those.",
         ("input",),
         ("caption_fields", "description_fields", "skip_bad", *TEXT_FLAGS),
     ),

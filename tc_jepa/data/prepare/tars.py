@@ -2,9 +2,12 @@
 
 A sample is a run of consecutive members whose names agree up to the first dot of the last part: 00042.jpg, 00042.txt
 and 00042.json. Members are read into memory and never extracted.
+
+What follows that dot is the ending of a member. It may have dots itself: of 00042.input.jpg and 00042.outputs.txt the
+endings are input.jpg and outputs.txt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import glob
@@ -21,17 +24,34 @@ from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
 from tc_jepa.errors import UserError
+from tc_jepa.storage.reading import check_regular, lfs_reason_of
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp")
 IMAGE_LIMIT = 1 << 28  # bytes
 TEXT, JSON = "txt", "json"
+MOST_MEMBERS = 1000  # of one sample
 CHECKED_SAMPLES = 100  # of each split; every requested field must occur in one of them
+LISTED = 20  # endings that a message lists
 FIX = "correct the tar"
 
 
 class Sample(NamedTuple):
     where: str  # TAR: KEY
     members: dict[str, tarfile.TarInfo]  # by ending
+
+    def image(self) -> str:
+        """The ending of the image: one of IMAGE_ENDINGS, or else one such as input.jpg. UserError unless it is one."""
+        plain = [ending for ending in self.members if ending.lower() in IMAGE_ENDINGS]
+        found = plain or [ending for ending in self.members if ending.lower().rpartition(".")[2] in IMAGE_ENDINGS]
+        if len(found) != 1:
+            named = f"{len(found) or 'no'} images ({_listed(self.members)})"
+            rule = "a sample is what has the same name up to the first dot"
+            raise UserError(f"{self.where} has {named}, not one {'/'.join(IMAGE_ENDINGS)}; {rule}")
+        return found[0]
+
+    def texts(self) -> set[str]:
+        """The fields that are members of their own: txt, outputs.txt."""
+        return {ending for ending in self.members if ending == TEXT or ending.endswith(f".{TEXT}")}
 
 
 class BrokenTar(Exception):
@@ -110,13 +130,14 @@ class TarReader:
 
     def _read(self, path: Path) -> Iterator[Record | BadImage]:
         size, position, number = path.stat().st_size, 0, 0
+        prefixes: dict[str, str] = {}
         try:
             with _open(path) as tar:
                 for sample in _samples(tar, path):
                     number += 1
                     before, position = position, tar.offset
                     try:
-                        record = self._record(tar, sample)
+                        record = self._record(tar, sample, prefixes)
                     except UserError as error:
                         record = BadImage(str(error), FIX)
                     yield record._replace(size=position - before)
@@ -126,12 +147,14 @@ class TarReader:
     def check_fields(self, path: Path) -> None:
         """Raises UserError, which lists the available fields, for a field that none of the tar's first samples has."""
         present: set[str] = set()
+        endings: dict[str, None] = {}
         number = 0
         try:
             with _open(path) as tar:
                 for sample in itertools.islice(_samples(tar, path), CHECKED_SAMPLES):
                     number += 1
-                    present |= {TEXT} & sample.members.keys()
+                    present |= sample.texts()
+                    endings |= dict.fromkeys(sample.members)
                     try:
                         present |= _json(tar, sample).keys()
                     except UserError:  # reported, or skipped, when the sample is read
@@ -143,14 +166,18 @@ class TarReader:
                 if number and field not in present:
                     has = ", ".join(sorted(present)) or "no text at all"
                     where = f"the first {number} samples of {path}"
-                    raise UserError(f"--{flag}: none of {where} has {field!r}; they have {has}")
+                    raise UserError(
+                        f"--{flag}: none of {where} has {field!r}; they have {has} (of members, {_listed(endings)})"
+                    )
 
-    def _record(self, tar: tarfile.TarFile, sample: Sample) -> Record:
-        endings = [ending for ending in sample.members if ending.lower() in IMAGE_ENDINGS]
-        if len(endings) != 1:
-            found = f"{len(endings) or 'no'} images ({', '.join(sample.members)})"
-            raise UserError(f"{sample.where} has {found}, not one {'/'.join(IMAGE_ENDINGS)}")
-        member = sample.members[endings[0]]
+    def _record(self, tar: tarfile.TarFile, sample: Sample, prefixes: dict[str, str]) -> Record:
+        """`prefixes` keeps how the ending of the tar's first image begins: "input" of input.jpg, "" of jpg."""
+        ending = sample.image()
+        prefix, _, kind = ending.rpartition(".")
+        if prefix != (first := prefixes.setdefault("image", prefix)):  # the image may be missing, and this be its mask
+            usual = f"{first}.{kind}" if first else kind
+            raise UserError(f"{sample.where} has the image .{ending}, but the tar's first sample .{usual}")
+        member = sample.members[ending]
         name = texts.string(member.name, "name", sample.where)
         data = _bytes(tar, member, IMAGE_LIMIT, sample.where)
         try:
@@ -158,9 +185,9 @@ class TarReader:
         except ValueError as error:
             raise UserError(f"{sample.where}: {name} does not decode: {error}") from error
         wanted = {*self.captions, *self.descriptions}
-        entry: dict[str, Any] = _json(tar, sample) if wanted - {TEXT} else {}
-        if TEXT in wanted and TEXT in sample.members:
-            entry = entry | {TEXT: _text(tar, sample)}
+        fields = wanted & sample.texts()
+        entry: dict[str, Any] = _json(tar, sample) if wanted - {TEXT} - fields else {}
+        entry = entry | {field: _text(tar, sample, field) for field in sorted(fields)}
         captions, descriptions = (_texts(entry, names, sample.where) for names in (self.captions, self.descriptions))
         return Record({"image": data, "file": name}, candidates(captions, descriptions))
 
@@ -177,6 +204,9 @@ def _damage(hint: str = "") -> Iterator[None]:
 def _open(path: Path) -> tarfile.TarFile:
     try:
         with _damage("; compressed tars are not read"):
+            check_regular(path)
+            if reason := lfs_reason_of(path):
+                raise UserError(f"{path} is not a tar: {reason}")
             return tarfile.open(path, mode="r:")  # r: no compression
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); make it readable") from error
@@ -194,6 +224,8 @@ def _samples(tar: tarfile.TarFile, path: Path) -> Iterator[Sample]:
             ending = PurePosixPath(member.name).name.partition(".")[2]
             if ending in members:
                 raise UserError(f"{where} has two members .{ending}; give every sample its own name")
+            if len(members) == MOST_MEMBERS:
+                raise UserError(f"{where} has more than {MOST_MEMBERS:,} members; give every sample its own name")
             members[ending] = member
         yield Sample(where, members)
 
@@ -218,6 +250,12 @@ def _members(tar: tarfile.TarFile, path: Path) -> Iterator[tuple[str, tarfile.Ta
         raise BrokenTar("its end is missing" if not mark.strip(b"\0") else "a damaged header")
 
 
+def _listed(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{', '.join(names[:LISTED])}{more}"
+
+
 def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int, where: str) -> bytes:
     if member.size > limit:
         raise UserError(f"{where}: {member.name} is larger than {limit >> 20} MiB")
@@ -225,8 +263,8 @@ def _bytes(tar: tarfile.TarFile, member: tarfile.TarInfo, limit: int, where: str
         return tar.extractfile(member).read()
 
 
-def _text(tar: tarfile.TarFile, sample: Sample) -> str:
-    member = sample.members[TEXT]
+def _text(tar: tarfile.TarFile, sample: Sample, ending: str) -> str:
+    member = sample.members[ending]
     try:
         return _bytes(tar, member, texts.LIMIT, sample.where).decode()
     except UnicodeDecodeError as error:

@@ -1,18 +1,18 @@
 """Checked texts and JSON from the user's files."""
 
-import json
 from typing import Any
 
 from tc_jepa.errors import UserError
+from tc_jepa.storage.reading import parse_json
 
 LIMIT = 1 << 20  # bytes of one line of captions.jsonl, and of one text file in a tar
 
 
 def parse(raw: bytes, where: str, expected: str) -> dict[str, Any]:
-    """A JSON object. Raises UserError for anything else; `expected` says what should be written instead."""
+    """A JSON object, NaN and Infinity as null. UserError for anything else; `expected` says what to write instead."""
     try:
-        entry = json.loads(raw)
-    except (ValueError, RecursionError) as error:
+        entry = parse_json(raw)
+    except ValueError as error:
         reason = str(error).split(":")[0]  # the rest is a position within this line
         raise UserError(f"{where} is not JSON ({reason}); {expected}") from error
     if not isinstance(entry, dict):

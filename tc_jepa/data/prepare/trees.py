@@ -9,6 +9,7 @@ import functools
 import json
 import os
 from pathlib import Path, PurePosixPath
+import unicodedata
 
 from tc_jepa.data.prepare import dataset, pictures, texts
 from tc_jepa.data.prepare.dataset import BadImage, Record, Shard
@@ -129,7 +130,8 @@ def _pairs(images: Path, masks: Path) -> list[tuple[str, str]]:
         path = PurePosixPath(name)
         if path.suffix.lower() != PNG:
             raise UserError(f"{masks.parent / name} is among the masks but not a {PNG} file; move it away")
-        unpaired[_stem(path)] = name
+        if (other := unpaired.setdefault(_stem(path), name)) != name:
+            raise UserError(f"{masks.parent / name} and {other} would be of the same image; rename one")
     pairs, names = [], {}
     for name in _files_below(images.parent, images.name):
         stem = _stem(PurePosixPath(name))
@@ -147,8 +149,8 @@ def _pairs(images: Path, masks: Path) -> list[tuple[str, str]]:
 
 
 def _stem(path: PurePosixPath) -> str:
-    """What an image and its mask have in common: the path below the split, without the file type."""
-    return str(path.relative_to(path.parts[0]).with_suffix(""))
+    """What an image and its mask have in common: the path below the split, without the file type, in Unicode's NFC."""
+    return unicodedata.normalize("NFC", str(path.relative_to(path.parts[0]).with_suffix("")))
 
 
 # What both layouts share

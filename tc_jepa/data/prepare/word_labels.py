@@ -12,6 +12,7 @@ from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from tc_jepa.data.prepare import texts
 from tc_jepa.data.sources import TEST, TRAIN
 from tc_jepa.errors import UserError
+from tc_jepa.storage.reading import read_regular
 
 SEED = 0
 
@@ -19,7 +20,7 @@ SEED = 0
 def read_listing(path: Path) -> list[dict[str, Any]]:
     """The objects in a captions.jsonl. Raises UserError, which names the line, for one without a list "captions"."""
     try:
-        rows = path.read_bytes().splitlines()
+        rows = read_regular(path).splitlines()
     except OSError as error:
         raise UserError(f"--captions={path} cannot be read ({error.strerror}); give a captions.jsonl") from error
     lines = []

@@ -16,9 +16,10 @@ from tc_jepa.data.scenes import captions as scene_captions
 from tc_jepa.data.scenes.drawing import draw, draw_instances, draw_mask
 from tc_jepa.data.scenes.labels import label_sets, labels
 from tc_jepa.data.scenes.layout import random_scene
+from tc_jepa.data.scenes.questions import questions
 from tc_jepa.data.scenes.scene import COLOURS, LEVELS, Scene, SHAPES
 from tc_jepa.data.scenes.window import DrawnScene
-from tc_jepa.data.sources import Example, LabelSet, Phrase, SCENES, SPLITS, TEST, TRAIN, VALIDATION
+from tc_jepa.data.sources import Example, LabelSet, Phrase, Question, SCENES, SPLITS, TEST, TRAIN, VALIDATION
 from tc_jepa.errors import UserError
 
 HELD_OUT_SCENES = 10_000  # each of validation and test; only those that are read are drawn
@@ -38,6 +39,7 @@ class SceneSource:
     level: str = "standard"
 
     segmentations: ClassVar = {"shape": ("background", *SHAPES), "colour": ("background", *COLOURS)}
+    has_questions: ClassVar = True
 
     def __post_init__(self):
         for kind, given, known in (("level", self.level, LEVELS), ("split", self.split, SPLITS)):
@@ -90,6 +92,9 @@ class SceneSource:
     def objects_mask(self, index: int) -> np.ndarray:
         """bool [size, size]: where any object is visible."""
         return draw_instances(self.scene(index), self.size) > 0
+
+    def questions(self, index: int) -> list[Question]:
+        return questions(self.scene(index))
 
     def _rng(self, index: int, purpose: str) -> random.Random:
         # Python's generator: a scene takes some hundred single draws, each several times slower with NumPy's.

@@ -20,6 +20,7 @@ from tc_jepa.data.prepared import PreparedSource
 from tc_jepa.data.sources import Example
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import short_hash
+from tc_jepa.storage.reading import parse_json, read_regular
 
 FORMAT, VERSION, INFO_FILE = "tc_jepa word vectors", 1, "words.json"
 
@@ -62,11 +63,11 @@ class WordVectorFolder:
         self.path = path
         fix = "give a folder that launch.encode_captions or write_word_vectors finished"
         try:
-            text = (Path(path) / INFO_FILE).read_bytes()
+            text = read_regular(Path(path) / INFO_FILE)
         except OSError as error:
             raise UserError(f"{path} has no readable {INFO_FILE} ({error.strerror}); {fix}") from error
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             kind, splits = (values.pop("format"), values.pop("version")), values.pop("splits")
             self._shards = {name: [VectorShard(**shard) for shard in shards] for name, shards in splits.items()}
             self.info = WordVectorInfo(**values)

@@ -1,7 +1,6 @@
 """Writing word vectors, in the format of folder.py, from any text encoder that can be called as a function."""
 
 from collections.abc import Callable, Iterator, Sequence
-import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -142,27 +141,15 @@ def _checked(vectors: np.ndarray, info: WordVectorInfo, where: str) -> np.ndarra
 
 def _write_shard(path: Path, records: Iterator[bytes], images: int, bar: tqdm) -> VectorShard:
     with replacing(path) as beside:
-        with _write_errors(path):
-            writer = ArrayRecordWriter(str(beside), "group_size:1")
+        writer = ArrayRecordWriter(str(beside), "group_size:1")
         for record in records:
-            with _write_errors(path):
-                writer.write(record)
+            writer.write(record)
             bar.update()
-        with _write_errors(path):
-            writer.close()
-            with open(beside, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            size = beside.stat().st_size
+        writer.close()
+        with open(beside, "rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        size = beside.stat().st_size
     return VectorShard(path.name, images, size, sha256)
-
-
-@contextlib.contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
-    """Turns errors of the disk into UserError."""
-    try:
-        yield
-    except (RuntimeError, OSError) as error:
-        raise UserError(f"{path} cannot be written ({error}); free some space, then run the same again") from error
 
 
 def _check_shard(path: Path, shard: VectorShard, source: PreparedSource, images: range, info: WordVectorInfo) -> None:

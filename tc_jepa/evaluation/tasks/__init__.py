@@ -23,6 +23,10 @@ TASKS = {  # name and module -> description; tables of results come in this orde
     "lowshot": "linear_fast on 1 % and 10 % of the labels, 5 draws",
     "segmentation": "mean IoU and the IoU of each class, of a linear layer on patches and of their 20 nearest patches",
     "grounding": "whether a word's cosine map points at its object, and covers it",
+    "zero_shot": "the class whose name, in a sentence, is nearest to the image; nothing is fitted",
+    "retrieval": "recall at 1, 5 and 10 of an image's captions among all, and of a caption's image",
+    "captioning": "captions that a decoder writes from the patches, by CIDEr-D and BLEU-4",
+    "vqa": "answers of the same decoder to questions about the image",
     "rank": "RankMe, LiDAR, participation ratio and standard deviation, of pooled features and of patches",
 }
 

@@ -31,7 +31,7 @@ from tc_jepa.models.layers import Params
 
 RATES = (3e-4, 1e-3, 3e-3)  # of AdamW
 WEIGHT_DECAYS = (0.001, 1.0)
-EPOCHS, WARMUP = 20, 0.1  # the ramp is a tenth of training
+EPOCHS = 20
 BATCH, FEWEST_STEPS = 64, 500  # images; a small train set is seen more often
 MLP_RATIO = 4
 HEAD_CHANNELS = 64
@@ -143,19 +143,13 @@ def fit(settings: Sequence[Setting], features: np.ndarray | Rows, truth: Truth) 
     examples = ((features[rows], truth.classes[rows]) for _, rows in batches(N, size, epochs))
     initial = jax.jit(module.init)(jax.random.key(SEED), features[:1])["params"]
     bank = heads.Bank(heads.Head(loss, (module, truth.kind)), initial, settings)
-    (params,) = heads.train([bank], examples, rate_fractions(epochs * (N // size)))
+    (params,) = heads.train([bank], examples, heads.rate_fractions(epochs * (N // size)))
 
     def predict(features: np.ndarray | Rows) -> np.ndarray:
         chunks = range(0, len(features), CHUNK)
         return np.concatenate([_logits(params, features[i : i + CHUNK], module) for i in chunks], axis=1)
 
     return predict
-
-
-def rate_fractions(steps: int) -> np.ndarray:
-    """The fraction of the rate at each step, float [steps]: a linear ramp to 1, then a cosine to 0."""
-    done = np.arange(1, steps + 1) / steps
-    return np.where(done < WARMUP, done / WARMUP, 0.5 + 0.5 * np.cos(np.pi * (done - WARMUP) / (1 - WARMUP)))
 
 
 @functools.partial(jax.jit, static_argnames="module")
