@@ -4,7 +4,7 @@
 
 A job is one variant with one seed, in WORKDIR/VARIANT/seed_SEED: launch.train, then launch.evaluate. The settings of
 all jobs are checked before the first one starts. Finished jobs are skipped, so the same command resumes. Writes
-WORKDIR/sweep.csv, sweep.md and sweep.png after every job.
+WORKDIR/sweep.csv, sweep.md and sweep.png after every job. --metrics=REGEX limits what sweep.md and sweep.png show.
 
 For an array of machines: --list prints the jobs with their numbers, and --only=NUMBER runs one of them and writes no
 table; once all are finished, the command without --only writes it.
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import itertools
 import os
 from pathlib import Path
+import re
 import runpy
 import sys
 
@@ -29,6 +30,12 @@ SWEEP = common.define_path(
 )
 WORKDIR = common.define_path("workdir", None, "Directory of the sweep: created if missing, resumed if it exists.")
 ONLY = flags.DEFINE_integer("only", None, "Number of the only job to run; no table is written.")
+METRICS = flags.DEFINE_string(
+    "metrics",
+    None,
+    "Regular expression: only metrics whose whole name matches it are in sweep.md and sweep.png, such as "
+    "'linear_fast/.*|knn/.*'. Default: all.",
+)
 LIST = flags.DEFINE_boolean("list", False, "Print the jobs with their numbers, and run nothing.")
 flags.adopt_module_key_flags(setting)  # --set, for all jobs
 
@@ -36,6 +43,10 @@ flags.adopt_module_key_flags(setting)  # --set, for all jobs
 def main(argv: Sequence[str]) -> None:
     del argv
     common.require("sweep", "workdir")
+    try:
+        re.compile(METRICS.value or "")
+    except re.error as error:
+        raise UserError(f"--metrics={METRICS.value}: not a regular expression: {error}") from error
     # Imported late, so that --help and a mistyped flag are answered at once.
     from tc_jepa.sweeps.jobs import run_job
     from tc_jepa.sweeps.table import write_table
@@ -53,8 +64,8 @@ def main(argv: Sequence[str]) -> None:
         return
     for number, job in enumerate(jobs):
         if run_job(number, job):
-            write_table(workdir, name, jobs, sweep.baseline)
-    print(write_table(workdir, name, jobs, sweep.baseline))
+            write_table(workdir, name, jobs, sweep.baseline, METRICS.value)
+    print(write_table(workdir, name, jobs, sweep.baseline, METRICS.value))
     print(f"written to {workdir}")
 
 

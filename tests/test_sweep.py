@@ -186,6 +186,11 @@ def test_the_table_has_mean_spread_chance_and_what_is_missing(tmp_path):
     assert len(rows) == 3 * 7 + 2  # every number of results.json, not only the table's
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert not list(tmp_path.glob("*.tmp"))
+    assert cells(table.write_table(tmp_path, "abc", planned, shown="rank/.*"))["variant"] == ["rank/rankme"]
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 1 + len(rows)
+    assert "|" not in table.write_table(tmp_path, "abc", planned, shown="knn/.*")  # jobs to come may have it
+    with pytest.raises(UserError, match="knn/.*linear_fast/shape"):
+        table.write_table(tmp_path, "abc", planned[:2], shown="knn/.*")
 
 
 def test_a_sweep_without_results_lists_its_jobs(tmp_path):
@@ -218,6 +223,8 @@ def test_finished_jobs_are_skipped_and_only_one_writes_no_table(file, tmp_path):
     assert not (workdir / "sweep.md").exists()
     beyond = launch(file, workdir, "--only=4")
     assert beyond.returncode == 2 and "--only=4" in beyond.stderr
+    beyond = launch(file, workdir, "--metrics=(")
+    assert beyond.returncode == 2 and "--metrics=(" in beyond.stderr
     done = launch(file, workdir)
     assert done.stdout.count("is finished") == 4 and cells(done.stdout)["words"] == ["50.0 ± 0.0 (2)", "12.0 ± 0.0 (2)"]
     assert "launch.train" not in done.stdout

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Sequence
 import math
 from pathlib import Path
+import re
 
 from matplotlib.figure import Figure  # not pyplot, which may need a display
 import pandas as pd
 import scipy.stats
 
 from tc_jepa.config import methods
+from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import BASELINES, chance, own_scores, read_results
 from tc_jepa.methods.reporting import CONSTANT_SHARE, Diagnostic, held_out, RANKME, RANKME_CENTRED
 from tc_jepa.storage.files import replace_text, replacing
@@ -20,18 +22,25 @@ CHANCE = "chance"  # its name among the variants
 MISSING, ABSENT = "missing", "-"  # a job has not run; a variant has no such number
 
 
-def write_table(directory: Path, name: str, jobs: Sequence[Job], baseline: str | None = None) -> str:
+def write_table(
+    directory: Path, name: str, jobs: Sequence[Job], baseline: str | None = None, shown: str | None = None
+) -> str:
     """Writes sweep.csv, sweep.md and, once there are results, sweep.png; returns the Markdown.
 
-    `baseline` is the variant that the gains of the others are measured against, if any.
+    `baseline` is the variant that the gains of the others are measured against, if any. `shown` is a regular
+    expression that the whole name of a metric must match to appear in sweep.md and sweep.png; None: all do. sweep.csv
+    has every number. UserError where all jobs have results and none of their metrics matches.
     """
     values = gather(jobs)
-    metrics = main_metrics(values, {column: one for job in jobs for column, one in offered(job).items()})
+    every = main_metrics(values, {column: one for job in jobs for column, one in offered(job).items()})
+    metrics = {metric: factor for metric, factor in every.items() if shown is None or re.fullmatch(shown, metric)}
+    if shown is not None and not metrics and all(job.finished for job in jobs):  # before, one to come may match
+        raise UserError(f"no metric of the sweep matches {shown}; there are {', '.join(every)}")
     report = render(name, jobs, values, metrics, baseline)
     directory.mkdir(parents=True, exist_ok=True)
     replace_text(directory / "sweep.csv", values.to_csv(index=False))
     replace_text(directory / "sweep.md", report)
-    if len(values):
+    if metrics:
         plot(directory / "sweep.png", name, list(dict.fromkeys(job.variant for job in jobs)), values, metrics)
     return report
 
@@ -99,6 +108,7 @@ def render(name: str, jobs: Sequence[Job], values: pd.DataFrame, metrics: dict[s
     plain = [metric for metric, factor in metrics.items() if factor == 1]
     about = "Mean ± standard deviation over seeds (number of seeds), in percent"
     about += f"; {' and '.join(plain)} as they are." if plain else "."
+    values = values if metrics else values[:0]
     everything = pd.concat([values, compared_with(values, metrics)]) if len(values) else values
     unfinished = {job.variant for job in missing}
     cells = {
