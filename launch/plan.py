@@ -3,7 +3,7 @@
   python -m launch.plan --config=configs/paper.py:tc_jepa_in1k_b16 --topology=v5e:16x16 [--config.KEY=VALUE ...]
 
 Topologies: v4:2x2x4, v5e:16x16, v5p:2x2x4, v6e:8x8 and the like for TPUs; a100:8, h100:8, h200:4x8 (hosts x GPUs of
-each), b200:8 for GPUs. Needs the compilers: pip install '.[plan_tpu]' or '.[plan_gpu]' (and ptxas, of CUDA). The data
+each), b200:8 for GPUs. Needs the compilers: pip install '.[plan-tpu]' or '.[plan-gpu]' (and ptxas, of CUDA). The data
 that the configuration names is not read, nor are T5 weights: those of t5-base are assumed.
 
 Prints, for one device: the bytes of parameters, optimizer, extra state and temporaries, and whether they fit; the

@@ -107,7 +107,7 @@ def make_slice(topology: str, data: int, fsdp: int) -> tuple[Chip, Mesh]:
     try:
         described = topologies.get_topology_desc(platform=chip.platform, **_topology(chip, topology, name, size))
     except Exception as error:  # JAX and the compilers' plugins raise all kinds
-        extra = "plan_tpu" if chip.platform == "tpu" else "plan_gpu"
+        extra = "plan-tpu" if chip.platform == "tpu" else "plan-gpu"
         raise UserError(
             f"--topology={topology} cannot be compiled for ({str(error).splitlines()[0]}); if the compiler is not "
             f"installed: pip install '.[{extra}]'",
