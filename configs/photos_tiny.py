@@ -19,7 +19,7 @@ def get_config():
     config.train.checkpoint_every = config.train.eval_every = 250
     config.image.size = 64
     config.captions.per_image = 4
-    config.captions.words = 24
+    config.captions.words = config.evaluation.words = 24
     config.masking.context_tokens = 30
     config.masking.min_context = 8
     config.model.encoder = "nano"

@@ -43,7 +43,7 @@ def get_config(stage="teacher"):
     config.train.steps = 700
     config.target_encoder.kind = "frozen"
     config.captions.per_image = 2
-    config.captions.words = 20
+    config.captions.words = config.evaluation.words = 20
     config.masking.context_tokens = 12
     config.masking.min_context = 6
     config.model.predictor.width = 64

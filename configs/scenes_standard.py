@@ -22,7 +22,7 @@ def get_config():
     config.image.size = 60
     config.image.crop_scale = (0.5, 1.0)
     config.captions.per_image = 2
-    config.captions.words = 20
+    config.captions.words = config.evaluation.words = 20
     config.masking.context_tokens = 12
     config.masking.min_context = 6
     config.model.encoder = "nano"

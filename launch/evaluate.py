@@ -89,7 +89,9 @@ def main(argv: Sequence[str]) -> None:
     config.image.size = side_of(opened.weights, config.image.size, config.evaluation.image_size)
     test_split = data.test_split(config)
     train, test = data.source(config, TRAIN), data.source(config, test_split)
-    names = choose_tasks(config, test, is_run=opened.step is not None, other_size=config.image.size != trained_size)
+    names = choose_tasks(
+        config, train, test, is_run=opened.step is not None, other_size=config.image.size != trained_size
+    )
     compared = None if COMPARE.value is None else open_encoder(COMPARE.value, None)
     encoders, context = frozen_encoders(config, opened, compared)
 
@@ -242,11 +244,12 @@ def side_of(weights, trained: int, asked: int) -> int:
     return side
 
 
-def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
+def choose_tasks(config, train, test, *, is_run: bool, other_size: bool) -> list[str]:
     """The tasks of --tasks; or the run's own, without those that lack something in the run or the data."""
     from tc_jepa.config import data
     from tc_jepa.data.class_phrases import named_segmentation
-    from tc_jepa.evaluation.task import CAPTIONS, LABELS, MASKS, QUESTIONS, TOWER, WORDS
+    from tc_jepa.evaluation.examples import any_captions, any_questions
+    from tc_jepa.evaluation.task import CAPTIONS, LABELS, MASKS, QUESTIONS, TOWER, VOCABULARY, WORDS
 
     names = TASKS.value if TASKS.value is not None else config.evaluation.tasks.split(",")
     lacking = {}  # need -> why it is not there
@@ -265,9 +268,14 @@ def choose_tasks(config, test, *, is_run: bool, other_size: bool) -> list[str]:
     if not is_run or config.method.name != "contrastive":
         lacking[TOWER] = "the encoder has no text tower, which only a run of method.name=contrastive trains"
     if not data.has_vocabulary(config):
-        lacking[CAPTIONS] = "the data has no captions with a vocabulary"
-    if CAPTIONS in lacking or not test.has_questions:
-        lacking[QUESTIONS] = "the data has no questions" if not test.has_questions else lacking[CAPTIONS]
+        lacking[VOCABULARY] = "there is no vocabulary to write with (--set=evaluation.vocabulary=FILE)"
+    table.check(names)
+    needed = {need for name in names for need in table.load(name).needs}
+    chosen = config.evaluation
+    for need, there in ((CAPTIONS, any_captions), (QUESTIONS, any_questions)):
+        sizes = (train, chosen.dense_examples), (test, chosen.test_examples)
+        if need in needed and not all(there(source, at_most) for source, at_most in sizes):
+            lacking[need] = f"there are no {need} of the images of both splits"
     return table.possible(names, lacking, required=TASKS.value is not None) or ["rank"]
 
 
@@ -297,13 +305,13 @@ def text_sides(opened: Opened, test, names: Sequence[str]) -> dict[str, Any]:
 def writing(config, names: Sequence[str]):
     """With what texts are written, for tasks that do."""
     from tc_jepa.config import data
-    from tc_jepa.evaluation.task import CAPTIONS, DecoderSize, QUESTIONS, Writing
+    from tc_jepa.evaluation.task import DecoderSize, VOCABULARY, Writing
 
-    if all({CAPTIONS, QUESTIONS}.isdisjoint(table.load(name).needs) for name in names):
+    if all(VOCABULARY not in table.load(name).needs for name in names):
         return None
     chosen = config.evaluation
     size = DecoderSize(chosen.decoder_depth, chosen.decoder_width, chosen.decoder_steps)
-    return Writing(size, data.tokenizer(config))
+    return Writing(size, data.writing_tokenizer(config))
 
 
 def frozen_encoders(config, opened: Opened, compared: Opened | None):

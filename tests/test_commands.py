@@ -27,6 +27,7 @@ PATH_KEYS = (
     "model.text_weights",
     "target_encoder.teacher",
     "evaluation.data",
+    "evaluation.vocabulary",
 )
 # Flags that take any text and are no paths. A new flag is one of these or common.define_path's.
 TEXTS = {
@@ -42,6 +43,7 @@ TEXTS = {
         "distributed",
         "topology",
         "only",
+        "metrics",
         "short",
         "detailed",
     ),

@@ -198,6 +198,41 @@ def test_the_loss_reaches_every_parameter(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_frozen_tower_has_the_embeddings_of_the_loss(kind):
+    """So zero_shot and retrieval compare what was trained."""
+    chosen, params, batch = method(kind), parameters(), pairs(5)
+    _, metrics = chosen.loss(params, {}, batch, None, 0)
+
+    class Reader:
+        def encode(self, captions):
+            return batch.words, batch.word_valid
+
+    tower = FrozenTower(chosen, params, Reader())
+    images = tower.images(np.asarray(chosen.features(params, batch.images).mean(axis=1)))
+    texts, scale = tower.texts(range(5)), metrics["logit_scale"]
+    if kind == "siglip":
+        expected = siglip_loss(images, texts, scale, metrics["logit_bias"], batch.caption_valid)
+        assert float(metrics["loss/pairs"]) == pytest.approx(float(expected), rel=1e-4)
+    else:
+        expected = clip_loss(images, texts, scale, batch.caption_valid)
+        assert float(metrics["loss/contrast"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_the_weight_of_the_fine_loss():
+    loss, metrics = method("sparc", fine_weight=0.25).loss(parameters(), {}, pairs(5), None, 0)
+    assert float(loss) == pytest.approx(float(metrics["loss/contrast"] + 0.25 * metrics["loss/fine"]), rel=1e-6)
+
+
+def test_the_ring_of_a_method_is_that_of_its_loss():
+    mesh = sharding.make_mesh(-1, 1)
+    batch = jax.device_put(pairs(mesh.size), sharding.batch_sharding(mesh))
+    params = sharding.put_parameters(mesh, parameters())
+    for ring in (1, mesh.size):
+        loss = jax.jit(lambda p, b: method("siglip", ring=ring).loss(p, {}, b, None, 0)[0])
+        assert ("collective-permute" in loss.lower(params, batch).compile().as_text()) == (ring > 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_padded_words_and_images_without_a_caption_count_nowhere(kind):
     loss, batch = loss_of(method(kind)), pairs(5)
     expected = float(loss(parameters(), batch))
@@ -234,12 +269,14 @@ def test_what_stands_for_a_caption():
     )
 
 
-def test_the_scale_is_at_most_100():
-    space = SharedSpace(width=2, scale=5.0, bias=0.0)
+def test_the_scale_is_at_most_100_and_can_fall_again():
     x = jnp.ones((1, 3))
-    params = space.init(jax.random.key(0), x, x)["params"]
-    assert float(space.apply({"params": params}, x, x).scale) == pytest.approx(5.0)
-    assert float(space.apply({"params": params | {"scale": jnp.float32(9.0)}}, x, x).scale) == pytest.approx(100.0)
+    for most, learned, expected in ((100.0, None, 5.0), (100.0, 9.0, 100.0), (np.inf, 9.0, np.exp(9.0))):
+        space = SharedSpace(width=2, scale=5.0, bias=0.0, most_scale=most)
+        params = space.init(jax.random.key(0), x, x)["params"]
+        params |= {} if learned is None else {"scale": jnp.float32(learned)}
+        scale, gradient = jax.value_and_grad(lambda p: space.apply({"params": p}, x, x).scale)(params)
+        assert float(scale) == pytest.approx(expected) and float(gradient["scale"]) == pytest.approx(expected)
 
 
 # The data

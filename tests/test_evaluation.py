@@ -381,6 +381,18 @@ def test_segmentation_has_its_own_table_and_needs_masks(workdir, tmp_path, monke
         )
 
 
+@pytest.mark.parametrize("task", ["captioning", "vqa"])
+def test_without_texts_a_task_that_reads_them_is_refused_before_anything_is_computed(
+    workdir, tmp_path, task, monkeypatch
+):
+    draw = SceneSource.__getitem__
+    monkeypatch.setattr(SceneSource, "__getitem__", lambda self, i: Example(draw(self, i).image, ()))
+    monkeypatch.setattr(SceneSource, "questions", lambda self, i: [])
+    with pytest.raises(UserError, match=f"--tasks={task}"):
+        run(encoder=str(workdir), tasks=[task], output=str(tmp_path / "here"))
+    assert not (tmp_path / "here").exists()
+
+
 def test_a_run_of_before_is_judged_with_the_runtime_keys_that_it_lacks(workdir):
     path = workdir / CONFIG_FILE
     before = path.read_text()

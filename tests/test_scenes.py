@@ -9,12 +9,11 @@ import pytest
 
 from tc_jepa.data.scenes import captions as scene_captions
 from tc_jepa.data.scenes import drawing, layout
-from tc_jepa.data.scenes.scene import BACKGROUNDS, COLOURS, RADII, Scene, SHAPES, TEXTURES
+from tc_jepa.data.scenes.scene import BACKGROUNDS, COLOURS, NUMBERS, RADII, Scene, SHAPES, TEXTURES
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.errors import UserError
 
 BASE_WORD = {synonym: word for word, synonyms in scene_captions.SYNONYMS.items() for synonym in synonyms}
-NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 NAME = rf"(the|an?) ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})"
 RELATIONS = {  # what a reader would ask of the two objects' centres and sizes
     rf"{NAME} is (?:to the )?left of {NAME}": lambda a, b: b.x - a.x > abs(b.y - a.y),
@@ -93,7 +92,7 @@ def test_labels_are_those_of_the_objects(source):
         assert picked["shape"] == {item.shape for item in objects}
         assert picked["colour"] == {item.colour for item in objects}
         assert picked["pair"] == {f"{item.colour} {item.shape}" for item in objects}
-        assert classes["count"][labels["count"]] == str(len(objects))
+        assert classes["count"][labels["count"]] == NUMBERS[len(objects)]
         assert classes["background"][labels["background"]] == source.scene(i).background.pattern
 
 
@@ -175,7 +174,7 @@ def test_hard_scenes_are_crowded_covered_and_truly_captioned():
         for caption in captions:
             assert is_true(caption, source.scene(i)), f"scene {i}: {caption}"
         labels = source.labels(i)
-        assert source.tasks["count"].classes[labels["count"]] == str(counts[i])
+        assert source.tasks["count"].classes[labels["count"]] == NUMBERS[counts[i]]
     assert len(source.tasks["count"].classes) == 8
     with pytest.raises(UserError, match="'harder'.*standard, hard"):
         SceneSource(3, "test", 60, 64, "harder")

@@ -14,7 +14,18 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import encoder, examples, heads, labels, results, runner, tasks
 from tc_jepa.evaluation.features import FeatureStore
 from tc_jepa.evaluation.runner import evaluate
-from tc_jepa.evaluation.task import CAPTIONS, LABELS, MASKS, QUESTIONS, Score, Task, TOWER, train_and_test, WORDS
+from tc_jepa.evaluation.task import (
+    CAPTIONS,
+    LABELS,
+    MASKS,
+    QUESTIONS,
+    Score,
+    Task,
+    TOWER,
+    train_and_test,
+    VOCABULARY,
+    WORDS,
+)
 from tc_jepa.evaluation.tasks import attentive, segmentation
 from tests.test_evaluation import pixels, Written
 from tests.test_house import ROOT
@@ -25,8 +36,9 @@ NEEDS = {
     MASKS: "masks",
     WORDS: "a run whose predictor attends to words; scenes, or masks of named classes",
     TOWER: "a run of `method.name=contrastive`",
-    CAPTIONS: "captions and their vocabulary",
+    CAPTIONS: "captions",
     QUESTIONS: "questions: scenes, or data with them",
+    VOCABULARY: "a vocabulary",
 }
 
 

@@ -1,6 +1,7 @@
 """From a configuration to CLIP, SigLIP and SPARC: method.name=contrastive."""
 
 from collections.abc import Sequence
+import math
 
 import ml_collections
 
@@ -14,7 +15,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.methods.contrastive import Contrastive
 from tc_jepa.methods.reporting import Diagnostics
 from tc_jepa.models.kernels.backend import Backend, PLAIN
-from tc_jepa.models.shared_space import SharedSpace
+from tc_jepa.models.shared_space import CLIP_SCALE, SharedSpace
 from tc_jepa.models.text.tower import TextTower
 from tc_jepa.models.vit import VisionTransformer
 
@@ -39,7 +40,8 @@ def build(
         linear=linear,
         remat=remat,
     )
-    space = SharedSpace(chosen.width, chosen.scale, chosen.bias, linear)
+    most_scale = math.inf if chosen.loss == "siglip" else CLIP_SCALE  # big_vision's SigLIP does not limit it
+    space = SharedSpace(chosen.width, chosen.scale, chosen.bias, most_scale, linear)
     encoder = models.trained_encoder(config, backend)
     method = Contrastive(encoder, text, space, chosen.loss, chosen.ring, chosen.fine_weight)
     pairs = CropAndCaption(data.crop(config), reader, config.captions.candidates)

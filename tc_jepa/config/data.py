@@ -187,19 +187,27 @@ def caption_reader(config: Config, words: Sequence[WordVectorFolder] = ()) -> ca
 
 
 def tokenizer(config: Config) -> captions.CaptionTokenizer:
+    """Of the captions that a run reads."""
+    return captions.CaptionTokenizer(_vocabulary(config), config.captions.words)
+
+
+def writing_tokenizer(config: Config) -> captions.CaptionTokenizer:
+    """Of the texts that an evaluation's decoder reads and writes."""
+    chosen = config.evaluation
+    return captions.CaptionTokenizer(chosen.vocabulary or _vocabulary(config), chosen.words)
+
+
+def _vocabulary(config: Config) -> str:
     """By precedence: the T5's own vocabulary, the configured one, the one that comes with the data."""
     if config.model.text == "t5":
-        path = t5.vocabulary(config.model.text_weights)
-    elif config.captions.vocabulary:
-        path = config.captions.vocabulary
-    else:
-        path = _common_vocabulary(datasets(config))
-    return captions.CaptionTokenizer(path, config.captions.words)
+        return t5.vocabulary(config.model.text_weights)
+    return config.captions.vocabulary or _common_vocabulary(datasets(config))
 
 
 def has_vocabulary(config: Config) -> bool:
-    """Whether captions can be read: with a configured vocabulary, or one that comes with the data."""
-    return bool(config.captions.vocabulary) or all(one.vocabulary_path() is not None for one in datasets(config))
+    """Whether an evaluation can write texts: with a configured vocabulary, or one that comes with the data."""
+    given = config.evaluation.vocabulary or config.captions.vocabulary or config.model.text == "t5"
+    return bool(given) or all(one.vocabulary_path() is not None for one in datasets(config))
 
 
 def _common_vocabulary(found: Sequence[Dataset]) -> str:

@@ -30,7 +30,7 @@ def normalised(answer: str) -> str:
     Source: Antol et al. 2015 (arXiv 1505.00468), section 3, and VQAv2's evaluation code.
     """
     text = re.sub(r"(?<=\d),(?=\d)", "", answer.lower().replace("\n", " ").replace("\t", " ").strip())
-    text = re.sub(r"(?<!\d)\.(?!\d)", "", text)  # those of decimals stay
+    text = re.sub(r"\.(?!\d)", "", text)  # those of decimals stay
     text = re.sub(r"[;/\[\]\"{}()=+\\_\-><@`,?!]", " ", text)
     found = [NUMBERS.get(word, word) for word in text.split() if word not in ARTICLES]
     return " ".join(CONTRACTIONS.get(word, word) for word in found)

@@ -28,11 +28,6 @@ def grams(text: str) -> Counter:
     return Counter(tuple(found[i : i + n]) for n in range(1, ORDERS + 1) for i in range(len(found) - n + 1))
 
 
-def cider(written: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """CIDEr-D of each text against its image's references: see Cider."""
-    return Cider(references)(written)
-
-
 class Cider:
     """CIDEr-D of a text for each image against that image's references, float [N]: 10 for one that is equal to all.
 

@@ -55,7 +55,7 @@ class Decoder(nn.Module):
 
     def no_keys(self, texts: int) -> Keys:
         zeros = jnp.zeros(
-            (texts, self.longest, _attention_heads(self.width), self.width // _attention_heads(self.width))
+            (texts, self.longest, layers.attention_heads(self.width), self.width // layers.attention_heads(self.width))
         )
         return ((zeros, zeros),) * self.depth
 
@@ -85,7 +85,7 @@ class _Block(nn.Module):
         W, output = x_RxTxW.shape[-1], self.linear.into_residual(self.index)
 
         def part(name: str, x: jax.Array) -> jax.Array:
-            return self.linear(W, name)(x).reshape(*x.shape[:2], _attention_heads(W), -1)
+            return self.linear(W, name)(x).reshape(*x.shape[:2], layers.attention_heads(W), -1)
 
         normed = layers.layer_norm("norm1")(x_RxTxW)
         q, k, v = (part(f"text_{name}", normed) for name in "qkv")
@@ -101,11 +101,6 @@ class _Block(nn.Module):
         read = jax.nn.dot_product_attention(part("image_q", of_images), *keys_and_values)
         x = x + output(W, "image_proj")(read.reshape(x.shape))
         return x + layers.Mlp(4 * W, W, self.linear, output, name="mlp")(layers.layer_norm("norm3")(x)), (k, v)
-
-
-def _attention_heads(width: int) -> int:
-    """Of about 64 channels each."""
-    return max(h for h in range(1, max(1, width // 64) + 1) if width % h == 0)
 
 
 class Text(NamedTuple):

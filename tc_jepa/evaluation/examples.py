@@ -64,6 +64,16 @@ def choose(available: int, at_most: int) -> np.ndarray:
     return np.sort(order[:at_most])
 
 
+def any_captions(source: Source, at_most: int) -> bool:
+    """Whether any of the examples that `choose` takes has a caption."""
+    return any(source[int(row)].captions for row in choose(len(source), at_most))
+
+
+def any_questions(source: Source, at_most: int) -> bool:
+    """Whether there is a question about any of them."""
+    return source.has_questions and any(source.questions(int(row)) for row in choose(len(source), at_most))
+
+
 def validation_examples(task: str, count: int) -> np.ndarray:
     """bool [count]: every fifth train example, which chooses between settings that are fitted on the others.
 

@@ -4,8 +4,9 @@ Scores are one flat mapping. "linear_fast/shape" with "..._low" and "..._high" i
 bootstrap over the test examples); the same keys under "init/", "pixels/" and "compared/" are those of the encoders
 beside the evaluated one. "gain_over_init/linear_fast/shape" is the difference with its paired interval, "chance/shape"
 what needs no encoder. Scores are fractions: macro mAP for label sets with several classes an image, accuracy for the
-others, mean IoU for "segmentation/NAME", "segmentation_knn/NAME" and "grounding_iou/KIND", pointing accuracy for
-"grounding/KIND", recall for "retrieval/captions_K" and "retrieval/images_K".
+others and for "vqa/KIND", mean IoU for "segmentation/NAME", "segmentation_knn/NAME" and "grounding_iou/KIND", pointing
+accuracy for "grounding/KIND", recall for "retrieval/captions_K" and "retrieval/images_K", BLEU-4 for
+"captioning/bleu_4". Only "captioning/cider", CIDEr-D, is in 0-10.
 """
 
 from collections.abc import Collection, Mapping, Sequence

@@ -28,7 +28,7 @@ class Truth(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """A score in 0-1, or a difference of two, with its value on each bootstrap resample of the test set."""
+    """A score, or a difference of two, with its value on each bootstrap resample of the test set."""
 
     value: float
     resampled: np.ndarray  # float [R], NaN where a resample has nothing to score

@@ -21,9 +21,9 @@ from tc_jepa.evaluation.tower import FrozenTower
 
 SHOWN = 8  # test images whose neighbours and label maps are kept to be drawn
 # What a task may need beside images. WORDS: a run whose predictor attends to words, and phrases that name objects.
-# TOWER: a run with a text tower. CAPTIONS: captions and their vocabulary. QUESTIONS: those, and questions.
+# TOWER: a run with a text tower. CAPTIONS and QUESTIONS: those of images of both splits. VOCABULARY: to write with.
 LABELS, MASKS, WORDS, TOWER = "labels", "masks", "words", "tower"
-CAPTIONS, QUESTIONS = "captions", "questions"
+CAPTIONS, QUESTIONS, VOCABULARY = "captions", "questions", "vocabulary"
 
 
 class FeatureRequest(NamedTuple):
@@ -43,7 +43,10 @@ def train_and_test(*kinds: str, whole: bool = False) -> dict[str, FeatureRequest
 
 
 class Score(NamedTuple):
-    """A family of scores "NAME/ROW" in 0-1, better when higher: a table in results.md with intervals and chance."""
+    """A family of scores "NAME/ROW", better when higher: a table in results.md with intervals and chance.
+
+    They are in 0-1, and shown in percent; only CIDEr-D is in 0-10.
+    """
 
     name: str
     about: str  # the sentence above the table
@@ -82,7 +85,7 @@ class TaskInputs(NamedTuple):
     test: Examples
     image_size: int  # of the encoder, in pixels
     text: TextSide | FrozenTower | None = None  # only for a task that needs WORDS, or TOWER
-    writing: Writing | None = None  # only for a task that needs CAPTIONS or QUESTIONS
+    writing: Writing | None = None  # only for a task that needs VOCABULARY
 
 
 class Confusion(NamedTuple):

@@ -5,7 +5,6 @@ class token and SigLIP learned attention instead.
 """
 
 import dataclasses
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +37,6 @@ class Contrastive(Stateless):
     kind: str
     ring: int = 1
     fine_weight: float = 1.0
-
-    head: ClassVar[str] = "space"
 
     def init(self, key, example: PairBatch, frozen, given=None, given_extra=None) -> tuple[Params, Params]:
         """The parameters before training, and no extra state: see Method.init. Nothing is frozen."""

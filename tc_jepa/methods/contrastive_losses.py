@@ -7,6 +7,8 @@ has no caption counts nowhere, neither as a pair nor as a negative of another.
 import jax
 import jax.numpy as jnp
 
+from tc_jepa.methods.losses import masked_mean
+
 FAR = -1e30  # a logit without weight, with finite gradients
 SMALL = 1e-12
 
@@ -22,7 +24,7 @@ def clip_loss(images_BxP: jax.Array, texts_BxP: jax.Array, scale: jax.Array, val
     Source: CLIP (Radford et al. 2021, arXiv 2103.00020), Fig. 3.
     """
     logits_BxB = scale * images_BxP @ texts_BxP.T
-    return mean_of(0.5 * (_own(logits_BxB, valid_B) + _own(logits_BxB.T, valid_B)), valid_B)
+    return masked_mean(0.5 * (_own(logits_BxB, valid_B) + _own(logits_BxB.T, valid_B)), valid_B, (0,))
 
 
 def siglip_loss(
@@ -74,15 +76,10 @@ def sparc_loss(patches_BxNxP: jax.Array, words_BxSxP: jax.Array, valid_BxS: jax.
     groups_BxSxP = unit(jnp.einsum("bsn,bnp->bsp", weights, patches_BxNxP))
     logits_BxSxS = scale * jnp.einsum("bsp,btp->bst", groups_BxSxP, unit(words_BxSxP))
     one_way, other_way = _own(logits_BxSxS, valid_BxS), _own(logits_BxSxS.swapaxes(1, 2), valid_BxS)
-    return mean_of(0.5 * (one_way + other_way), valid_BxS)
+    return masked_mean(0.5 * (one_way + other_way), valid_BxS, (0, 1))
 
 
 def _own(logits: jax.Array, valid: jax.Array) -> jax.Array:
     """Cross-entropy of each row's diagonal entry among its valid columns: [..., R, R], bool [..., R] -> [..., R]."""
     logits = jnp.where(valid[..., None, :], logits, FAR)
     return jax.nn.logsumexp(logits, axis=-1) - jnp.diagonal(logits, axis1=-2, axis2=-1)
-
-
-def mean_of(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """The mean of the valid entries; 0 where there are none."""
-    return jnp.where(valid, x, 0.0).sum() / jnp.maximum(valid.sum(), 1)

@@ -23,6 +23,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 OFFICIAL_STD = 0.02
+HEAD_CHANNELS = 64  # of attention, in all ViTs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +64,11 @@ class Linear:
             dot_general=dense_product,
             name=name,
         )
+
+
+def attention_heads(width: int) -> int:
+    """How many heads of about 64 channels divide a width."""
+    return max(h for h in range(1, max(1, width // HEAD_CHANNELS) + 1) if width % h == 0)
 
 
 def dense_product(x: jax.Array, kernel: jax.Array, dimension_numbers, precision=None) -> jax.Array:

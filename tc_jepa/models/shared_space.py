@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from tc_jepa.models import layers
 
-MOST_SCALE = 100.0  # of the logits, as in CLIP (arXiv 2103.00020, section 2.5)
+CLIP_SCALE = 100.0  # the most, as in CLIP (arXiv 2103.00020, section 2.5)
 
 
 class Shared(NamedTuple):
@@ -24,12 +24,14 @@ class Shared(NamedTuple):
 class SharedSpace(nn.Module):
     """Features of images [..., D] and of captions [..., E] -> Shared, by one linear layer without bias for each.
 
-    The logarithm of the scale is learned, and so is the bias.
+    The logarithm of the scale is learned, and so is the bias. A scale above `most_scale` counts as that, with the
+    gradient of the scale itself, so that it can fall again.
     """
 
     width: int  # P
     scale: float  # at the start
     bias: float  # at the start
+    most_scale: float = CLIP_SCALE
     linear: layers.Linear = layers.Linear()
 
     @nn.compact
@@ -40,4 +42,5 @@ class SharedSpace(nn.Module):
             self.linear.scaled(x.shape[-1])(self.width, name, use_bias=False)(x).astype(jnp.float32)
             for name, x in (("image", images), ("text", texts))
         ]
-        return Shared(*shared, jnp.minimum(jnp.exp(log_scale), MOST_SCALE), bias)
+        excess = jax.lax.stop_gradient(jnp.maximum(log_scale - math.log(self.most_scale), 0.0))
+        return Shared(*shared, jnp.exp(log_scale - excess), bias)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 import random
 
-from tc_jepa.data.scenes.scene import Scene, SceneObject
+from tc_jepa.data.scenes.scene import NUMBERS, Scene, SceneObject
 
 SYNONYMS = {  # by the word itself, which may be there twice, to be drawn more often
     line.split()[0]: tuple(line.split())
@@ -16,7 +16,6 @@ SYNONYMS = {  # by the word itself, which may be there twice, to be drawn more o
     + ("cross cross plus", "purple purple violet", "cyan cyan turquoise", "checked chequered", "dotted spotted")
     + ("gradient shaded", "speckled grainy", "cloudy blotchy")
 }
-NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 THINGS = (("object", "objects"), ("shape", "shapes"), ("figure", "figures"))
 EDGE = 0.12  # of the image: an object closer than this to the middle is neither left nor right, neither top nor bottom
 PLACES = {  # (column, row), each -1, 0 or 1

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tc_jepa.data.scenes.scene import BACKGROUNDS, COLOURS, Level, Scene, SHAPES
+from tc_jepa.data.scenes.scene import BACKGROUNDS, COLOURS, Level, NUMBERS, Scene, SHAPES
 from tc_jepa.data.sources import LabelSet
 
 PAIRS = tuple(f"{colour} {shape}" for shape in SHAPES for colour in COLOURS)
@@ -24,6 +24,6 @@ def labels(scene: Scene, level: Level) -> dict[str, int | np.ndarray]:
         "shape": np.isin(SHAPES, [item.shape for item in scene.objects]),
         "colour": np.isin(COLOURS, [item.colour for item in scene.objects]),
         "pair": np.isin(PAIRS, [f"{item.colour} {item.shape}" for item in scene.objects]),
-        "count": level.counts.index(str(len(scene.objects))),
+        "count": level.counts.index(NUMBERS[len(scene.objects)]),
         "background": BACKGROUNDS.index(scene.background.pattern),
     }

@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from tc_jepa.data.scenes.captions import NUMBERS, relations
-from tc_jepa.data.scenes.scene import Scene
+from tc_jepa.data.scenes.captions import relations
+from tc_jepa.data.scenes.scene import NUMBERS, Scene
 from tc_jepa.data.sources import Question
 
 SIDES = {"left": ("left of", "right of"), "above": ("above", "below")}  # of captions.relations: {a} of {b}, and back

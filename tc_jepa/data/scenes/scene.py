@@ -7,6 +7,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "cre
 COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 BACKGROUNDS = ("checked", "striped", "dotted", "gradient", "speckled", "cloudy")
 TEXTURES = ("plain", "striped")
+NUMBERS = ("none", "one", "two", "three", "four", "five", "six", "seven", "eight")
 
 RADII = {"small": (0.085, 0.105), "large": (0.145, 0.185)}  # of the image; far apart, so that the two words are clear
 # Also clear after a crop: in half of the image's area, a small object is not as large as a large one in the whole.
@@ -48,7 +49,7 @@ class Level(NamedTuple):
 
         A window may be without an object.
         """
-        return tuple(str(number) for number in range(0 if self.windows else 1, self.most + 1))
+        return NUMBERS[0 if self.windows else 1 : self.most + 1]
 
 
 LEVELS = {

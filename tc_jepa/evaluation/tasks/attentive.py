@@ -34,7 +34,6 @@ WEIGHT_DECAYS = (0.001, 1.0)
 EPOCHS = 20
 BATCH, FEWEST_STEPS = 64, 500  # images; a small train set is seen more often
 MLP_RATIO = 4
-HEAD_CHANNELS = 64
 SEED = 0
 CHUNK = 256  # images that are scored at once
 
@@ -119,9 +118,7 @@ class AttentiveProbe(nn.Module):
 
 
 def probe_of(width: int, classes: int) -> AttentiveProbe:
-    """Heads of about HEAD_CHANNELS channels, as many as divide the width."""
-    heads = max(h for h in range(1, max(1, width // HEAD_CHANNELS) + 1) if width % h == 0)
-    return AttentiveProbe(classes, heads)
+    return AttentiveProbe(classes, layers.attention_heads(width))
 
 
 def loss(params: Params, batch: tuple[jax.Array, jax.Array], module: AttentiveProbe, kind: Kind) -> jax.Array:

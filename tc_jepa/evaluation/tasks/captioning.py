@@ -13,7 +13,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import writing
 from tc_jepa.evaluation.caption_scores import bleu, Cider
 from tc_jepa.evaluation.scores import mean_of_images
-from tc_jepa.evaluation.task import CAPTIONS, Outcome, Score, SHOWN, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import CAPTIONS, Outcome, Score, SHOWN, Task, TaskInputs, train_and_test, VOCABULARY
 
 BEAMS = 4
 CONSTANTS = 30
@@ -55,7 +55,7 @@ def run(inputs: TaskInputs) -> Outcome:
 TASK = Task(
     "captioning",
     run,
-    needs=(CAPTIONS,),
+    needs=(CAPTIONS, VOCABULARY),
     features=train_and_test("patches"),
     scores=(
         Score(

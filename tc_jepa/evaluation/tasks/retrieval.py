@@ -1,7 +1,7 @@
 """retrieval: whether an image finds its captions among those of all test images, and a caption its image.
 
 Recall at k: a caption is found if it is among the k of the highest cosine; an image's captions are, if one of its own
-is. Of each image the first CAPTIONS count, as in the Flickr30k and COCO protocols, which have five. A caption that
+is. Of each image the first PER_IMAGE count, as in the Flickr30k and COCO protocols, which have five. A caption that
 several images have, word for word, is right for all of them.
 """
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.scores import mean_of_images
-from tc_jepa.evaluation.task import FeatureRequest, Outcome, Score, Task, TaskInputs, TOWER
+from tc_jepa.evaluation.task import CAPTIONS, FeatureRequest, Outcome, Score, Task, TaskInputs, TOWER
 
-CAPTIONS = 5
+PER_IMAGE = 5
 RANKS = (1, 5, 10)
 
 
 def run(inputs: TaskInputs) -> Outcome:
     """Scores "retrieval/captions_K" and "retrieval/images_K", with the recall of a random order as chance."""
-    captions = [inputs.test.source[int(row)].captions[:CAPTIONS] for row in inputs.test.rows]
+    captions = [inputs.test.source[int(row)].captions[:PER_IMAGE] for row in inputs.test.rows]
     texts = list(dict.fromkeys(text for own in captions for text in own))
     if not texts:
         raise UserError("retrieval needs captions, and no test image has one; leave it out of --tasks")
@@ -44,7 +44,7 @@ def run(inputs: TaskInputs) -> Outcome:
 TASK = Task(
     "retrieval",
     run,
-    needs=(TOWER,),
+    needs=(TOWER, CAPTIONS),
     features={"test": FeatureRequest("test", ("pooled",))},
     scores=(Score("retrieval", "Recall at 1, 5 and 10: captions of an image, and the image of a caption.", "recall"),),
 )

@@ -14,7 +14,7 @@ from tc_jepa.errors import UserError
 from tc_jepa.evaluation import writing
 from tc_jepa.evaluation.answers import accuracy
 from tc_jepa.evaluation.scores import mean_of_images
-from tc_jepa.evaluation.task import Outcome, QUESTIONS, Score, SHOWN, Task, TaskInputs, train_and_test
+from tc_jepa.evaluation.task import Outcome, QUESTIONS, Score, SHOWN, Task, TaskInputs, train_and_test, VOCABULARY
 
 
 def run(inputs: TaskInputs) -> Outcome:
@@ -52,7 +52,7 @@ def run(inputs: TaskInputs) -> Outcome:
 TASK = Task(
     "vqa",
     run,
-    needs=(QUESTIONS,),
+    needs=(QUESTIONS, VOCABULARY),
     features=train_and_test("patches"),
     scores=(Score("vqa", "Answers by a decoder on the patches.", "accuracy"),),
 )
