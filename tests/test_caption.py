@@ -1,6 +1,7 @@
 """launch.caption: two answers become the sentences of captions.jsonl, a killed command goes on, models are local."""
 
 import json
+import os
 
 import numpy as np
 from PIL import Image
@@ -77,6 +78,15 @@ def test_a_file_that_is_no_image_is_named(images, tmp_path):
         find_images(tmp_path / "images" / "nothing")
 
 
+def test_a_name_that_json_cannot_hold_and_no_prompts_are_refused_before_a_model_is_asked(images, tmp_path):
+    with pytest.raises(UserError, match="--short and --detailed"):
+        caption_folder(images, tmp_path / "captions.jsonl", answer, (), 2, {})
+    (images / "a.png").rename(images / os.fsdecode(b"caf\xe9.png"))
+    with pytest.raises(UserError, match="caf.*rename"):
+        caption_folder(images, tmp_path / "captions.jsonl", answer, PROMPTS, 2, {})
+    assert not list(tmp_path.glob("captions*"))
+
+
 def blip(folder):
     """A BLIP of one layer with random weights, as Hugging Face publishes them."""
     transformers = pytest.importorskip("transformers")
@@ -139,6 +149,7 @@ def llava(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("build", [blip, llava])
 def test_a_model_of_transformers_captions_a_folder(images, tmp_path, build):
+    torch = pytest.importorskip("torch")
     model, output = build(tmp_path / "model"), tmp_path / "captions.jsonl"
     arguments = [f"--images={images}", f"--model={model}", "--tokens=4", "--short=a photo of", "--detailed="]
     done = launch(*arguments, f"--output={output}", command="caption")
@@ -150,6 +161,14 @@ def test_a_model_of_transformers_captions_a_folder(images, tmp_path, build):
         (one,) = said([np.asarray(Image.open(images / line["file"]).convert("RGB"))], "a photo of")
         assert "USER" not in one and line["captions"] == list(candidates((), [one]).texts)
     assert list(weights_of(model)) == ["model.safetensors"]
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="--device=cuda"):
+            Captioner(model, "cuda", 4)
+    whole = (model / "model.safetensors").read_bytes()
+    for damaged in (whole[: len(whole) // 2], b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"):
+        (model / "model.safetensors").write_bytes(damaged)
+        with pytest.raises(UserError, match="--model"):
+            Captioner(model, "cpu", 4)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     done = launch(*arguments, f"--output={tmp_path / 'other.jsonl'}", command="caption")
     assert done.returncode == 2 and "--model" in done.stderr and "Traceback" not in done.stderr

@@ -1,7 +1,9 @@
 """Damaged workdirs: each is refused in one line or used as it was, and nothing is lost or started over silently."""
 
 import contextlib
+import errno
 import json
+import os
 from pathlib import Path
 import shutil
 import subprocess
@@ -10,16 +12,24 @@ import sys
 import flax
 import jax
 import jax.numpy as jnp
+import orbax.checkpoint as ocp
 import pytest
 
 from launch import common
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.results import read_results
 from tc_jepa.experiment.experiment import build_experiment
-from tc_jepa.experiment.resume import open_checkpoints
+from tc_jepa.experiment.resume import open_checkpoints, restore_newest
 from tc_jepa.monitoring import progress
 from tc_jepa.state import TrainState
-from tc_jepa.storage.checkpoint import Checkpoints, DamagedCheckpoint, on_one_device, saved_steps
+from tc_jepa.storage.checkpoint import (
+    Checkpoints,
+    DamagedCheckpoint,
+    on_one_device,
+    saved_steps,
+    trained_networks,
+)
+from tc_jepa.storage.faults import StorageFault
 from tests import tiny
 from tests.test_train import assert_same_run, lines, mite, tiny_config  # noqa: F401 - mite is a fixture
 
@@ -162,6 +172,9 @@ def test_lost_checkpoints_are_not_started_over(stopped):
     config = tiny_config(**OFTEN)
     common.check_resumable(stopped, config)
     shutil.rmtree(stopped / "checkpoints")
+    with pytest.raises(UserError, match=f"{stopped} holds no checkpoint, and saved.json"):
+        common.check_resumable(stopped, config)
+    (stopped / "saved.json").unlink()  # as runs of earlier versions
     with pytest.raises(UserError, match=f"{stopped} holds no checkpoint, and metrics.jsonl goes to step 6"):
         common.check_resumable(stopped, config)
     rows = (stopped / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -176,10 +189,36 @@ def test_lost_checkpoints_are_not_started_over(stopped):
 
 
 def test_the_first_checkpoint_is_there_once_it_is_saved(tmp_path):
-    state = TrainState(jnp.int32(3), {"encoder": {"kernel": jnp.zeros((1000, 1000))}}, {}, ())
+    params = {"encoder": {"kernel": jnp.zeros((1000, 1000))}}
     with contextlib.closing(Checkpoints(tmp_path, 5)) as checkpoints:
-        checkpoints.save(state, {})
-        assert saved_steps(tmp_path) == [3]
+        checkpoints.save(TrainState(jnp.int32(0), params, {}, ()), {})
+        assert not (tmp_path / "saved.json").exists()
+        checkpoints.save(TrainState(jnp.int32(3), params, {}, ()), {})
+        assert saved_steps(tmp_path) == [0, 3] and json.loads((tmp_path / "saved.json").read_text())["first_step"] == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (OSError(errno.ESTALE, os.strerror(errno.ESTALE)), StorageFault),
+        (ValueError(f"Error reading: {os.strerror(errno.EIO)}"), StorageFault),
+        (RuntimeError("RESOURCE_EXHAUSTED: out of memory"), RuntimeError),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_for_now_is_not_taken_for_damaged(
+    stopped, abstract, monkeypatch, error, expected
+):
+    def fail(*arguments, **settings):
+        raise error
+
+    with contextlib.closing(open_checkpoints(stopped, 5, "older")) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(expected):
+            restore_newest(stopped, checkpoints, abstract, "older")
+    monkeypatch.setattr(ocp.StandardCheckpointHandler, "metadata", fail)
+    with pytest.raises(expected):
+        trained_networks(stopped, 4)
+    assert saved_steps(stopped) == [2, 4]
 
 
 def test_a_run_that_starts_again_logs_the_state_before_training_once(tmp_path):
@@ -200,6 +239,7 @@ def test_a_run_that_starts_again_logs_the_state_before_training_once(tmp_path):
         ("data.json", '{"data.path": 3}'),
         ("metrics.jsonl", None),
         ("train.lock", None),
+        ("saved.json", None),
         ("stopped.json", "3"),
         ("stopped.json", '{"step": "x"}'),
         ("checkpoints/4", "a file"),
@@ -240,6 +280,7 @@ def test_lines_that_are_missing_before_a_resume_are_said(tmp_path, caplog):
     (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 10}\n')
     with caplog.at_level("WARNING", logger="absl"):
         progress.Progress(tmp_path, 19, 100, log_every=10, batch_size=1).__exit__()
+        progress.Progress(tmp_path, 19, 100, log_every=5, batch_size=1).__exit__()  # which was 10 before
         assert not caplog.records
         progress.Progress(tmp_path, 30, 100, log_every=10, batch_size=1).__exit__()
     assert "nothing of the steps from 11 to 30" in caplog.text

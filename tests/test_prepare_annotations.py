@@ -143,6 +143,12 @@ def test_an_image_is_what_the_file_says_that_its_number_is(prepare, listed, foun
         ({"captions.json": {"annotations": [{"image_id": 5, "caption": "a dog"}]}}, "image 5: no file"),
         ({"captions.json": MISNUMBERED}, r"image frame_1\.jpg: no file"),  # 8 is n8.png's number, and not there
         ({"gqa.json": {"1": GQA["05"] | {"imageId": "val2014/7"}}}, "image val2014/7: no file"),
+        ({"gqa.json": {"1": GQA["05"] | {"answer": ""}}}, r"gqa\.json, image .*no answer"),
+        ({"gqa.json": {"1": GQA["05"] | {"types": {"structural": ""}}}}, r"gqa\.json, image .*not a class name"),
+        (
+            {"captions.json": {"annotations": [{"image_id": 7, "caption": "\ud800"}]}},
+            r"captions\.json, image 7: .*Unicode",
+        ),
         (
             {"captions.json": {"annotations": [{"image_id": 7, "caption": None}]}},
             r"captions\.json has None in the place",

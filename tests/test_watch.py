@@ -1,5 +1,6 @@
 """The end of one of several processes is noticed by the others, which name it."""
 
+import itertools
 import os
 from pathlib import Path
 import signal
@@ -106,11 +107,15 @@ def test_processes_that_end_well_end_nothing(three):
 def test_a_stranger_on_the_port_ends_nothing(three, tmp_path):
     place = (tmp_path / "place").read_text()
     port = int(place.partition('"port": ')[2].partition(",")[0])
-    with socket.create_connection(("localhost", port)) as stranger:
-        stranger.sendall(b"token 1\n")
-        assert stranger.recv(1) == b""
+    hosts = ["127.0.0.1", *["::1"] * socket.has_dualstack_ipv6()]
+    for host, said in itertools.product(hosts, (b"token 1\n", b"\x16\x03\xff\n", "\u00e9 1\n".encode())):
+        with socket.create_connection((host, port)) as stranger:
+            stranger.sendall(said)
+            assert stranger.recv(1) == b""
     time.sleep(0.5)
     assert [process.poll() for process in three] == [None] * 3
+    three[0].kill()
+    assert three[0].communicate()[1] == ""
 
 
 def test_a_relay_forwards_both_ways_and_does_not_show_the_end():

@@ -93,6 +93,22 @@ def test_a_dead_worker_is_named(quick):
     batches.close()
 
 
+def test_the_error_of_a_worker_that_ended_by_itself_is_awaited(quick):
+    """Grain ends a worker before its error is raised."""
+    dataset, ended = Stuck(), multiprocessing.get_context("spawn").Process(target=int, daemon=True)
+    batches = watched.WatchedBatches(dataset, 1, lambda: False)
+    ended.start()
+    assert [next(batches), next(batches)] == [1, 2]
+    ended.join()
+    threading.Timer(0.1, dataset.go_on.set).start()
+    assert next(batches) == 3
+    dataset.go_on.clear()
+    with pytest.raises(UserError, match=f"{ended.pid}.*exit code 0"):
+        next(batches)
+    dataset.go_on.set()
+    batches.close()
+
+
 def test_segments_of_dead_processes_are_removed_and_no_others(tmp_path, monkeypatch):
     monkeypatch.setattr(segments, "FOLDER", tmp_path)
     dead = ["tcj00000a", "tcj00000a0001", "tcj00000affff"]
@@ -105,6 +121,16 @@ def test_segments_of_dead_processes_are_removed_and_no_others(tmp_path, monkeypa
     assert re.fullmatch(segments.TOKEN, own.prefix)
     own.close()
     assert {path.name for path in tmp_path.iterdir()} == set(others)
+
+
+def test_a_prefix_that_another_start_holds_is_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(segments, "FOLDER", tmp_path)
+    drawn = iter(["00000a", "00000b"])
+    monkeypatch.setattr(segments.secrets, "token_hex", lambda size: next(drawn))
+    with held(tmp_path / "tcj00000a"):
+        own = segments.Segments()
+        assert own.prefix == "tcj00000b"
+        own.close()
 
 
 @pytest.mark.skipif(not segments.FOLDER.is_dir(), reason="segments are files on Linux only")

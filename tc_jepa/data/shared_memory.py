@@ -28,10 +28,14 @@ class Segments:
     """
 
     def __init__(self):
-        self.prefix, self._lock = f"tcj{secrets.token_hex(3)}", None
+        self.prefix, self._lock = _new_prefix(), None
         if FOLDER.is_dir():
             _remove_dead()
-            self._lock = held(FOLDER / self.prefix)
+            while self._lock is None:
+                try:
+                    self._lock = held(FOLDER / self.prefix)
+                except UserError:  # another start took the new file for that of a dead process
+                    self.prefix = _new_prefix()
 
     def close(self, *, in_use: bool = False) -> None:
         """Removes the segments that are left. To be called when all workers have ended.
@@ -48,6 +52,10 @@ class Segments:
         (FOLDER / self.prefix).unlink(missing_ok=True)
         self._lock.close()
         self._lock = None
+
+
+def _new_prefix() -> str:
+    return f"tcj{secrets.token_hex(3)}"
 
 
 def name_after(prefix: str) -> None:

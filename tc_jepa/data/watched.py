@@ -85,8 +85,11 @@ class WatchedBatches(Iterator[Any]):
             if self._cancelled():
                 self._failed = True
                 raise StopIteration
-            if dead := [process for process in self._processes if process.exitcode is not None]:
-                raise UserError(self._died(dead[0]), about="data.workers")
+            if dead := self._dead():
+                # One that ended by itself has passed on its error, which is on its way.
+                if dead.exitcode == 0 and futures.wait((self._asked,), GRACE).done:
+                    break
+                raise UserError(self._died(dead), about="data.workers")
             if not said and time.monotonic() - asked_at >= QUIET:
                 said = True
                 logging.warning("no batch for %d s: waiting for %s", QUIET, self._awaited())
@@ -96,8 +99,8 @@ class WatchedBatches(Iterator[Any]):
             raise UserError(f"a {NAME} ran out of memory: {FIX}", about="data.workers") from error
         except RuntimeError as error:  # Grain's, for a dead worker, among others
             self._look()
-            if dead := [process for process in self._processes if process.exitcode is not None]:
-                raise UserError(self._died(dead[0]), about="data.workers") from error
+            if dead := self._dead():
+                raise UserError(self._died(dead), about="data.workers") from error
             raise
         self._received += 1
         if self._received <= 2 * self._workers:  # until each is known
@@ -127,6 +130,11 @@ class WatchedBatches(Iterator[Any]):
             name = _proc(process.pid, "comm").strip()
             if name.startswith(NAME):
                 self._pids[int(name.removeprefix(NAME))] = process.pid
+
+    def _dead(self) -> multiprocessing.process.BaseProcess | None:
+        """A worker that has ended, if any; first one that did not end by itself."""
+        ended = [process for process in self._processes if process.exitcode is not None]
+        return max(ended, key=lambda process: process.exitcode != 0, default=None)
 
     def _kill(self) -> None:
         for process in self._processes:

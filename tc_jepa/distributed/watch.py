@@ -38,7 +38,8 @@ class Watch:
         if index:
             self._start(self._join, json.loads(share(b"")))
             return
-        server, token = socket.create_server(("", 0)), secrets.token_hex(16)
+        both = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
+        server, token = socket.create_server(("", 0), **both), secrets.token_hex(16)
         place = {"host": host or _own_address(), "port": server.getsockname()[1], "token": token}
         share(json.dumps(place).encode())
         self._start(self._accept, server, token)
@@ -61,13 +62,13 @@ class Watch:
     def _accept(self, server: socket.socket, token: str) -> None:
         while True:
             connection, (address, *_) = server.accept()
-            self._start(self._hear, _watched(connection), token, address)
+            self._start(self._hear, _watched(connection), token, address.removeprefix("::ffff:"))
 
     def _hear(self, connection: socket.socket, token: str, address: str) -> None:
         """Process 0: reads what another process says."""
         lines = _lines(connection)
         given, _, index = next(lines, "").partition(" ")
-        if not secrets.compare_digest(given, token):
+        if not secrets.compare_digest(given.encode(), token.encode()):
             connection.close()
             return
         self._connections[int(index)] = connection
@@ -126,7 +127,7 @@ def _watched(connection: socket.socket) -> socket.socket:
 
 def _lines(connection: socket.socket) -> Iterator[str]:
     """The lines that come, until the other end is closed or silent."""
-    with contextlib.suppress(OSError), connection.makefile(encoding="utf-8") as file:
+    with contextlib.suppress(OSError), connection.makefile(encoding="ascii", errors="replace") as file:
         for line in file:
             yield line.rstrip("\n")
 

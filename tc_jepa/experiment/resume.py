@@ -15,6 +15,7 @@ from tc_jepa.storage.checkpoint import (
     Checkpoints,
     CONFIG_FILE,
     DamagedCheckpoint,
+    SAVED_FILE,
     saved_steps,
     set_aside,
     unreadable_metadata,
@@ -24,7 +25,7 @@ from tc_jepa.storage.metrics_file import last_logged_step, METRICS_FILE
 from tc_jepa.storage.run_data import DATA_FILE
 
 ON_DAMAGE = ("stop", "older")  # values of train.on_damage
-FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, STOPPED_FILE, TRAINING_LOCK)
+FILES = (CONFIG_FILE, DATA_FILE, METRICS_FILE, SAVED_FILE, STOPPED_FILE, TRAINING_LOCK)
 FOLDERS = ("checkpoints", "tensorboard")
 
 
@@ -42,7 +43,16 @@ def check_kinds(workdir: Path) -> None:
 
 
 def check_not_lost(workdir: Path, first: int) -> None:
-    """Raises UserError where a workdir without checkpoints has a log beyond `first`, the step of the first one."""
+    """Raises UserError where a workdir without checkpoints once had one.
+
+    SAVED_FILE says so, or, of runs without that file, a log beyond `first`, the step of the first checkpoint.
+    """
+    if (workdir / SAVED_FILE).exists():
+        raise UserError(
+            f"{workdir} holds no checkpoint, and {SAVED_FILE} says that it did: checkpoints were lost; restore them, "
+            "or give another --workdir",
+            about="workdir",
+        )
     last = last_logged_step(workdir)
     if last > first:
         raise UserError(

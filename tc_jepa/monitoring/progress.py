@@ -17,7 +17,7 @@ from tc_jepa.distributed.processes import is_first
 from tc_jepa.experiment.non_finite import NonFinite, SKIPPED, WATCHED
 from tc_jepa.monitoring.board import Board
 from tc_jepa.storage.files import GrowingFile
-from tc_jepa.storage.metrics_file import cut_back, last_logged_step, METRICS_FILE
+from tc_jepa.storage.metrics_file import cut_back, last_logged_step, METRICS_FILE, widest_gap
 
 
 class Progress:
@@ -48,7 +48,8 @@ class Progress:
         if writes:
             cut_back(path, first - 1)
             last = last_logged_step(workdir)
-            if first - 1 - last >= log_every:
+            # The log shows how often lines were written before train.log_every was lowered.
+            if first - 1 - last >= max(log_every, widest_gap(workdir)):
                 logging.warning("%s has nothing of the steps from %d to %d: lines were lost", path, last + 1, start)
         self._file = GrowingFile(path)
         self._board = Board(workdir / "tensorboard", first) if writes else None

@@ -7,6 +7,7 @@ the data is not stored: it follows from the step.
 """
 
 from collections.abc import Collection, Mapping
+import json
 from pathlib import Path
 import re
 from typing import Any
@@ -19,12 +20,13 @@ import orbax.checkpoint as ocp
 from tc_jepa.errors import UserError
 from tc_jepa.models.layers import Params
 from tc_jepa.state import TrainState
-from tc_jepa.storage.faults import writing
-from tc_jepa.storage.files import as_path, in_bucket
+from tc_jepa.storage.faults import fault_of, writing
+from tc_jepa.storage.files import as_path, in_bucket, replace_text
 from tc_jepa.storage.quiet import silence_orbax
 from tc_jepa.storage.reading import lfs_reason_of, read_object
 
 CONFIG_FILE = "config.json"
+SAVED_FILE = "saved.json"  # says that there was a checkpoint, so that lost ones are missed
 # Orbax globs the unescaped path for the files to merge into a checkpoint (merge_ocdbt_per_process_files): with [ it
 # finds none, with * and ? also those of other runs. TensorStore reads a backslash as a slash.
 UNSAFE_CHARACTERS = "*?[\\"
@@ -45,6 +47,7 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int):
         check_directory(workdir)
         _check_metadata(workdir)
+        self._workdir = as_path(workdir)
         self._protected: set[int] = set()
         newest = ocp.checkpoint_managers.LatestN(keep)
         policy = ocp.checkpoint_managers.AnyPreservationPolicy([newest, _Protected(self._protected)])
@@ -69,11 +72,11 @@ class Checkpoints:
     def save(self, state: TrainState, config: Mapping[str, Any]) -> None:
         """Saves the state as step `state.step`. First waits for the previous save, and raises its errors.
 
-        The first checkpoint is waited for: where the log is ahead of it, there was one. Raises StorageFault where the
-        machine cannot write; the unfinished directory that this leaves is deleted when the run is resumed.
+        The first one after step 0 is waited for, and SAVED_FILE then says that it is there. Raises StorageFault where
+        the machine cannot write; the unfinished directory that this leaves is deleted when the run is resumed.
         """
         self._wait()
-        first = not self._manager.all_steps()
+        first = not any(self._manager.all_steps())
         items = _items(state)
         args = ocp.args.Composite(
             config=ocp.args.JsonSave(dict(config)),
@@ -82,8 +85,10 @@ class Checkpoints:
         )
         with writing(self._manager.directory):
             self._manager.save(int(state.step), args=args, force=True)
-        if first:
+        if first and int(state.step):
             self._wait()
+            if not jax.process_index():
+                replace_text(self._workdir / SAVED_FILE, json.dumps({"first_step": int(state.step)}) + "\n")
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
         """Returns the saved state, with the shardings of `abstract_state` (ShapeDtypeStructs with shardings).
@@ -178,6 +183,7 @@ def _stored_params(directory: Path) -> Mapping[str, Any]:
     try:
         return ocp.StandardCheckpointHandler().metadata(item).tree["params"]
     except Exception as error:  # Orbax raises all kinds, as in _restore
+        _raise_if_machine(error, directory)
         fix, reason = _use_older(directory.parent, int(directory.name)), _reason(directory, error)
         raise DamagedCheckpoint(f"the metadata of {item} cannot be read ({reason}); {fix}") from error
 
@@ -283,6 +289,7 @@ def _restore(
     try:
         items = manager.restore(step, args=ocp.args.Composite(fingerprints=ocp.args.JsonRestore(), **arrays))
     except Exception as error:  # Orbax raises bare Exception for damaged files, and no run may start over
+        _raise_if_machine(error, manager.directory)
         reason = _reason(manager.directory / str(step), error)
         raise DamagedCheckpoint(f"{where} cannot be restored ({reason}); {fix}") from error
     written = items["fingerprints"]
@@ -294,6 +301,14 @@ def _restore(
         if damaged:
             raise DamagedCheckpoint(f"{where} is damaged in {name}{damaged[0]}; {fix}")
     return {name: items[name] for name in abstract}
+
+
+def _raise_if_machine(error: Exception, directory: Path) -> None:
+    """Raises where a checkpoint may be whole: StorageFault for a disk or mount that fails, `error` without memory."""
+    if fault := fault_of(error, directory):
+        raise fault from error
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        raise error
 
 
 def _use_older(directory: Path, step: int) -> str:

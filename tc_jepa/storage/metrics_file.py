@@ -1,5 +1,6 @@
 """metrics.jsonl, the log of a run: one flat JSON object a line, with a "step" and numbers."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -28,9 +29,19 @@ def logged_rows(workdir: Path, step: int) -> list[dict[str, float]]:
 
 def last_logged_step(workdir: Path) -> int:
     """Returns the largest step in a workdir's metrics.jsonl, -1 without any. Damaged lines are passed over."""
+    return max(_logged_steps(workdir), default=-1)
+
+
+def widest_gap(workdir: Path) -> int:
+    """Returns the most steps between two that follow each other in a workdir's metrics.jsonl; 0 without two."""
+    steps = sorted(_logged_steps(workdir))
+    return max((after - before for before, after in itertools.pairwise(steps)), default=0)
+
+
+def _logged_steps(workdir: Path) -> set[int]:
     path = workdir / METRICS_FILE
     rows = [_row(line) for line in _lines(path)] if path.exists() else []
-    return max((row["step"] for row in rows if row is not None), default=-1)
+    return {row["step"] for row in rows if row is not None}
 
 
 def cut_back(path: Path, step: int) -> None:

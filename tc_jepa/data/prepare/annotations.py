@@ -10,7 +10,7 @@ import re
 import tempfile
 from typing import Any, NamedTuple
 
-from tc_jepa.data.prepare import dataset, folder
+from tc_jepa.data.prepare import dataset, folder, texts
 from tc_jepa.data.prepare.statistics import Summary
 from tc_jepa.data.sources import SPLITS, TRAIN
 from tc_jepa.errors import UserError
@@ -39,7 +39,7 @@ class Image:
     """What all files say of an image."""
 
     split: str
-    where: str  # the file that said so first
+    where: str  # the file that first said something
     captions: list[str] = dataclasses.field(default_factory=list)
     questions: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
@@ -111,7 +111,7 @@ class Collected:
     def add(self, name: str, said: Said, split: str | None, where: str) -> None:
         """Raises UserError for an image in two splits, and for a question that two files ask, or answer."""
         if said.listed:
-            _check_split(name, self._listed.setdefault(name, split or TRAIN), split or TRAIN, where)
+            _check_split(name, self._listed.setdefault(name, split or TRAIN), split or TRAIN, where, "another file")
         elif said.number is not None:
             known = self._answered if said.question is None else self._asked
             if said.number in known:
@@ -130,7 +130,7 @@ class Collected:
     def _image(self, name: str, split: str | None, where: str) -> Image:
         listed = self._listed.get(name, split or TRAIN)
         image = self._images.setdefault(name, Image(listed, where))
-        _check_split(name, image.split, split or listed, where)
+        _check_split(name, image.split, split or listed, where, image.where)
         return image
 
     def images(self) -> dict[str, Image]:
@@ -145,9 +145,9 @@ class Collected:
         return dict(sorted(self._images.items()))
 
 
-def _check_split(name: str, before: str, split: str, where: str) -> None:
+def _check_split(name: str, before: str, split: str, where: str, other: str) -> None:
     if before != split:
-        reason = f"{name} is in {split} by {where} and in {before} by another file"
+        reason = f"{name} is in {split} by {where} and in {before} by {other}"
         raise UserError(f"{reason}; give [SPLIT:]FILE so that each image has one split")
 
 
@@ -205,12 +205,25 @@ def _read(path: Path) -> Iterator[Said]:
     for recognise, read in FORMS:
         if recognise(content):
             try:
-                yield from read(content)
+                for said in read(content):
+                    _check(said, str(path))
+                    yield said
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 reason = str(error) if isinstance(error, ValueError) else f"is not as published ({error})"
                 raise UserError(f"--annotations: an entry of {path} {reason}; {GIVE}") from error
             return
     raise UserError(f"--annotations: {path} is in none of the known forms; {GIVE}")
+
+
+def _check(said: Said, where: str) -> None:
+    """Raises UserError, naming the file and the image, for what captions.jsonl could not hold."""
+    where = f"--annotations: {where}, image {said.image[0]}"
+    texts.class_name(said.kind, where)
+    for text in (said.caption, said.question, *said.answers):
+        if text is not None:
+            texts.string(text, "text", where)
+    if said.question is not None and said.number is None and not any(said.answers):
+        raise UserError(f"{where}: a question has no answer; remove it")
 
 
 def _list(key: str, first: str) -> Callable[[Any], bool]:

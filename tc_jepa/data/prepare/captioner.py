@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from safetensors import SafetensorError
 import tqdm
 
 from tc_jepa.data.captions.candidates import candidates
@@ -17,7 +18,7 @@ from tc_jepa.storage.faults import writing
 from tc_jepa.storage.files import refuse_existing, replace_text
 from tc_jepa.storage.hashing import file_sha256
 from tc_jepa.storage.partial import partial_path, PartialFolder
-from tc_jepa.storage.reading import read_regular
+from tc_jepa.storage.reading import lfs_reason_of, read_regular
 
 PIECE = 64  # images of a piece of unfinished work
 Answer = Callable[[Sequence[np.ndarray], str], list[str]]  # images uint8 [H, W, 3] and a prompt -> a text for each
@@ -40,14 +41,19 @@ class Captioner:
         try:
             self._processor = AutoProcessor.from_pretrained(folder, **local)
             model = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, dtype="auto", **local)
-            self._model = model.to(device).eval()
-        except (OSError, ValueError, ImportError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+            pointers = filter(None, map(lfs_reason_of, sorted(folder.iterdir())))
+            reason = next(pointers, None) or [*str(error).strip().splitlines(), type(error).__name__][0]
             raise UserError(
                 f"--model={folder} is not an image-to-text model that can be loaded ({reason}); give a folder with "
                 "config.json, safetensors and the files of its processor",
                 about="model",
             ) from error
+        try:
+            self._model = model.to(device).eval()
+        except (AssertionError, RuntimeError) as error:  # PyTorch's without CUDA, without a driver, without memory
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"--device={device} cannot hold the model ({reason}); give cpu", about="device") from error
         if getattr(self._processor, "tokenizer", None) is not None:
             self._processor.tokenizer.padding_side = "left"  # a text that is continued ends at the right
         self._tokens = tokens
@@ -77,8 +83,10 @@ def caption_folder(
 
     An image's captions are the sentences of the answers to all prompts, without duplicates. `about` is what they depend
     on beside the prompts, in JSON's types: unfinished work of other settings is refused. Raises UserError for a folder
-    without images, and for an image that does not decode.
+    without images, for an image that does not decode, and without a prompt.
     """
+    if not prompts:
+        raise UserError("--short and --detailed are both empty; give one of them", about="short")
     refuse_existing(output)
     names = find_images(images)
     with PartialFolder(partial_path(output), about | {"prompts": list(prompts), "images": names}) as partial:
@@ -102,13 +110,24 @@ def caption_folder(
 
 
 def find_images(folder: Path) -> list[str]:
-    """The paths of all image files in a folder, at any depth, relative to it and sorted. UserError for none."""
+    """The paths of all image files in a folder, at any depth, relative to it and sorted.
+
+    UserError where there is none, and for a name that is not Unicode, which JSON cannot hold.
+    """
     found = []
     for path, _, files in os.walk(folder):
         found += [os.path.join(path, name) for name in files if name.rpartition(".")[2].lower() in IMAGE_ENDINGS]
     if not found:
         raise UserError(f"--images={folder} has no {', '.join(IMAGE_ENDINGS)} file; give a folder of images")
-    return sorted(Path(path).relative_to(folder).as_posix() for path in found)
+    names = sorted(Path(path).relative_to(folder).as_posix() for path in found)
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"--images={folder}: the name {name!r} is not Unicode; rename it", about="images"
+            ) from error
+    return names
 
 
 def weights_of(folder: Path) -> dict[str, str]:

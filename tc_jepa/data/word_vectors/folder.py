@@ -4,6 +4,7 @@ tc_jepa/data/README.md describes the folder: words.json and ArrayRecord shards o
 """
 
 from collections.abc import Sequence
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -17,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from tc_jepa.data.prepared import PreparedSource
-from tc_jepa.data.sources import Example
+from tc_jepa.data.sources import BadRecord, Example
 from tc_jepa.errors import UserError
 from tc_jepa.storage.files import short_hash
 from tc_jepa.storage.reading import parse_json, read_regular
@@ -107,7 +108,8 @@ class WordVectorSource:
     """A split's images with stored vectors for captions: a sources.Captioned.
 
     When an image is read, its captions are compared with those that were encoded, which is cheap beside decoding the
-    image; those of the first and last image are compared at once. Raises UserError if they differ.
+    image; those of the first and last image are compared at once, unless a record is damaged, which is reported when it
+    is read again. Raises UserError if they differ.
     """
 
     def __init__(self, source: PreparedSource, info: WordVectorInfo, name: str, records: Sequence[bytes]):
@@ -116,7 +118,8 @@ class WordVectorSource:
             raise UserError(f"{name} has vectors of {number}; encode the captions again")
         self._source, self._info, self._name, self._records = source, info, name, records
         for index in {0, len(records) - 1}:
-            self._read(index, source.captions(index))
+            with contextlib.suppress(BadRecord):
+                self._read(index, source.captions(index))
 
     def __len__(self) -> int:
         return len(self._source)
