@@ -3,8 +3,8 @@
   python -m launch.train --config=configs/contrastive.py:siglip_yfcc15m_b16 --config.data.path=DATA \\
     --config.captions.vocabulary=spiece.model --workdir=runs/siglip
 
-With the encoder of tc_jepa_yfcc15m_b16 (configs/paper.py), which has no class token. Global batch 32,768, 32 epochs,
-flips and colours as for TC-JEPA: none.
+With the encoder and the crops of tc_jepa_yfcc15m_b16 (configs/paper.py): no class token, no flips, no changes of
+colour. Global batch 32,768, 32 epochs. tc_jepa/methods/README.md lists what differs from the papers.
 
 CLIP: Radford et al. 2021 (arXiv 2103.00020), tables 18 and 19, for ViT-B/16: learning rate 5e-4 after 2,000 steps of
 warm-up, weight decay 0.2, beta2 0.98, epsilon 1e-6, a text tower of 12 blocks with 512 channels and 8 heads.

@@ -29,6 +29,7 @@ SWEEPS = {
 LEFT = {
     "scenes": [],
     "crossed": [],
+    "equal_time": [],
     "screened": [],
     "seeds": [],
     "words": [],

@@ -8,6 +8,9 @@ scenes: 18 runs with three seeds on spacious scenes, 16,000 scenes each, for two
 learning rates and the number of images are the same for all. The text tower of the contrastive methods has two blocks
 of 128 channels, and their batches are those of the others, 32 images: far fewer negatives than in their papers.
 
+equal_time: 18 runs like those of scenes, but of as many steps as three minutes on one core allow (STEPS_IN_TIME):
+  TC-JEPA 144 images a second, I-JEPA 194, LeJEPA 104, CLIP 168, SigLIP and SPARC 162 (measured by 120 steps of each
+  on 2026-11-30, the other core busy). Compilation and evaluation are not in the three minutes.
 photos: 6 runs with one seed on 64,000 crops of photographs in batches of 64, judged by words of captions. DATA is
   prepared photographs with splits train and val, PROBE their val images labelled by words (launch.word_labels): labels
   of train images would be words that training has read.
@@ -44,9 +47,15 @@ SETTINGS = {
     "evaluation.test_examples": 1000,
 }
 PHOTOS = {"evaluation.tasks": "linear_fast,knn,retrieval,rank"}
+STEPS_IN_TIME = {"tc_jepa": 810, "ijepa": 1090, "lejepa": 585, "clip": 945, "siglip": 910, "sparc": 910}
+IN_TIME = {
+    name: own | {"train.steps": STEPS_IN_TIME[name], "train.checkpoint_every": STEPS_IN_TIME[name]}
+    for name, own in VARIANTS.items()
+}
 WORDS = {"shuffled": {"captions.shuffled": True}, "true": {}}
 SWEEPS = {
     "scenes": Sweep("configs/scenes_spacious.py", SETTINGS, VARIANTS, seeds=(0, 1, 2), baseline="ijepa"),
+    "equal_time": Sweep("configs/scenes_spacious.py", SETTINGS, IN_TIME, seeds=(0, 1, 2), baseline="ijepa"),
     "photos": Sweep("configs/photos_tiny.py", PHOTOS, VARIANTS, seeds=(0,), baseline="ijepa"),
     "words": Sweep("configs/scenes_spacious.py", SETTINGS, WORDS, seeds=(0, 1, 2), baseline="shuffled"),
 }

@@ -92,7 +92,8 @@ def main_metrics(values: pd.DataFrame, shown: dict[str, Diagnostic]) -> dict[str
 def compared_with(values: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
     """Returns chance and the baselines' scores as if they were variants.
 
-    They depend on the seed alone, so the first variant's are taken.
+    Those of the first variant that has a score are taken. They are the same for all variants with the same encoder,
+    but for scores of a text tower, whose initialisation the variant's method and size choose.
     """
     of_seed = values.drop_duplicates(["seed", "metric"]).groupby("seed", sort=False)
     scores = {seed: found.set_index("metric")["value"].to_dict() for seed, found in of_seed}
