@@ -109,7 +109,7 @@ def test_a_stranger_on_the_port_ends_nothing(three, tmp_path):
     port = int(place.partition('"port": ')[2].partition(",")[0])
     hosts = ["127.0.0.1", *["::1"] * socket.has_dualstack_ipv6()]
     for host, said in itertools.product(hosts, (b"token 1\n", b"\x16\x03\xff\n", "\u00e9 1\n".encode())):
-        with socket.create_connection((host, port)) as stranger:
+        with socket.create_connection((host, port), timeout=30) as stranger:
             stranger.sendall(said)
             assert stranger.recv(1) == b""
     time.sleep(0.5)
