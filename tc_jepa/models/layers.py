@@ -23,7 +23,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 OFFICIAL_STD = 0.02
-HEAD_CHANNELS = 64  # of attention, in all ViTs
+HEAD_CHANNELS = 64  # of an attention head, as in ViT-B and L
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Linear:
 
 
 def attention_heads(width: int) -> int:
-    """How many heads of about 64 channels divide a width."""
+    """The number of attention heads, of about HEAD_CHANNELS channels each, that divides a width."""
     return max(h for h in range(1, max(1, width // HEAD_CHANNELS) + 1) if width % h == 0)
 
 

@@ -305,7 +305,7 @@ def _restore(
 
 def _raise_if_machine(error: Exception, directory: Path) -> None:
     """Raises where a checkpoint may be whole: StorageFault for a disk or mount that fails, `error` without memory."""
-    if fault := fault_of(error, directory):
+    if fault := fault_of(error, directory, "read"):
         raise fault from error
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         raise error

@@ -41,11 +41,13 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
         raise
 
 
-def fault_of(error: BaseException | None, path: str | os.PathLike | None = None) -> StorageFault | None:
+def fault_of(
+    error: BaseException | None, path: str | os.PathLike | None = None, done: str = "written"
+) -> StorageFault | None:
     """Returns the fault of the machine that `error` is or follows from; None for any other error.
 
-    `path` is what was being written, for errors that do not name it. Without it only OSErrors count. A UserError says
-    what is wrong already.
+    `path` is what was being written, or read as `done` says, for errors that do not name it. Without it only OSErrors
+    count. A UserError says what is wrong already.
     """
     while error is not None and not isinstance(error, UserError):
         code = error.errno if isinstance(error, OSError) else _code_in(error) if path else None
@@ -53,7 +55,7 @@ def fault_of(error: BaseException | None, path: str | os.PathLike | None = None)
             named = getattr(error, "filename", None)
             ours = path is not None and (named is None or str(named).startswith(os.fspath(path)))
             where = os.fspath(path) if ours else str(named or "a file")
-            what = "written" if ours or code in ONLY_WRITING else "read or written"
+            what = done if ours else "written" if code in ONLY_WRITING else "read or written"
             return StorageFault(f"{where} cannot be {what}: {os.strerror(code)}; {FIXES[code]}, {AGAIN}", about=where)
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return error if isinstance(error, StorageFault) else None
