@@ -19,8 +19,11 @@ from tc_jepa.data.photometric import Photometric
 from tc_jepa.data.prepared import PreparedSource
 from tc_jepa.data.sources import BadRecord, Example
 from tc_jepa.data.transforms import Crop
+from tc_jepa.data.word_vectors.folder import WordVectorFolder
+from tc_jepa.data.word_vectors.write import write_word_vectors
 from tc_jepa.errors import UserError
 from tests.test_prepared import PHOTO, write
+from tests.test_words import HASHED, random_projection
 
 SHARD = 10  # records; tests.test_prepared.write has as many
 KIND = tfds.features.ClassLabel(names=[str(number) for number in range(SHARD)])
@@ -63,6 +66,17 @@ def test_a_flipped_bit_is_named_with_shard_and_record(tmp_path):
             read(13)
         assert error.value.about == str(shard) and "\n" not in str(error.value)
     assert source[12].captions == ("number 12",)
+
+
+def test_a_bad_first_record_is_replaced_where_word_vectors_are_stored(tmp_path):
+    """The first and last captions are compared with those that were encoded when a source is opened."""
+    path, words = dataset(tmp_path / "data", {}), str(tmp_path / "words")
+    write_word_vectors(path, words, random_projection, HASHED)
+    flip(path, b"number 0")
+    source = WordVectorFolder(words).attach(PreparedSource(path, "train"), "train")
+    with pytest.raises(BadRecord):
+        source[0]
+    np.testing.assert_array_equal(Replacing(source, path, 0.2)[0].captions, source[1].captions)
 
 
 def test_a_shard_that_was_cut_is_named(tmp_path):
