@@ -15,12 +15,12 @@ from tc_jepa.data.inputs.jepa import CropAndCaptions, JepaInputs
 from tc_jepa.data.inputs.labels import CropAndLabels
 from tc_jepa.data.scenes import window
 from tc_jepa.data.scenes.drawing import draw, draw_instances
-from tc_jepa.data.scenes.scene import BACKGROUNDS, COLOURS, Frame, LEVELS, SHAPES
+from tc_jepa.data.scenes.scene import BACKGROUNDS, COLOURS, Frame, LEVELS, NUMBERS, SHAPES
 from tc_jepa.data.scenes.source import SceneSource
 from tc_jepa.data.sources import Example, Labelled
 from tc_jepa.data.transforms import Box, Crop
 from tests import tiny
-from tests.test_scenes import is_true, kind, NUMBERS
+from tests.test_scenes import is_true, kind
 
 SOURCE = SceneSource(3, "train", 400, 60, "spacious")
 CROP = Crop(60, (0.4, 1.0), (3 / 4, 4 / 3), False)
@@ -133,7 +133,7 @@ def test_labels_of_a_window_are_those_of_the_objects_that_are_mentioned():
         labels, classes = SOURCE[index].through(box, 60).labels, SOURCE.tasks
         assert {name for name, on in zip(SHAPES, labels["shape"]) if on} == {item.shape for item in mentioned}
         assert {name for name, on in zip(COLOURS, labels["colour"]) if on} == {item.colour for item in mentioned}
-        assert classes["count"].classes[labels["count"]] == str(len(mentioned))
+        assert classes["count"].classes[labels["count"]] == NUMBERS[len(mentioned)]
         empty += not mentioned
     row = CropAndLabels(CROP, ("count", "shape")).random_map(Labelled(SOURCE)[7], np.random.default_rng(5))
     box = CROP.draw(window.FINENESS, window.FINENESS, np.random.default_rng(5))
