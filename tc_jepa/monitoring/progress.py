@@ -48,8 +48,9 @@ class Progress:
         if writes:
             cut_back(path, first - 1)
             last = last_logged_step(workdir)
+            missing = first - 1 - last
             # The log shows how often lines were written before train.log_every was lowered.
-            if first - 1 - last >= max(log_every, widest_gap(workdir)):
+            if missing >= log_every and missing >= widest_gap(workdir):
                 logging.warning("%s has nothing of the steps from %d to %d: lines were lost", path, last + 1, start)
         self._file = GrowingFile(path)
         self._board = Board(workdir / "tensorboard", first) if writes else None
