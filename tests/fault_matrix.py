@@ -221,7 +221,7 @@ WORKDIR = [
         2,
         ("metrics.jsonl, line 1",),
     ),
-    Fault("all checkpoints removed", "train", _lost_checkpoints, 2, ("no checkpoint", "step 10")),
+    Fault("all checkpoints removed", "train", _lost_checkpoints, 2, ("no checkpoint", "saved.json")),
     Fault(
         "checkpoints/ is a file", "train", lambda p: in_place_of(p.run / "checkpoints", Path.touch), 2, ("checkpoints",)
     ),

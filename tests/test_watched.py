@@ -172,7 +172,7 @@ def test_an_ignored_hangup_stays_ignored():
 
 
 class Run:
-    """launch.train with two data workers, in a session of its own, once it has logged 5 steps."""
+    """launch.train with two data workers, in a session of its own."""
 
     def __init__(self, workdir: Path):
         keys = tiny.SMALL_RUN | {"train.steps": 100_000, "train.checkpoint_every": 100_000, "train.eval_every": 100_000}
@@ -190,8 +190,9 @@ class Run:
             text=True,
             start_new_session=True,
         )
-        before = len(self.metrics.read_text().splitlines()) if self.metrics.exists() else 0
-        self.wait_for(lambda: self.metrics.exists() and len(self.metrics.read_text().splitlines()) >= before + 5, 300)
+
+    def wait_for_steps(self) -> None:
+        self.wait_for(lambda: self.metrics.exists() and len(self.metrics.read_text().splitlines()) >= 5, 300)
         self.wait_for(lambda: len(self.workers()) == 2, 60)
 
     def wait_for(self, condition, seconds: float) -> None:
@@ -216,6 +217,22 @@ class Run:
     def last(self) -> int:
         return json.loads(self.metrics.read_text().splitlines()[-1])["step"]
 
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that has logged 5 steps. It never outlives its test."""
+    started = Run(tmp_path / "run")
+    try:
+        started.wait_for_steps()
+        yield started
+    finally:
+        started.kill()
+
 
 def gone(pids: list[int]) -> None:
     end = time.monotonic() + 20
@@ -229,8 +246,7 @@ linux = pytest.mark.skipif(not Path("/proc/self/comm").exists(), reason="workers
 
 @linux
 @pytest.mark.slow
-def test_stopped_workers_are_not_waited_for_and_hangups_reach_the_trainer_alone(tmp_path):
-    run = Run(tmp_path / "run")
+def test_stopped_workers_are_not_waited_for_and_hangups_reach_the_trainer_alone(run):
     workers = run.workers()
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
@@ -244,8 +260,7 @@ def test_stopped_workers_are_not_waited_for_and_hangups_reach_the_trainer_alone(
 
 @linux
 @pytest.mark.slow
-def test_a_killed_worker_is_one_line_and_the_steps_before_are_saved(tmp_path):
-    run = Run(tmp_path / "run")
+def test_a_killed_worker_is_one_line_and_the_steps_before_are_saved(run):
     workers = run.workers()
     os.kill(workers[0], signal.SIGKILL)
     status, errors = run.end()
@@ -258,14 +273,17 @@ def test_a_killed_worker_is_one_line_and_the_steps_before_are_saved(tmp_path):
 
 def prefix_of(pid: int) -> str:
     """The prefix of a trainer's segments: the name of the file that it holds locked."""
-    opened = [os.readlink(file) for file in Path(f"/proc/{pid}/fd").iterdir()]
-    return next(path.name for path in map(Path, opened) if re.fullmatch(segments.TOKEN, path.name))
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the trainer closed it since it was listed
+            name = Path(os.readlink(file)).name
+            if re.fullmatch(segments.TOKEN, name):
+                return name
+    raise AssertionError(f"process {pid} holds no prefix")
 
 
 @linux
 @pytest.mark.slow
-def test_workers_end_with_a_killed_trainer_and_leave_nothing(tmp_path):
-    run = Run(tmp_path / "run")
+def test_workers_end_with_a_killed_trainer_and_leave_nothing(run):
     workers, prefix = run.workers(), prefix_of(run.process.pid)
     run.process.kill()
     run.end()
@@ -275,8 +293,7 @@ def test_workers_end_with_a_killed_trainer_and_leave_nothing(tmp_path):
 
 @linux
 @pytest.mark.slow
-def test_the_next_start_clears_what_a_killed_job_left(tmp_path):
-    run = Run(tmp_path / "run")
+def test_the_next_start_clears_what_a_killed_job_left(run):
     workers, prefix = run.workers(), prefix_of(run.process.pid)
     os.killpg(run.process.pid, signal.SIGKILL)  # workers and Python's resource tracker too
     run.end()
