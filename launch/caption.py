@@ -12,6 +12,7 @@ The same command resumes after a kill, from OUTPUT.partial.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from absl import flags
@@ -40,10 +41,10 @@ def main(argv: Sequence[str]) -> None:
         if not folder.is_dir():
             raise UserError(f"--{name}={folder} is not a folder; give one", about=name)
     refuse_existing(output)
-    answer = Captioner(model, DEVICE.value, TOKENS.value)
+    load = partial(Captioner, model, DEVICE.value, TOKENS.value)
     about = {"weights": weights_of(model), "tokens": TOKENS.value}
     prompts = [prompt for prompt in (SHORT.value, DETAILED.value) if prompt]
-    count = caption_folder(images, output, answer, prompts, BATCH_SIZE.value, about)
+    count = caption_folder(images, output, load, prompts, BATCH_SIZE.value, about)
     print(f"{output}: captions of {count} images")
 
 

@@ -35,9 +35,13 @@ def answer(pictures, prompt):
     return [f"A photo of red {red}." + (more % red if more else "") for red in reds]
 
 
+def never():
+    raise AssertionError("a model is loaded")
+
+
 def test_sentences_of_both_answers_are_captions_without_duplicates(images, tmp_path):
     output = tmp_path / "new" / "captions.jsonl"
-    assert caption_folder(images, output, answer, PROMPTS, 2, {}) == 5
+    assert caption_folder(images, output, lambda: answer, PROMPTS, 2, {}) == 5
     found = {line["file"]: line["captions"] for line in map(json.loads, output.read_text().splitlines())}
     assert list(found) == find_images(images) == ["a.png", "b.PNG", "below/a.jpg", "below/c.webp", "d.jpeg"]
     assert found["below/c.webp"] == ["A photo of red 3.", "It has no star."]
@@ -55,35 +59,45 @@ def test_a_stopped_command_goes_on_where_it_was(images, tmp_path, monkeypatch):
             raise RuntimeError
         return answer(pictures, prompt)
 
-    caption_folder(images, whole, answer, PROMPTS, 2, {"weights": 1})
+    caption_folder(images, whole, lambda: answer, PROMPTS, 2, {"weights": 1})
     with pytest.raises(RuntimeError):
-        caption_folder(images, output, failing, PROMPTS, 2, {"weights": 1})
+        caption_folder(images, output, lambda: failing, PROMPTS, 2, {"weights": 1})
     assert not output.exists()
     for other in ({"weights": 2}, {}):
         with pytest.raises(UserError):
-            caption_folder(images, output, answer, PROMPTS, 2, other)
+            caption_folder(images, output, never, PROMPTS, 2, other)
     asked.clear()
-    caption_folder(images, output, failing, PROMPTS, 2, {"weights": 1})
+    caption_folder(images, output, lambda: failing, PROMPTS, 2, {"weights": 1})
     assert asked == [1, 1]  # both prompts about the fifth image
     assert output.read_text() == whole.read_text()
     with pytest.raises(UserError):
-        caption_folder(images, output, answer, PROMPTS, 2, {"weights": 1})
+        caption_folder(images, output, lambda: answer, PROMPTS, 2, {"weights": 1})
+
+
+def test_a_command_that_was_stopped_before_its_last_file_needs_no_model(images, tmp_path, monkeypatch):
+    output = tmp_path / "captions.jsonl"
+    with monkeypatch.context() as context:
+        context.setattr(captioner.PartialFolder, "discard", lambda folder: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            caption_folder(images, output, lambda: answer, PROMPTS, 2, {})
+    output.unlink()
+    assert caption_folder(images, output, never, PROMPTS, 2, {}) == len(output.read_text().splitlines()) == 5
 
 
 def test_a_file_that_is_no_image_is_named(images, tmp_path):
     (images / "b.PNG").write_bytes(b"\x89PNG")
     with pytest.raises(UserError, match="b.PNG"):
-        caption_folder(images, tmp_path / "captions.jsonl", answer, PROMPTS, 2, {})
+        caption_folder(images, tmp_path / "captions.jsonl", lambda: answer, PROMPTS, 2, {})
     with pytest.raises(UserError, match="images"):
         find_images(tmp_path / "images" / "nothing")
 
 
-def test_a_name_that_json_cannot_hold_and_no_prompts_are_refused_before_a_model_is_asked(images, tmp_path):
+def test_a_name_that_json_cannot_hold_and_no_prompts_are_refused_before_a_model_is_loaded(images, tmp_path):
     with pytest.raises(UserError, match="--short and --detailed"):
-        caption_folder(images, tmp_path / "captions.jsonl", answer, (), 2, {})
+        caption_folder(images, tmp_path / "captions.jsonl", never, (), 2, {})
     (images / "a.png").rename(images / os.fsdecode(b"caf\xe9.png"))
     with pytest.raises(UserError, match="caf.*rename"):
-        caption_folder(images, tmp_path / "captions.jsonl", answer, PROMPTS, 2, {})
+        caption_folder(images, tmp_path / "captions.jsonl", never, PROMPTS, 2, {})
     assert not list(tmp_path.glob("captions*"))
 
 

@@ -77,12 +77,13 @@ class Captioner:
 
 
 def caption_folder(
-    images: Path, output: Path, answer: Answer, prompts: Sequence[str], batch_size: int, about: dict
+    images: Path, output: Path, load: Callable[[], Answer], prompts: Sequence[str], batch_size: int, about: dict
 ) -> int:
     """Writes a captions.jsonl of all images in a folder; returns their number.
 
-    An image's captions are the sentences of the answers to all prompts, without duplicates. `about` is what they depend
-    on beside the prompts, in JSON's types: unfinished work of other settings is refused. Raises UserError for a folder
+    An image's captions are the sentences of the answers to all prompts, without duplicates. `load` gives what answers;
+    it is called once the arguments are checked, and only if images are left. `about` is what the captions depend on
+    beside the prompts, in JSON's types: unfinished work of other settings is refused. Raises UserError for a folder
     without images, for an image that does not decode, and without a prompt.
     """
     if not prompts:
@@ -90,18 +91,18 @@ def caption_folder(
     refuse_existing(output)
     names = find_images(images)
     with PartialFolder(partial_path(output), about | {"prompts": list(prompts), "images": names}) as partial:
+        pieces = {f"{start:09d}.jsonl": names[start : start + PIECE] for start in range(0, len(names), PIECE)}
         done = {path.name for path in partial.pieces()}
-        starts = range(0, len(names), PIECE)
-        with tqdm.tqdm(total=len(names), desc="captions", unit="image") as bar:
-            for start in starts:
-                piece = names[start : start + PIECE]
-                if _piece(start) not in done:
+        if left := {name: piece for name, piece in pieces.items() if name not in done}:
+            answer, finished = load(), len(names) - sum(map(len, left.values()))
+            with tqdm.tqdm(total=len(names), initial=finished, desc="captions", unit="image") as bar:
+                for name, piece in left.items():
                     lines = []
                     for i in range(0, len(piece), batch_size):
                         lines += _caption(images, piece[i : i + batch_size], answer, prompts)
-                    replace_text(partial.data / _piece(start), "".join(lines))
-                bar.update(len(piece))
-        whole = "".join((partial.data / _piece(start)).read_text() for start in starts)
+                    replace_text(partial.data / name, "".join(lines))
+                    bar.update(len(piece))
+        whole = "".join((partial.data / name).read_text() for name in pieces)
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
             replace_text(output, whole)
@@ -133,10 +134,6 @@ def find_images(folder: Path) -> list[str]:
 def weights_of(folder: Path) -> dict[str, str]:
     """The hash of every safetensors file of a model, by name, so that work is not continued with another model."""
     return {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def _piece(start: int) -> str:
-    return f"{start:09d}.jsonl"
 
 
 def _caption(root: Path, names: Sequence[str], answer: Answer, prompts: Sequence[str]) -> list[str]:
