@@ -103,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
         **sizes,
     }
     contents = digest(data.dataset(config).identity())
+    written = writing(config, names)
     store = FeatureStore(folder_of_features(output), about | {"contents": contents})
     found = evaluate(
         encoders.pop(""),
@@ -114,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
         store=store,
         context=context,
         text_sides=text_sides(opened, test, names),
-        writing=writing(config, names),
+        writing=written,
     )
     about["command"] = command_of(opened, names, output)
     if is_first():
@@ -234,6 +235,8 @@ def set_keys(config) -> None:
         if name in DATA_KEYS and not config.data.path:
             raise UserError(f"--set={text} names a feature of --data, which is not a prepared folder; leave it out")
         setting.apply(config, {name: value})
+    if setting.SET.value:
+        base.expand_paths(config)
 
 
 def side_of(weights, trained: int, asked: int) -> int:
@@ -249,7 +252,7 @@ def choose_tasks(config, train, test, *, is_run: bool, other_size: bool) -> list
     from tc_jepa.config import data
     from tc_jepa.data.class_phrases import named_segmentation
     from tc_jepa.evaluation.examples import any_captions, any_questions
-    from tc_jepa.evaluation.task import CAPTIONS, LABELS, MASKS, QUESTIONS, TOWER, VOCABULARY, WORDS
+    from tc_jepa.evaluation.task import CAPTIONS, LABELS, MASKS, QUESTIONS, TEST_CAPTIONS, TOWER, VOCABULARY, WORDS
 
     names = TASKS.value if TASKS.value is not None else config.evaluation.tasks.split(",")
     lacking = {}  # need -> why it is not there
@@ -272,10 +275,11 @@ def choose_tasks(config, train, test, *, is_run: bool, other_size: bool) -> list
     table.check(names)
     needed = {need for name in names for need in table.load(name).needs}
     chosen = config.evaluation
-    for need, there in ((CAPTIONS, any_captions), (QUESTIONS, any_questions)):
-        sizes = (train, chosen.dense_examples), (test, chosen.test_examples)
-        if need in needed and not all(there(source, at_most) for source, at_most in sizes):
-            lacking[need] = f"there are no {need} of the images of both splits"
+    both = {"train": (train, chosen.dense_examples), "test": (test, chosen.test_examples)}
+    texts = {CAPTIONS: (any_captions, both), TEST_CAPTIONS: (any_captions, ["test"]), QUESTIONS: (any_questions, both)}
+    for need, (there, splits) in texts.items():
+        if need in needed and (without := [split for split in splits if not there(*both[split])]):
+            lacking[need] = f"no {without[0]} image has {'questions' if need == QUESTIONS else 'captions'}"
     return table.possible(names, lacking, required=TASKS.value is not None) or ["rank"]
 
 

@@ -21,6 +21,7 @@ from tc_jepa.evaluation.task import (
     QUESTIONS,
     Score,
     Task,
+    TEST_CAPTIONS,
     TOWER,
     train_and_test,
     VOCABULARY,
@@ -37,6 +38,7 @@ NEEDS = {
     WORDS: "a run whose predictor attends to words; scenes, or masks of named classes",
     TOWER: "a run of `method.name=contrastive`",
     CAPTIONS: "captions",
+    TEST_CAPTIONS: "captions of test images",
     QUESTIONS: "questions: scenes, or data with them",
     VOCABULARY: "a vocabulary",
 }

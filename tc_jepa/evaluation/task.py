@@ -21,9 +21,10 @@ from tc_jepa.evaluation.tower import FrozenTower
 
 SHOWN = 8  # test images whose neighbours and label maps are kept to be drawn
 # What a task may need beside images. WORDS: a run whose predictor attends to words, and phrases that name objects.
-# TOWER: a run with a text tower. CAPTIONS and QUESTIONS: those of images of both splits. VOCABULARY: to write with.
+# TOWER: a run with a text tower. CAPTIONS and QUESTIONS: those of images of both splits; TEST_CAPTIONS: of test images.
+# VOCABULARY: to write with.
 LABELS, MASKS, WORDS, TOWER = "labels", "masks", "words", "tower"
-CAPTIONS, QUESTIONS, VOCABULARY = "captions", "questions", "vocabulary"
+CAPTIONS, TEST_CAPTIONS, QUESTIONS, VOCABULARY = "captions", "captions of test images", "questions", "vocabulary"
 
 
 class FeatureRequest(NamedTuple):

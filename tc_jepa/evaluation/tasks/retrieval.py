@@ -9,7 +9,7 @@ import numpy as np
 
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation.scores import mean_of_images
-from tc_jepa.evaluation.task import CAPTIONS, FeatureRequest, Outcome, Score, Task, TaskInputs, TOWER
+from tc_jepa.evaluation.task import FeatureRequest, Outcome, Score, Task, TaskInputs, TEST_CAPTIONS, TOWER
 
 PER_IMAGE = 5
 RANKS = (1, 5, 10)
@@ -44,7 +44,7 @@ def run(inputs: TaskInputs) -> Outcome:
 TASK = Task(
     "retrieval",
     run,
-    needs=(TOWER, CAPTIONS),
+    needs=(TOWER, TEST_CAPTIONS),
     features={"test": FeatureRequest("test", ("pooled",))},
     scores=(Score("retrieval", "Recall at 1, 5 and 10: captions of an image, and the image of a caption.", "recall"),),
 )
