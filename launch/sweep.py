@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
     from tc_jepa.sweeps.jobs import run_job
     from tc_jepa.sweeps.table import write_table
 
-    (name, sweep), workdir = load(SWEEP.value), Path(WORKDIR.value)
+    (name, sweep), workdir, shown = load(SWEEP.value), Path(WORKDIR.value), METRICS.value or None
     jobs = plan(sweep, workdir, setting.SET.value)
     if ONLY.value is not None and not 0 <= ONLY.value < len(jobs):
         raise UserError(f"--only={ONLY.value}: the jobs are numbered 0 to {len(jobs) - 1}; --list prints them")
@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> None:
         return
     for number, job in enumerate(jobs):
         if run_job(number, job):
-            write_table(workdir, name, jobs, sweep.baseline, METRICS.value)
-    print(write_table(workdir, name, jobs, sweep.baseline, METRICS.value))
+            write_table(workdir, name, jobs, sweep.baseline, shown)
+    print(write_table(workdir, name, jobs, sweep.baseline, shown))
     print(f"written to {workdir}")
 
 

@@ -29,16 +29,16 @@ def write_table(
 
     `baseline` is the variant that the gains of the others are measured against, if any. `shown` is a regular
     expression that the whole name of a metric must match to appear in sweep.md and sweep.png; None: all do. sweep.csv
-    has every number. UserError where all jobs have results and none of their metrics matches.
+    has every number, and is written first. UserError where all jobs have results and none of their metrics matches.
     """
     values = gather(jobs)
     every = main_metrics(values, {column: one for job in jobs for column, one in offered(job).items()})
     metrics = {metric: factor for metric, factor in every.items() if shown is None or re.fullmatch(shown, metric)}
-    if shown is not None and not metrics and all(job.finished for job in jobs):  # before, one to come may match
-        raise UserError(f"no metric of the sweep matches {shown}; there are {', '.join(every)}")
-    report = render(name, jobs, values, metrics, baseline)
     directory.mkdir(parents=True, exist_ok=True)
     replace_text(directory / "sweep.csv", values.to_csv(index=False))
+    if shown is not None and not metrics and all(job.finished for job in jobs):  # before, one to come may match
+        raise UserError(f"--metrics={shown} matches no metric of the sweep; there are {', '.join(every)}")
+    report = render(name, jobs, values, metrics, baseline)
     replace_text(directory / "sweep.md", report)
     if metrics:
         plot(directory / "sweep.png", name, list(dict.fromkeys(job.variant for job in jobs)), values, metrics)

@@ -42,7 +42,7 @@ class Captioner:
             self._processor = AutoProcessor.from_pretrained(folder, **local)
             model = AutoModelForImageTextToText.from_pretrained(folder, use_safetensors=True, dtype="auto", **local)
         except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-            pointers = filter(None, map(lfs_reason_of, sorted(folder.iterdir())))
+            pointers = (f"{path.name}: {why}" for path in sorted(folder.iterdir()) if (why := lfs_reason_of(path)))
             reason = next(pointers, None) or [*str(error).strip().splitlines(), type(error).__name__][0]
             raise UserError(
                 f"--model={folder} is not an image-to-text model that can be loaded ({reason}); give a folder with "
@@ -53,7 +53,8 @@ class Captioner:
             self._model = model.to(device).eval()
         except (AssertionError, RuntimeError) as error:  # PyTorch's without CUDA, without a driver, without memory
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"--device={device} cannot hold the model ({reason}); give cpu", about="device") from error
+            fix = "give cpu" if device != "cpu" else "take a smaller model, or a machine with more memory"
+            raise UserError(f"--device={device} cannot hold the model ({reason}); {fix}", about="device") from error
         if getattr(self._processor, "tokenizer", None) is not None:
             self._processor.tokenizer.padding_side = "left"  # a text that is continued ends at the right
         self._tokens = tokens
