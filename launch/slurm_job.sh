@@ -5,13 +5,18 @@
 # job is queued again. After scancel, which sends SIGTERM, and after an error it is not.
 
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # JAX fails without a GPU, where by default it would run on the CPU
-limit=''
-trap 'limit=1; kill -TERM "$processes" 2>/dev/null' USR1 # srun passes SIGTERM on to every process
-trap 'kill -TERM "$processes" 2>/dev/null' TERM
+limit='' asked='' processes=''
+stop() { # srun passes SIGTERM on to every process
+  asked=1
+  [[ ! $processes ]] || kill -TERM "$processes" 2>/dev/null
+}
+trap 'limit=1; stop' USR1
+trap stop TERM
 
 srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
   "${PYTHON:-.venv/bin/python}" -m "$@" &
 processes=$!
+[[ ! $asked ]] || stop # a signal came before the number of the process was known
 wait "$processes"
 status=$?
 while kill -0 "$processes" 2>/dev/null; do # a signal ends `wait` before srun has ended

@@ -1,5 +1,6 @@
 """The shell scripts of launch/: what --dry_run prints, and what they do with stand-ins for gcloud, srun and others."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -141,11 +142,16 @@ def test_a_slurm_job_is_queued_again_at_its_limit_only(machine, sent, answer, re
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    if sent:
-        while not (machine / "ready").exists():
-            time.sleep(0.02)
-        job.send_signal(sent)
-    assert job.wait(timeout=60) == answer
+    try:
+        if sent:
+            while not (machine / "ready").exists():
+                assert job.poll() is None
+                time.sleep(0.02)
+            job.send_signal(sent)
+        assert job.wait(timeout=60) == answer
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(job.pid, signal.SIGKILL)
     assert "--cpus-per-task=12" in (machine / "got").read_text()
     calls = (machine / "calls").read_text() if (machine / "calls").exists() else ""
     assert ("scontrol requeue 17" in calls) == requeued
