@@ -151,8 +151,9 @@ def test_a_killed_command_takes_its_processes_along_and_goes_on(tmp_path):
     before = {path.name: path.stat().st_mtime_ns for path in progress.glob("*.json")}
     command[-1] = "--workers=0"
     again = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    assert f"{len(before)} of 24 shards are finished" in again.stderr.readline()
+    said = again.stderr.readline()
     again.send_signal(signal.SIGTERM)
+    assert f"{len(before)} of 24 shards are finished" in said
     assert "out.partial" in again.stderr.read() and again.wait() == 130
     after = {path.name: path.stat().st_mtime_ns for path in progress.glob("*.json")}
     assert before.items() <= after.items() and not output.exists()

@@ -1,5 +1,6 @@
 """Several processes give the results of one, and share the work of reading features."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -167,7 +168,28 @@ def train(workdir: Path, **changes) -> list[str]:
 
 
 def statuses(started: list[subprocess.Popen]) -> list[int]:
-    return [process.wait(timeout=600) for process in started]
+    with ended_on_failure(started):
+        return [process.wait(timeout=600) for process in started]
+
+
+def wait_for_lines(metrics: Path, count: int, started: list[subprocess.Popen]) -> None:
+    """Waits until processes that train have logged `count` lines."""
+    end = time.monotonic() + 300
+    with ended_on_failure(started):
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < count:
+            assert [process.poll() for process in started] == [None] * len(started) and time.monotonic() < end
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def ended_on_failure(started: list[subprocess.Popen]):
+    try:
+        yield
+    except BaseException:
+        for process in started:
+            process.kill()
+            process.wait()
+        raise
 
 
 @pytest.mark.slow
@@ -227,9 +249,7 @@ def test_sigterm_to_one_process_saves_and_stops_both_after_the_same_step(tmp_pat
     rare["train.eval_examples"] = base.KEYS.named("train.eval_examples").default
     started = start(2, 2, *train(tmp_path / "run", **rare))
     metrics = tmp_path / "run" / "metrics.jsonl"
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
-        assert [process.poll() for process in started] == [None, None]
-        time.sleep(0.5)
+    wait_for_lines(metrics, 5, started)
     started[1].send_signal(signal.SIGTERM)
     assert statuses(started) == [128 + signal.SIGTERM] * 2
     last = json.loads(metrics.read_text().splitlines()[-1])["step"]

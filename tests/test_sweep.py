@@ -67,7 +67,14 @@ def cells(markdown: str) -> dict[str, list[str]]:
 def launch(path: Path, workdir: Path, *arguments: str) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "launch.sweep", f"--sweep={path}", f"--workdir={workdir}", *arguments]
     environment = os.environ | {"XLA_FLAGS": ""}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, env=environment)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
+        try:
+            said = process.communicate(timeout=600)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # it ends its job, which has a session of its own
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, *said)
 
 
 def job(variant: str, seed: int, workdir: Path) -> jobs.Job:

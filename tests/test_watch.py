@@ -12,7 +12,7 @@ import time
 import pytest
 
 from tc_jepa.distributed.relay import relayed
-from tests.test_processes import saved_steps, start, statuses, train
+from tests.test_processes import saved_steps, start, statuses, train, wait_for_lines
 
 ROOT = Path(__file__).parent.parent
 PROCESS = """
@@ -60,12 +60,14 @@ def three(tmp_path):
         )
         for index in range(3)
     ]
-    for process in started:
-        assert process.stdout.readline() == "joined\n"
-    yield started
-    for process in started:
-        process.kill()
-        process.communicate()
+    try:
+        for process in started:
+            assert process.stdout.readline() == "joined\n"
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
 
 
 def tell(process: subprocess.Popen, command: str) -> None:
@@ -163,9 +165,7 @@ def test_a_run_whose_process_is_killed_is_resumed_bit_for_bit(whole, tmp_path, l
     workdir = tmp_path / "killed"
     command, metrics = train(workdir, **CHANGES), workdir / "metrics.jsonl"
     started = start(2, 1, *command)
-    while not metrics.exists() or len(metrics.read_text().splitlines()) < 9:
-        assert [process.poll() for process in started] == [None, None]
-        time.sleep(0.05)
+    wait_for_lines(metrics, 9, started)
     started[lost].kill()
     assert statuses(started) == [-signal.SIGKILL if i == lost else os.EX_TEMPFAIL for i in range(2)]
     assert saved_steps(workdir)[-1] < 24

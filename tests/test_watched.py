@@ -21,7 +21,7 @@ from tc_jepa.distributed.stop_signals import StopSignals
 from tc_jepa.errors import UserError
 from tc_jepa.storage.checkpoint import saved_steps
 from tc_jepa.storage.files import held
-from tests import tiny
+from tests import soak, tiny
 
 ROOT = Path(__file__).parent.parent
 
@@ -93,16 +93,21 @@ def test_a_dead_worker_is_named(quick):
     batches.close()
 
 
-def test_the_error_of_a_worker_that_ended_by_itself_is_awaited(quick):
+def test_the_error_of_a_worker_that_ended_by_itself_is_awaited(quick, monkeypatch):
     """Grain ends a worker before its error is raised."""
-    dataset, ended = Stuck(), multiprocessing.get_context("spawn").Process(target=int, daemon=True)
+    spawned = multiprocessing.get_context("spawn")
+    dataset, end = Stuck(), spawned.Event()
+    ended = spawned.Process(target=end.wait, daemon=True)
     batches = watched.WatchedBatches(dataset, 1, lambda: False)
     ended.start()
     assert [next(batches), next(batches)] == [1, 2]
+    end.set()
     ended.join()
+    monkeypatch.setattr(watched, "GRACE", 10)
     threading.Timer(0.1, dataset.go_on.set).start()
     assert next(batches) == 3
     dataset.go_on.clear()
+    monkeypatch.setattr(watched, "GRACE", 0.2)
     with pytest.raises(UserError, match=f"{ended.pid}.*exit code 0"):
         next(batches)
     dataset.go_on.set()
@@ -236,7 +241,7 @@ def run(tmp_path):
 
 def gone(pids: list[int]) -> None:
     end = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+    while any(map(soak.alive, pids)):
         assert time.monotonic() < end
         time.sleep(0.1)
 
