@@ -11,7 +11,7 @@ of 128 channels, and their batches are those of the others, 32 images: far fewer
 equal_time: 18 runs like those of scenes, but of as many steps as three minutes on one core allow (STEPS_IN_TIME):
   TC-JEPA 144 images a second, I-JEPA 194, LeJEPA 104, CLIP 168, SigLIP and SPARC 162 (measured by 120 steps of each
   on 2026-11-30, the other core busy). Compilation and evaluation are not in the three minutes.
-photos: 6 runs with one seed on 64,000 crops of photographs in batches of 64, judged by words of captions. DATA is
+photos: 12 runs with two seeds on 64,000 crops of photographs in batches of 64, judged by words of captions. DATA is
   prepared photographs with splits train and val, PROBE their val images labelled by words (launch.word_labels): labels
   of train images would be words that training has read.
 words: 6 runs of the same TC-JEPA, with the captions of the image and with those of another.
@@ -56,6 +56,6 @@ WORDS = {"shuffled": {"captions.shuffled": True}, "true": {}}
 SWEEPS = {
     "scenes": Sweep("configs/scenes_spacious.py", SETTINGS, VARIANTS, seeds=(0, 1, 2), baseline="ijepa"),
     "equal_time": Sweep("configs/scenes_spacious.py", SETTINGS, IN_TIME, seeds=(0, 1, 2), baseline="ijepa"),
-    "photos": Sweep("configs/photos_tiny.py", PHOTOS, VARIANTS, seeds=(0,), baseline="ijepa"),
+    "photos": Sweep("configs/photos_tiny.py", PHOTOS, VARIANTS, seeds=(0, 1), baseline="ijepa"),
     "words": Sweep("configs/scenes_spacious.py", SETTINGS, WORDS, seeds=(0, 1, 2), baseline="shuffled"),
 }
