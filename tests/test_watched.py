@@ -1,6 +1,7 @@
 """Data workers that die, stop or outlive their trainer; the shared memory that they leave."""
 
 import contextlib
+import functools
 import json
 import multiprocessing
 from multiprocessing import shared_memory
@@ -194,6 +195,7 @@ class Run:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL),  # also where tests run by nohup
         )
 
     def wait_for_steps(self) -> None:
