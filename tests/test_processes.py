@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 from absl.flags import FLAGS
@@ -149,13 +150,15 @@ SIZES = tiny.SMALL_RUN | {
 }
 
 
-def start(count: int, devices: int, *command: str) -> list[subprocess.Popen]:
-    """Starts `count` processes of a launch command, each on `devices` devices."""
+def start(count: int, devices: int, *command: str, between=lambda port: port) -> list[subprocess.Popen]:
+    """Starts `count` processes of a launch command, each on `devices` devices. All but the first connect to the port
+    that `between` gives for the coordinator's."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    each = [[f"--distributed=localhost:{port},{index},{count}"] * (count > 1) for index in range(count)]
+    ports = [port, *[between(port)] * (count - 1)]
+    each = [[f"--distributed=localhost:{ports[index]},{index},{count}"] * (count > 1) for index in range(count)]
     return [
         subprocess.Popen([sys.executable, "-m", *command, *more], cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
         for more in each
@@ -243,11 +246,37 @@ def test_two_processes_write_the_features_and_word_vectors_of_one(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def delayed(port: int) -> int:
+    """A port on which every message to and from the coordinator comes 0.2 s later."""
+
+    def pump(source, target):
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                time.sleep(0.2)
+                target.sendall(data)
+
+    def serve():
+        while True:
+            client, _ = server.accept()
+            try:
+                upstream = socket.create_connection(("localhost", port))
+            except ConnectionRefusedError:  # not there yet
+                client.close()
+                continue
+            for pair in ((client, upstream), (upstream, client)):
+                threading.Thread(target=pump, args=pair, daemon=True).start()
+
+    server = socket.create_server(("localhost", 0))
+    threading.Thread(target=serve, daemon=True).start()
+    return server.getsockname()[1]
+
+
 @pytest.mark.slow
 def test_sigterm_to_one_process_saves_and_stops_both_after_the_same_step(tmp_path):
+    """The network is slow: the processes are in the middle of steps while they agree on the last one."""
     rare = {"train.checkpoint_every": 10_000, "train.eval_every": 10_000, "train.steps": 10_000, "train.eval_tasks": ""}
     rare["train.eval_examples"] = base.KEYS.named("train.eval_examples").default
-    started = start(2, 2, *train(tmp_path / "run", **rare))
+    started = start(2, 2, *train(tmp_path / "run", **rare), between=delayed)
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_for_lines(metrics, 5, started)
     started[1].send_signal(signal.SIGTERM)

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tc_jepa.distributed.relay import relayed
+from tc_jepa.distributed import relay
 from tests.test_processes import saved_steps, start, statuses, train, wait_for_lines
 
 ROOT = Path(__file__).parent.parent
@@ -120,11 +120,13 @@ def test_a_stranger_on_the_port_ends_nothing(three, tmp_path):
     assert three[0].communicate()[1] == ""
 
 
-def test_a_relay_forwards_both_ways_and_does_not_show_the_end():
+def test_a_relay_forwards_both_ways_whatever_signals_come_and_does_not_show_the_end():
     with socket.create_server(("127.0.0.1", 0)) as server:
-        host, port = relayed(f"localhost:{server.getsockname()[1]}").split(":")
+        host, port = relay.relayed(f"localhost:{server.getsockname()[1]}").split(":")
         client = socket.create_connection((host, int(port)))
         upstream, _ = server.accept()
+    process = relay._relays[-1]
+    process.send_signal(signal.SIGTERM)
     client.sendall(b"question")
     assert upstream.recv(100) == b"question"
     upstream.sendall(b"answer")
@@ -136,6 +138,8 @@ def test_a_relay_forwards_both_ways_and_does_not_show_the_end():
     client.close()
     refused = socket.create_connection((host, int(port)))  # nothing listens there now
     assert refused.recv(1) == b""
+    process.stdin.close()  # as when the process that it serves ends
+    assert process.wait(30) == 0
 
 
 CHANGES = {
