@@ -103,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
         **sizes,
     }
     contents = digest(data.dataset(config).identity())
-    written = writing(config, names)
+    written = writing(config, names)  # before the store, which makes a folder
     store = FeatureStore(folder_of_features(output), about | {"contents": contents})
     found = evaluate(
         encoders.pop(""),

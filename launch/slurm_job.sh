@@ -5,10 +5,9 @@
 # job is queued again. After scancel, which sends SIGTERM, and after an error it is not.
 
 export JAX_PLATFORMS=${JAX_PLATFORMS:-cuda,cpu} # JAX fails without a GPU, where by default it would run on the CPU
-limit='' asked='' processes=''
+limit='' early='' processes=''
 stop() { # srun passes SIGTERM on to every process
-  asked=1
-  [[ ! $processes ]] || kill -TERM "$processes" 2>/dev/null
+  if [[ $processes ]]; then kill -TERM "$processes" 2>/dev/null; else early=1; fi
 }
 trap 'limit=1; stop' USR1
 trap stop TERM
@@ -16,7 +15,7 @@ trap stop TERM
 srun --kill-on-bad-exit=1 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
   "${PYTHON:-.venv/bin/python}" -m "$@" &
 processes=$!
-[[ ! $asked ]] || stop # a signal came before the number of the process was known
+[[ ! $early ]] || stop # the signal came before the number of the process was known
 wait "$processes"
 status=$?
 while kill -0 "$processes" 2>/dev/null; do # a signal ends `wait` before srun has ended

@@ -15,6 +15,7 @@ from tc_jepa.data.prepared import FeatureNames
 from tc_jepa.data.scenes.source import HELD_OUT_SCENES, SceneSource
 from tc_jepa.data.sources import SCENES
 from tc_jepa.errors import UserError
+from tests.test_writing import Mute, Seen
 
 
 def set_keys(config, *texts: str) -> None:
@@ -58,6 +59,27 @@ def test_other_data_has_the_usual_names_and_scenes_are_the_runs(config):
     assert source == SceneSource(3, "test", HELD_OUT_SCENES, config.image.size, "hard")
     set_keys(other, "data.label_features=('fine',)")
     assert config_data.features(other).labels == ("fine",)
+
+
+def test_a_path_is_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = base.get_config()
+    set_keys(config, "evaluation.vocabulary=~/spiece.model")
+    assert config.evaluation.vocabulary == "/home/me/spiece.model"
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "chosen"),
+    [
+        (Seen, Seen, ["retrieval", "captioning", "vqa", "rank"]),
+        (Mute, Seen, ["retrieval", "rank"]),  # nothing is fitted for retrieval
+        (Seen, Mute, ["rank"]),
+    ],
+)
+def test_tasks_of_texts_are_left_out_where_a_split_that_they_read_has_none(train, test, chosen):
+    config = base.get_config()
+    config.method.name, config.evaluation.tasks = "contrastive", "retrieval,captioning,vqa,rank"
+    assert launch_evaluate.choose_tasks(config, train(), test(), is_run=True, other_size=False) == chosen
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from launch import distributed
 from tc_jepa.convert import folder
 from tc_jepa.convert.weights import EncoderWeights, square_encoder
 from tc_jepa.data.prepare.scenes import prepare_scenes
+from tc_jepa.distributed import relay
 from tc_jepa.errors import UserError
 from tc_jepa.evaluation import features
 from tc_jepa.evaluation.features import FeatureStore, Part
@@ -246,37 +247,27 @@ def test_two_processes_write_the_features_and_word_vectors_of_one(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
-def delayed(port: int) -> int:
-    """A port on which every message to and from the coordinator comes 0.2 s later."""
-
-    def pump(source, target):
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                time.sleep(0.2)
-                target.sendall(data)
-
-    def serve():
-        while True:
-            client, _ = server.accept()
-            try:
-                upstream = socket.create_connection(("localhost", port))
-            except ConnectionRefusedError:  # not there yet
-                client.close()
-                continue
-            for pair in ((client, upstream), (upstream, client)):
-                threading.Thread(target=pump, args=pair, daemon=True).start()
-
+def relayed_here(port: int) -> int:
+    """A port of this process that relays to and from the coordinator's."""
     server = socket.create_server(("localhost", 0))
-    threading.Thread(target=serve, daemon=True).start()
+    threading.Thread(target=relay._serve, args=(server, ("localhost", port)), daemon=True).start()
     return server.getsockname()[1]
 
 
+def pump_late(source: socket.socket, target: socket.socket, closes: bool) -> None:
+    with contextlib.suppress(OSError):
+        while data := source.recv(1 << 16):
+            time.sleep(0.2)
+            target.sendall(data)
+
+
 @pytest.mark.slow
-def test_sigterm_to_one_process_saves_and_stops_both_after_the_same_step(tmp_path):
+def test_sigterm_to_one_process_saves_and_stops_both_after_the_same_step(tmp_path, monkeypatch):
     """The network is slow: the processes are in the middle of steps while they agree on the last one."""
+    monkeypatch.setattr(relay, "_pump", pump_late)  # in this process, not in those that train
     rare = {"train.checkpoint_every": 10_000, "train.eval_every": 10_000, "train.steps": 10_000, "train.eval_tasks": ""}
     rare["train.eval_examples"] = base.KEYS.named("train.eval_examples").default
-    started = start(2, 2, *train(tmp_path / "run", **rare), between=delayed)
+    started = start(2, 2, *train(tmp_path / "run", **rare), between=relayed_here)
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_for_lines(metrics, 5, started)
     started[1].send_signal(signal.SIGTERM)

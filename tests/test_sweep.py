@@ -233,7 +233,10 @@ def test_finished_jobs_are_skipped_and_only_one_writes_no_table(file, tmp_path):
     assert beyond.returncode == 2 and "--only=4" in beyond.stderr
     beyond = launch(file, workdir, "--metrics=(")
     assert beyond.returncode == 2 and "--metrics=(" in beyond.stderr
-    done = launch(file, workdir)
+    beyond = launch(file, workdir, "--metrics=nothing")
+    assert beyond.returncode == 2 and "--metrics=nothing" in beyond.stderr
+    assert (workdir / "sweep.csv").exists() and not (workdir / "sweep.md").exists()
+    done = launch(file, workdir, "--metrics=")
     assert done.stdout.count("is finished") == 4 and cells(done.stdout)["words"] == ["50.0 ± 0.0 (2)", "12.0 ± 0.0 (2)"]
     assert "launch.train" not in done.stdout
 

@@ -5,7 +5,7 @@ to change that. Through the relay it sees no such end, so that the Watch can nam
 heartbeats still end a process whose coordinator is silent.
 
 The relay is a process of its own. As a thread it would need the GIL, which JAX's reached_sync_point holds while it
-waits for what comes through the relay: a run that is told to stop would wait for ever.
+waits for what comes through the relay: a run that gets SIGTERM would wait for ever.
 """
 
 import contextlib
