@@ -18,9 +18,13 @@ from tc_jepa.errors import UserError
 from tests.test_writing import Mute, Seen
 
 
-def set_keys(config, *texts: str) -> None:
+@pytest.fixture(autouse=True)
+def flags_are_parsed():
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+def set_keys(config, *texts: str) -> None:
     with flagsaver.flagsaver(set=texts):
         launch_evaluate.set_keys(config)
 
